@@ -1,0 +1,91 @@
+// `bun run peers [--list]`: builds the official programs that the tests meet, pinned (test/lib/peers.ts, test/peers/*),
+// through the ordinary Go and Rust registries, into a cache outside the tree. A valid cache is used as it is.
+import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { installDir, moduleDir, type PeerSource, sources } from "../test/lib/peers.ts";
+
+export async function main(argv: string[]): Promise<number> {
+  const unknown = argv.find((arg) => arg !== "--list" && arg !== "--help");
+  if (unknown) {
+    console.error(`weft peers: unknown argument ${JSON.stringify(unknown)}; usage: bun run peers [--list]`);
+    return 2;
+  }
+  if (argv.includes("--help")) {
+    console.log(
+      "usage: bun run peers [--list]\nBuilds the official programs for the tests; --list only says what is there.",
+    );
+    return 0;
+  }
+  if (argv.includes("--list")) {
+    for (const s of sources) console.log(`${s.name} ${s.version}\t${complete(s) ? installDir(s) : "not built"}`);
+    return 0;
+  }
+  let failed = 0;
+  for (const source of sources) if (!(await install(source))) failed++;
+  return failed ? 1 : 0;
+}
+
+const complete = (source: PeerSource) =>
+  source.programs.every((program) => existsSync(join(installDir(source), program)));
+
+async function install(source: PeerSource): Promise<boolean> {
+  const label = `${source.name} ${source.version}`;
+  if (complete(source)) {
+    console.error(`peers: ${label} is in the cache`);
+    return true;
+  }
+  const tool = "go" in source.from ? "go" : "cargo";
+  if (!Bun.which(tool)) {
+    console.error(`peers: ${label} needs ${tool}, which is not installed; tests that want it will skip`);
+    return false;
+  }
+  console.error(`peers: building ${label}…`);
+  const started = Date.now();
+  const target = installDir(source);
+  // Built beside the target and renamed when whole: a cut-off build never looks complete.
+  const temporary = `${target}.${process.pid}.part`;
+  mkdirSync(temporary, { recursive: true });
+  try {
+    const build = Bun.spawn(command(source, temporary), {
+      cwd: moduleDir(source) ?? temporary,
+      env: {
+        ...process.env,
+        ...("go" in source.from ? { GOFLAGS: "-mod=readonly", CGO_ENABLED: "0", ...source.from.env } : {}),
+      },
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    const [stdout, stderr, code] = await Promise.all([build.stdout.text(), build.stderr.text(), build.exited]);
+    if (code !== 0) {
+      console.error(
+        `peers: ${label} did not build (${tool} exit ${code}):\n${`${stdout}${stderr}`.trim().split("\n").slice(-15).join("\n")}`,
+      );
+      return false;
+    }
+    if ("crate" in source.from)
+      for (const program of source.programs) renameSync(join(temporary, "bin", program), join(temporary, program));
+    rmSync(target, { recursive: true, force: true });
+    renameSync(temporary, target);
+    console.error(`peers: built ${label} in ${Math.round((Date.now() - started) / 1000)} s`);
+    return true;
+  } finally {
+    rmSync(temporary, { recursive: true, force: true });
+  }
+}
+
+function command(source: PeerSource, out: string): string[] {
+  if ("go" in source.from)
+    return ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", `${out}/`, ...source.from.packages];
+  return [
+    "cargo",
+    "install",
+    source.from.crate,
+    "--version",
+    `=${source.version}`,
+    "--locked",
+    "--root",
+    out,
+    "--target-dir",
+    join(out, "target"),
+  ];
+}
