@@ -1,0 +1,145 @@
+// bun tools/build.ts: compiles asm/ to build/weft.wasm. Nothing is done when the sources and the compiler are unchanged.
+//
+//   asm/*.ts --asc -O0--> text --wide arithmetic--> text --wasm-as--> build/weft.wasm
+//
+// -O0 is on purpose: Binaryen's optimiser undoes the register layout of the kernels and costs a factor 1.4 in
+// JavaScriptCore. Only node: modules are imported here, so that the runner can load this file before anything is
+// installed.
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+const ROOT = join(import.meta.dir, "..");
+const ASM = join(ROOT, "asm");
+const OUT = join(ROOT, "build");
+const WASM = join(OUT, "weft.wasm");
+const STAMP = join(OUT, "weft.wasm.stamp");
+
+/** Least memory, in 64 KiB pages, that a host must give: room for the static data below `heapBase()`. */
+const INITIAL_PAGES = 16;
+
+const ASC_FLAGS = [
+  "-O0",
+  ...["--runtime", "stub"],
+  ...["--enable", "simd"],
+  ...["--enable", "relaxed-simd"],
+  ...["--enable", "threads"],
+  "--importMemory",
+  "--sharedMemory",
+  ...["--initialMemory", String(INITIAL_PAGES)],
+  ...["--maximumMemory", "65536"],
+  "--noAssert",
+  ...["--uncheckedBehavior", "always"],
+];
+
+const WASM_AS_FLAGS = ["simd", "relaxed-simd", "threads", "bulk-memory", "multivalue", "wide-arithmetic"].map(
+  (feature) => `--enable-${feature}`,
+);
+
+/**
+ * Builds build/weft.wasm if asm/, this file or the compiler changed since the last build. Several processes may build
+ * at once: the result appears by rename. Throws an Error whose message is fit for the user.
+ */
+export async function build(): Promise<void> {
+  const stamp = sourceHash();
+  if (existsSync(WASM) && existsSync(STAMP) && readFileSync(STAMP, "utf8") === stamp) return;
+  mkdirSync(OUT, { recursive: true });
+  const temporary = join(OUT, `weft.${process.pid}.${Date.now()}`);
+  const wat = `${temporary}.wat`;
+  const wasm = `${temporary}.wasm`;
+  try {
+    await runTool("assemblyscript/bin/asc.js", ["asm/index.ts", ...ASC_FLAGS, "--textFile", wat], "asc refused asm/");
+    writeFileSync(wat, lowerWideArithmetic(readFileSync(wat, "utf8")));
+    await runTool("binaryen/bin/wasm-as", [wat, ...WASM_AS_FLAGS, "-o", wasm], "wasm-as refused the compiled asm/");
+    renameSync(wasm, WASM);
+    writeFileSync(`${temporary}.stamp`, stamp);
+    renameSync(`${temporary}.stamp`, STAMP);
+  } finally {
+    for (const end of [".wat", ".wasm", ".stamp"]) rmSync(temporary + end, { force: true });
+  }
+}
+
+function sourceHash(): string {
+  const hash = createHash("sha256");
+  const sources = readdirSync(ASM)
+    .filter((name) => name.endsWith(".ts"))
+    .sort();
+  for (const path of [
+    ...sources.map((name) => join(ASM, name)),
+    import.meta.path,
+    join(ROOT, "node_modules/assemblyscript/package.json"),
+    join(ROOT, "node_modules/binaryen/package.json"),
+  ]) {
+    if (!existsSync(path)) throw new Error(`build: ${path} is missing: run \`bun install\` first`);
+    const content = readFileSync(path);
+    hash.update(`${path.slice(ROOT.length)} ${content.length}\n`).update(content);
+  }
+  return hash.digest("hex");
+}
+
+async function runTool(script: string, args: string[], refusal: string): Promise<void> {
+  const child = Bun.spawn([process.execPath, join(ROOT, "node_modules", script), ...args], {
+    cwd: ROOT,
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [out, err, status] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ]);
+  if (status === 0) return;
+  const said = `${err}\n${out}`.trim() || `exit status ${status}, no output`;
+  throw new Error(`build: ${refusal}:\n${said}`);
+}
+
+/**
+ * Replaces the calls of the pseudo imports wide.mul, wide.add and wide.hi (asm/wide.ts) in asc's text output by
+ * opcodes: the high word stays in a local of the calling function.
+ */
+export function lowerWideArithmetic(wat: string): string {
+  const calls = new Map<string, string>();
+  const lines: string[] = [];
+  for (const line of wat.split("\n")) {
+    const pseudo = /^ \(import "wide" "(\w+)" \(func (\S+) /.exec(line);
+    if (!pseudo) lines.push(line);
+    else calls.set(`call ${pseudo[2]}`, pseudo[1]!);
+  }
+  const out: string[] = [];
+  let header = -1;
+  let declared = true;
+  for (const line of lines) {
+    if (line.startsWith(" (func ")) {
+      header = out.length;
+      declared = false;
+    }
+    const pseudo = calls.get(line.trim());
+    if (pseudo === undefined) {
+      out.push(line);
+      continue;
+    }
+    if (!declared) {
+      out[header] += " (local $wide-hi i64)";
+      declared = true;
+    }
+    if (pseudo === "mul") out.push("  i64.mul_wide_u", "  local.set $wide-hi");
+    else if (pseudo === "add") out.push("  i64.add128", "  local.set $wide-hi");
+    else if (pseudo === "hi") out.push("  local.get $wide-hi");
+    else throw new Error(`build: asm/ imports wide.${pseudo}, which does not exist: use mul, add or hi`);
+  }
+  return out.join("\n");
+}
+
+/** The command: exit status. */
+export async function main(_argv: string[]): Promise<number> {
+  try {
+    await build();
+    return 0;
+  } catch (error) {
+    process.stderr.write(`${error instanceof Error ? error.message : error}\n`);
+    return 1;
+  }
+}
+
+if (import.meta.main) process.exit(await main(process.argv.slice(2)));
