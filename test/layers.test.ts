@@ -16,7 +16,11 @@ async function lint(folder: string, source: string): Promise<string> {
   written.push(file);
   writeFileSync(file, source);
   try {
-    const run = Bun.spawn([join(root, "node_modules/.bin/biome"), "lint", file], { cwd: root, stdout: "pipe", stderr: "pipe" });
+    const run = Bun.spawn([join(root, "node_modules/.bin/biome"), "lint", file], {
+      cwd: root,
+      stdout: "pipe",
+      stderr: "pipe",
+    });
     const [out, err] = await Promise.all([run.stdout.text(), run.stderr.text(), run.exited]);
     return out + err;
   } finally {
@@ -51,12 +55,15 @@ describe("the linter refuses", () => {
   }
 
   test("nothing in an import that goes downward", async () => {
-    expect(await lint("src/cli", `import { it } from "../net/listener.ts";\nconsole.log(it);\n`)).not.toContain("noRestrictedImports");
+    expect(await lint("src/cli", `import { it } from "../net/listener.ts";\nconsole.log(it);\n`)).not.toContain(
+      "noRestrictedImports",
+    );
   });
 });
 
 test("protocols read no clock, start no timer and draw no randomness by themselves", () => {
-  const impure = /\b(Date\.now|performance\.now|Math\.random|setTimeout|setInterval|setImmediate|getRandomValues|randomBytes|new Date\(\))/;
+  const impure =
+    /\b(Date\.now|performance\.now|Math\.random|setTimeout|setInterval|setImmediate|getRandomValues|randomBytes|new Date\(\))/;
   const found: string[] = [];
   for (const folder of ["src/wire", "src/wireguard", "src/paths"]) {
     for (const name of readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })) {
@@ -64,7 +71,8 @@ test("protocols read no clock, start no timer and draw no randomness by themselv
       readFileSync(join(root, folder, name), "utf8")
         .split("\n")
         .forEach((line, i) => {
-          if (impure.test(line.replace(/\/\/.*$|^\s*\*.*$/g, ""))) found.push(`${folder}/${name}:${i + 1} ${line.trim()}`);
+          if (impure.test(line.replace(/\/\/.*$|^\s*\*.*$/g, "")))
+            found.push(`${folder}/${name}:${i + 1} ${line.trim()}`);
         });
     }
   }

@@ -1,35 +1,80 @@
 // `bun run test [bun test arguments]`: every test, then the reasons for skips and one line `N passed, N failed, N skipped`.
+// Unit tests run first, then test/ (namespaces, official peers). With WEFT_TEST_BUILD_PEERS=1 (CI) the official programs are
+// built beside the unit tests, and one that does not build is a failure.
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { root } from "./setup.ts";
 
+interface Counts {
+  passed: number;
+  failed: number;
+  skipped: number;
+}
+
+const children = new Set<Bun.Subprocess>();
+
 export async function main(argv: string[]): Promise<number> {
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    process.on(signal, () => {
+      for (const child of children) child.kill(signal);
+    });
+  }
+  const total: Counts = { passed: 0, failed: 0, skipped: 0 };
+  const reasons = new Set<string>();
+  const add = (counts: Counts) => {
+    for (const key of ["passed", "failed", "skipped"] as const) total[key] += counts[key];
+  };
+
+  if (argv.length) {
+    add(await bunTest(argv, reasons));
+  } else {
+    const peers = process.env.WEFT_TEST_BUILD_PEERS === "1" ? buildPeers() : null;
+    add(await bunTest(["./src", "./ffi", "./lab"], reasons));
+    if (peers && (await peers) !== 0) total.failed++;
+    add(await bunTest(["./test"], reasons));
+  }
+  if (reasons.size) console.log(`\nSkipped, because:\n${[...reasons].map((reason) => `  ${reason}`).join("\n")}`);
+  console.log(`\n${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
+  return total.failed > 0 || total.passed === 0 ? 1 : 0;
+}
+
+async function buildPeers(): Promise<number> {
+  const child = Bun.spawn([process.execPath, "tools/run.ts", "peers"], {
+    cwd: root,
+    stdin: "ignore",
+    stdout: "inherit",
+    stderr: "inherit",
+  });
+  children.add(child);
+  return child.exited.finally(() => children.delete(child));
+}
+
+/** One `bun test` run. Its exit status counts too: a crash of the runner is a failure even when the report looks clean. */
+async function bunTest(args: string[], reasons: Set<string>): Promise<Counts> {
   const dir = mkdtempSync(join(tmpdir(), "weft-test-"));
   const report = join(dir, "junit.xml");
-  const child = Bun.spawn([process.execPath, "test", "--reporter=junit", `--reporter-outfile=${report}`, ...argv], {
+  const child = Bun.spawn([process.execPath, "test", "--reporter=junit", `--reporter-outfile=${report}`, ...args], {
     cwd: root,
     stdin: "ignore",
     stdout: "inherit",
     stderr: "pipe",
-    env: process.env,
   });
-  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => child.kill(signal));
+  children.add(child);
   try {
-    const reasons = await relay(child.stderr);
+    await copy(child.stderr, reasons);
     const code = await child.exited;
-    const { passed, failed, skipped } = count(report);
-    if (reasons.size) console.log(`\nSkipped, because:\n${[...reasons].map((reason) => `  ${reason}`).join("\n")}`);
-    console.log(`\n${passed} passed, ${failed} failed, ${skipped} skipped`);
-    return failed > 0 || passed === 0 ? code || 1 : code;
+    const counts = count(report);
+    if (code !== 0 && counts.failed === 0) counts.failed = 1;
+    return counts;
   } finally {
+    children.delete(child);
     rmSync(dir, { recursive: true, force: true });
   }
 }
 
-/** Copies the runner's output line by line and gathers the lines `SKIP: reason` that tests print. */
-async function relay(stream: ReadableStream<Uint8Array>): Promise<Set<string>> {
-  const reasons = new Set<string>();
+/** Copies the runner's output and gathers the lines `SKIP: reason` that tests print. */
+async function copy(stream: ReadableStream<Uint8Array>, reasons: Set<string>): Promise<void> {
   const decoder = new TextDecoder();
   let rest = "";
   for await (const chunk of stream) {
@@ -42,11 +87,10 @@ async function relay(stream: ReadableStream<Uint8Array>): Promise<Set<string>> {
       if (at >= 0) reasons.add(line.slice(at + 6).trim());
     }
   }
-  return reasons;
 }
 
-/** Counts from the junit report's root element; nothing counts as passed when there is no report. */
-function count(report: string): { passed: number; failed: number; skipped: number } {
+/** Counts from the junit report's root element. */
+function count(report: string): Counts {
   let text = "";
   try {
     text = readFileSync(report, "utf8");
