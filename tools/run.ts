@@ -33,5 +33,5 @@ try {
   // An operator's mistake never ends in a stack trace; WEFT_DEBUG=1 shows it to those who work on Weft.
   console.error(`weft ${verb}: ${error instanceof Error ? error.message : error}`);
   if (process.env.WEFT_DEBUG) console.error(error);
-  process.exit(1);
+  process.exit((error as { exitCode?: number })?.exitCode ?? 1);
 }
