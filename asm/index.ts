@@ -17,3 +17,6 @@
 export function heapBase(): usize {
   return (__heap_base + 63) & ~63;
 }
+export * from "./aead";
+export * from "./session";
+export * from "./trie";

@@ -1,0 +1,196 @@
+// WireGuard sessions in linear memory: find by index, seal, open, replay window (spec/datapath-wire.md 1.2, 1.7, 1.8).
+//
+// Transport message: u32 4 | u32 receiver index | u64 counter | ciphertext | tag 16, little-endian.
+//
+// The host gives one block of `sessionTableSize(n)` zeroed bytes. An index is `random high bits : slot`, so that the
+// slot is found by a mask and an attacker still has to guess the rest. A session is
+//
+//   0   u32 local index       4   u32 remote index
+//   8   u32 peer slot         12  u32 flags: 1 installed, 2 something was received
+//   16  u64 next counter to send
+//   24  u64 highest counter received
+//   32  u64 packets received  40  u64 bytes received (whole messages)
+//   48  u64 packets sent      56  u64 bytes sent
+//   64  replay window: ring of 128 blocks of 64 counters, of which 127 count: 8128 packets
+//   1088  AEAD state to send, then AEAD state to receive
+//
+// There is no clock here: the host wipes a session when it is 180 s old, and an index that is reserved for a handshake
+// has no session yet.
+import { AEAD_STATE_SIZE, aeadInit, aeadOpen, aeadSeal } from "./aead";
+
+const INSTALLED: u32 = 1;
+const RECEIVED: u32 = 2;
+
+const WINDOW: usize = 64;
+const WINDOW_BYTES: usize = 1024;
+const WINDOW_COUNTERS: u64 = 8128;
+const SEND: usize = 1088;
+
+const HEADER: i32 = 16;
+const OVERHEAD: i32 = 32;
+const TYPE_DATA: u32 = 4;
+
+/** REJECT_AFTER_MESSAGES: 2^64 - 2^13 - 1. */
+const COUNTER_LIMIT: u64 = 0xffff_ffff_ffff_dfff;
+
+// Results of sessionOpen.
+const FIRST: i32 = 1 << 24;
+const SHORT: i32 = -1;
+const NOT_DATA: i32 = -2;
+const NO_SESSION: i32 = -3;
+const BAD_TAG: i32 = -4;
+const REPLAY: i32 = -5;
+
+let table: usize = 0;
+let mask: u32 = 0;
+
+// @ts-ignore: decorator
+@inline
+function sessionSize(): usize {
+  return (SEND + 2 * <usize>AEAD_STATE_SIZE + 63) & ~63;
+}
+
+// @ts-ignore: decorator
+@inline
+function at(slot: u32): usize {
+  return table + <usize>(slot & mask) * sessionSize();
+}
+
+/** Bytes for `maxSessions` (a power of two, at most 2^20). */
+export function sessionTableSize(maxSessions: u32): usize {
+  return <usize>maxSessions * sessionSize();
+}
+
+/** `base`: 64-aligned, `sessionTableSize(maxSessions)` zeroed bytes. There is one table per module instance. */
+export function sessionTableInit(base: usize, maxSessions: u32): void {
+  table = base;
+  mask = maxSessions - 1;
+}
+
+/** 0 before `sessionTableInit`. */
+export function sessionTableBase(): usize {
+  return table;
+}
+
+/** Address of a session: for tests that look for remains of keys or set a counter. */
+export function sessionAddress(slot: u32): usize {
+  return at(slot);
+}
+
+/** `sendKey` and `recvKey` point at 32 bytes each, which the caller wipes. Low bits of `localIndex` must be `slot`. */
+export function sessionInstall(
+  slot: u32,
+  sendKey: usize,
+  recvKey: usize,
+  localIndex: u32,
+  remoteIndex: u32,
+  peerSlot: u32,
+): void {
+  const s = at(slot);
+  memory.fill(s, 0, sessionSize());
+  store<u32>(s, localIndex);
+  store<u32>(s, remoteIndex, 4);
+  store<u32>(s, peerSlot, 8);
+  store<u32>(s, INSTALLED, 12);
+  aeadInit(s + SEND, sendKey);
+  aeadInit(s + SEND + <usize>AEAD_STATE_SIZE, recvKey);
+}
+
+/** Zeroes the session, keys included. */
+export function sessionWipe(slot: u32): void {
+  memory.fill(at(slot), 0, sessionSize());
+}
+
+export function sessionPeer(slot: u32): u32 {
+  return load<u32>(at(slot), 8);
+}
+
+export function sessionSendCounterLo(slot: u32): u32 {
+  return load<u32>(at(slot), 16);
+}
+
+export function sessionSendCounterHi(slot: u32): u32 {
+  return load<u32>(at(slot), 20);
+}
+
+/** 1 while messages may still be sent: installed and below REJECT_AFTER_MESSAGES. */
+export function sessionCanSend(slot: u32): i32 {
+  const s = at(slot);
+  return i32((load<u32>(s, 12) & INSTALLED) != 0 && load<u64>(s, 16) < COUNTER_LIMIT);
+}
+
+/**
+ * Seals `len` plaintext bytes (already padded) at `p` into a transport message that begins at p - 16 and is len + 32
+ * bytes long: the 16 B before p and the 16 B behind the plaintext are written, nothing else. 1, or 0 when the session is
+ * gone or used up: then nothing was touched.
+ */
+export function sessionSeal(slot: u32, p: usize, len: i32): i32 {
+  const s = at(slot);
+  const counter = load<u64>(s, 16);
+  if (!(load<u32>(s, 12) & INSTALLED) || counter >= COUNTER_LIMIT) return 0;
+  store<u64>(s, counter + 1, 16);
+  store<u32>(p - 16, TYPE_DATA);
+  store<u32>(p - 12, load<u32>(s, 4));
+  store<u64>(p - 8, counter);
+  aeadSeal(p, len, s + SEND, <u32>counter, <u32>(counter >> 32));
+  store<u64>(s, load<u64>(s, 48) + 1, 48);
+  store<u64>(s, load<u64>(s, 56) + <u64>(len + OVERHEAD), 56);
+  return 1;
+}
+
+/** Seals n plaintexts of `len` bytes at p, p + stride, ...; how many were sealed. */
+export function sessionSealRun(slot: u32, p: usize, n: i32, stride: usize, len: i32): i32 {
+  for (let i = 0; i < n; i++) {
+    if (!sessionSeal(slot, p, len)) return i;
+    p += stride;
+  }
+  return n;
+}
+
+/**
+ * Opens the transport message of `len` bytes at `p` in place: the plaintext is the len - 32 bytes at p + 16 (none: a
+ * keepalive). Returns the session slot, plus 1 << 24 when this is the first message on the session; or a reason to drop:
+ * -1 too short, -2 not a transport message, -3 no such session, -4 bad tag, -5 replayed or too old.
+ */
+export function sessionOpen(p: usize, len: i32): i32 {
+  if (len < OVERHEAD) return SHORT;
+  if (load<u32>(p) != TYPE_DATA) return NOT_DATA;
+  const index = load<u32>(p, 4);
+  const s = at(index);
+  const flags = load<u32>(s, 12);
+  if (!(flags & INSTALLED) || load<u32>(s) != index) return NO_SESSION;
+
+  // Copies that came by two paths are common: look first, which saves opening them. Only a message with a good tag
+  // moves the window.
+  const counter = load<u64>(p, 8);
+  if (counter >= COUNTER_LIMIT) return REPLAY;
+  const last = load<u64>(s, 24);
+  const block = s + WINDOW + ((<usize>(counter >> 6) & 127) << 3);
+  const bit: u64 = (<u64>1) << (counter & 63);
+  if (counter <= last && (last - counter > WINDOW_COUNTERS || (load<u64>(block) & bit) != 0)) return REPLAY;
+
+  const bytes = len - OVERHEAD;
+  if (!aeadOpen(p + HEADER, bytes, s + SEND + <usize>AEAD_STATE_SIZE, <u32>counter, <u32>(counter >> 32))) return BAD_TAG;
+
+  if (counter > last) {
+    advance(s + WINDOW, last >> 6, counter >> 6);
+    store<u64>(s, counter, 24);
+  }
+  store<u64>(block, load<u64>(block) | bit);
+  store<u32>(s, flags | RECEIVED, 12);
+  store<u64>(s, load<u64>(s, 32) + 1, 32);
+  store<u64>(s, load<u64>(s, 40) + <u64>len, 40);
+  return <i32>(index & mask) | (flags & RECEIVED ? 0 : FIRST);
+}
+
+/** Clears the blocks behind `from` up to `to`: they will hold newer counters. */
+function advance(window: usize, from: u64, to: u64): void {
+  if (to - from >= 128) {
+    memory.fill(window, 0, WINDOW_BYTES);
+    return;
+  }
+  while (from < to) {
+    from++;
+    store<u64>(window + ((<usize>from & 127) << 3), 0);
+  }
+}
