@@ -1,0 +1,166 @@
+// The client's side of an HTTP/1.1 upgrade: connect, ask, and hand over the socket. ts2021 and DERP begin this way.
+// Written on bare sockets because what follows the 101 head must not pass through an HTTP parser.
+//
+//   <method> <path> HTTP/1.1 CRLF Host, Upgrade, Connection and the caller's headers CRLF CRLF
+//   HTTP/1.1 101 … CRLF headers CRLF CRLF <bytes of the new protocol>
+import { readFileSync } from "node:fs";
+import { createConnection, isIP } from "node:net";
+import type { Duplex } from "node:stream";
+import { connect as tlsConnect } from "node:tls";
+
+const MAX_HEAD = 16 * 1024;
+const MAX_ERROR_BODY = 200;
+
+export interface UpgradeRequest {
+  /** "http:" or "https:", host, port. Path and credentials of the URL are not used. */
+  url: URL;
+  method: "GET" | "POST";
+  path: string;
+  /** Token of the Upgrade header. */
+  protocol: string;
+  headers?: Record<string, string>;
+  /** Milliseconds for name, connection, TLS and answer together. */
+  timeout: number;
+  signal?: AbortSignal;
+  /** Address to connect to instead of resolving the host. */
+  address?: string;
+  /** TLS name (SNI and certificate) instead of the host. */
+  serverName?: string;
+  /** False: take any certificate, because the protocol inside authenticates the server. Default true. */
+  verifyCertificate?: boolean;
+}
+
+export interface Upgraded {
+  socket: Duplex;
+  /** Bytes behind the 101 head. */
+  head: Uint8Array;
+  /** Names in lower case. */
+  headers: Map<string, string>;
+}
+
+/** The server answered, but not with 101. */
+export class UpgradeRefused extends Error {
+  override name = "UpgradeRefused";
+  constructor(
+    message: string,
+    readonly status: number,
+  ) {
+    super(message);
+  }
+}
+
+/** Resolves with a paused socket without listeners. Rejects with one sentence; nothing is left open then. */
+export function dialUpgrade(request: UpgradeRequest): Promise<Upgraded> {
+  const { url, timeout, signal } = request;
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) {
+      reject(new Error(`connecting to ${url.origin} was called off`));
+      return;
+    }
+    const socket = open(request);
+    let buffered: Uint8Array = new Uint8Array(0);
+    const timer = setTimeout(
+      () => fail(new Error(`${url.origin} did not answer ${request.path} within ${timeout / 1000} s`)),
+      timeout,
+    );
+    const onError = (error: Error) => fail(new Error(`cannot connect to ${url.origin}: ${error.message || error}`));
+    const onClose = () => fail(new Error(`${url.origin} closed the connection before it answered ${request.path}`));
+    const onAbort = () => fail(new Error(`connecting to ${url.origin} was called off`));
+
+    function release(): void {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", onAbort);
+      socket.off("data", onData);
+      socket.off("close", onClose);
+      socket.off("end", onClose);
+      socket.off("error", onError);
+    }
+
+    function fail(error: Error): void {
+      release();
+      // A socket that is being torn down may still report errors.
+      socket.on("error", () => {});
+      socket.destroy();
+      reject(error);
+    }
+
+    function onData(chunk: Uint8Array): void {
+      buffered = Buffer.concat([buffered, chunk]);
+      const end = Buffer.from(buffered.buffer, buffered.byteOffset, buffered.length).indexOf("\r\n\r\n");
+      if (end < 0 || end > MAX_HEAD) {
+        if (buffered.length > MAX_HEAD)
+          fail(new Error(`${url.origin} answered ${request.path} with an endless header`));
+        return;
+      }
+      const head = parseHead(buffered.subarray(0, end));
+      if (!head) {
+        fail(new Error(`${url.origin} does not speak HTTP on that port`));
+        return;
+      }
+      if (head.status !== 101 || head.headers.get("upgrade")?.toLowerCase() !== request.protocol.toLowerCase()) {
+        const body = new TextDecoder().decode(buffered.subarray(end + 4, end + 4 + MAX_ERROR_BODY)).trim();
+        const detail = body && !/[\0-\x08]|<html/i.test(body) ? ` (${body})` : "";
+        const message = `${url.origin} answered ${request.path} with status ${head.status} instead of an upgrade${detail}`;
+        fail(new UpgradeRefused(message, head.status));
+        return;
+      }
+      release();
+      socket.pause();
+      resolve({ socket, head: buffered.slice(end + 4), headers: head.headers });
+    }
+
+    socket.on("error", onError);
+    socket.on("close", onClose);
+    socket.on("end", onClose);
+    socket.on("data", onData);
+    signal?.addEventListener("abort", onAbort, { once: true });
+    socket.write(formatRequest(request));
+  });
+}
+
+function open(request: UpgradeRequest): Duplex {
+  const { url } = request;
+  const secure = url.protocol === "https:";
+  const hostname = url.hostname.replace(/^\[|\]$/g, "");
+  const host = request.address ?? hostname;
+  const port = url.port ? Number(url.port) : secure ? 443 : 80;
+  if (!secure) return createConnection({ host, port });
+  const name = request.serverName ?? hostname;
+  return tlsConnect({
+    host,
+    port,
+    ...(isIP(name) ? {} : { servername: name }),
+    rejectUnauthorized: request.verifyCertificate ?? true,
+    ...trustedRoots(),
+  });
+}
+
+/** SSL_CERT_FILE names the roots to trust instead of the built-in ones, as Go programs do it. */
+export function trustedRoots(): { ca?: string } {
+  const file = process.env.SSL_CERT_FILE;
+  if (!file) return {};
+  try {
+    return { ca: readFileSync(file, "utf8") };
+  } catch (error) {
+    throw new Error(`SSL_CERT_FILE=${file} cannot be read: ${(error as Error).message}`);
+  }
+}
+
+function formatRequest({ url, method, path, protocol, headers = {} }: UpgradeRequest): string {
+  const lines = [`${method} ${path} HTTP/1.1`, `Host: ${url.host}`, `Upgrade: ${protocol}`, "Connection: upgrade"];
+  for (const [name, value] of Object.entries(headers)) lines.push(`${name}: ${value}`);
+  if (method === "POST") lines.push("Content-Length: 0");
+  return `${lines.join("\r\n")}\r\n\r\n`;
+}
+
+function parseHead(bytes: Uint8Array): { status: number; headers: Map<string, string> } | null {
+  const [statusLine, ...lines] = new TextDecoder("latin1").decode(bytes).split("\r\n");
+  const match = /^HTTP\/1\.[01] (\d{3})(?: |$)/.exec(statusLine ?? "");
+  if (!match) return null;
+  const headers = new Map<string, string>();
+  for (const line of lines) {
+    const colon = line.indexOf(":");
+    if (colon > 0) headers.set(line.slice(0, colon).trim().toLowerCase(), line.slice(colon + 1).trim());
+  }
+  return { status: Number(match[1]), headers };
+}
