@@ -1,0 +1,181 @@
+// Weft nodes as guests: joined to an official headscale, relayed by an official derper, beside an official client.
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { cpSync, mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { ping, transferHash } from "../lab/measure.ts";
+import { type Host, Lab } from "../lab/network.ts";
+import {
+  cannotUseNamespaces,
+  certificate,
+  type Member,
+  skip,
+  Tailscaled,
+  tempDir,
+  until,
+  WeftNode,
+} from "./lib/mesh.ts";
+import { missing, peer } from "./lib/peers.ts";
+
+const absent = missing([
+  ["headscale", undefined],
+  ["derper", "1.102.5"],
+  ["tailscaled", "1.102.5"],
+]);
+
+async function startDerper(host: Host, dir: string): Promise<string> {
+  const certs = join(dir, "certs");
+  mkdirSync(certs, { recursive: true });
+  const cert = await certificate(certs, host.ip4);
+  cpSync(cert.cert, join(certs, `${host.ip4}.crt`));
+  cpSync(cert.key, join(certs, `${host.ip4}.key`));
+  const derper = await host.exec([
+    peer("derper", "1.102.5")!,
+    ...[
+      "-a",
+      ":443",
+      "-http-port",
+      "-1",
+      "-c",
+      join(dir, "derper.key"),
+      "-certmode",
+      "manual",
+      "-certdir",
+      certs,
+      "-hostname",
+      host.ip4,
+    ],
+  ]);
+  await until("derper listens", () => {
+    if (derper.exitCode !== null) throw new Error(derper.output());
+    return /serving on|listening|STUN/i.test(derper.output());
+  });
+  return cert.ca;
+}
+
+async function startHeadscale(host: Host, dir: string, derp: Host): Promise<{ url: string; key: string }> {
+  const url = `http://${host.ip4}:8080`;
+  await Bun.write(
+    join(dir, "derp.yaml"),
+    `regions:
+  900:
+    regionid: 900
+    regioncode: lab
+    regionname: Lab
+    nodes:
+      - name: 900a
+        regionid: 900
+        hostname: ${derp.ip4}
+        ipv4: ${derp.ip4}
+        stunport: 3478
+        derpport: 443
+`,
+  );
+  const config = join(dir, "config.yaml");
+  await Bun.write(
+    config,
+    `server_url: ${url}
+listen_addr: ${host.ip4}:8080
+metrics_listen_addr: ""
+grpc_listen_addr: 127.0.0.1:50443
+unix_socket: ${join(dir, "headscale.sock")}
+noise: { private_key_path: ${join(dir, "noise.key")} }
+prefixes: { v4: 100.64.0.0/10, v6: "fd7a:115c:a1e0::/48" }
+database: { type: sqlite, sqlite: { path: ${join(dir, "db.sqlite")} } }
+derp: { server: { enabled: false }, urls: [], paths: [${join(dir, "derp.yaml")}], auto_update_enabled: false }
+dns: { magic_dns: true, base_domain: lab.internal, override_local_dns: false, nameservers: { global: [] } }
+disable_check_updates: true
+log: { level: info }
+`,
+  );
+  const headscale = peer("headscale")!;
+  const server = await host.exec([headscale, "-c", config, "serve"]);
+  const cli = async (...args: string[]) => {
+    const result = await host.run([headscale, "-c", config, ...args]);
+    if (result.code !== 0)
+      throw new Error(
+        `headscale ${args.join(" ")}: ${result.stderr}${result.stdout}; server: ${server.output().slice(-800)}`,
+      );
+    return result.stdout;
+  };
+  await until("headscale answers", async () => {
+    if (server.exitCode !== null) throw new Error(server.output().slice(-800));
+    return (await cli("users", "create", "lab")) !== "";
+  });
+  const users = JSON.parse(await cli("users", "list", "-o", "json")) as { id: number | string }[];
+  const key = JSON.parse(
+    await cli("preauthkeys", "create", "--user", `${users[0]!.id}`, "--reusable", "-o", "json"),
+  ) as { key: string };
+  return { url, key: key.key };
+}
+
+async function reaches(a: Member, b: Member): Promise<void> {
+  for (const ip of [b.ip4, b.ip6])
+    expect({ ip, received: (await ping(a.host, ip, { count: 5, interval: 50 })).received }).toEqual({
+      ip,
+      received: 5,
+    });
+}
+
+async function pathIs(path: string, a: Member, b: Member): Promise<void> {
+  await until(
+    `${a.name} reaches ${b.name} by a ${path} path`,
+    async () => {
+      await ping(a.host, b.ip4, { count: 1, interval: 10 });
+      const now = await a.pathTo(b);
+      if (now !== path) throw new Error(`now ${now}`);
+      return true;
+    },
+    40,
+    200,
+  );
+}
+
+if (skip(cannotUseNamespaces, absent)) test.skip("Weft nodes joined to an official headscale", () => {});
+else {
+  describe("Weft nodes joined to an official headscale 0.28", () => {
+    const dir = tempDir("headscale");
+    let lab: Lab;
+    let members: Member[] = [];
+
+    beforeAll(async () => {
+      lab = await Lab.create("headscale");
+      const derp = await lab.host("derp");
+      const ca = await startDerper(derp, dir.path);
+      const { url, key } = await startHeadscale(await lab.host("hs"), dir.path, derp);
+      const env = { SSL_CERT_FILE: ca };
+      members = [
+        new WeftNode(await lab.host("wa"), join(dir.path, "wa"), env),
+        new WeftNode(await lab.host("wb"), join(dir.path, "wb"), env),
+        new Tailscaled(await lab.host("ta"), join(dir.path, "ta"), "1.102.5", env),
+      ];
+      await Promise.all(members.map((m) => m.up(url, key)));
+      for (const m of members)
+        await until(`${m.name} sees the others`, async () => Object.keys((await m.status())?.Peer ?? {}).length === 2);
+    }, 120_000);
+
+    afterAll(async () => {
+      await lab?.close();
+      dir[Symbol.dispose]();
+    });
+
+    test("reach each other and the official client directly", async () => {
+      const [wa, wb, ta] = members as [Member, Member, Member];
+      await pathIs("direct", wa, wb);
+      await pathIs("direct", wa, ta);
+      await reaches(wa, wb);
+      await reaches(wa, ta);
+      await reaches(ta, wb);
+    }, 120_000);
+
+    test("are relayed by the official derper when UDP is blocked", async () => {
+      const [wa, wb, ta] = members as [Member, Member, Member];
+      await lab.blockUdp();
+      await pathIs("relay", wa, wb);
+      await pathIs("relay", wa, ta);
+      await reaches(wa, wb);
+      await reaches(ta, wa);
+      const result = await transferHash(wa.host, wb.host, 10 << 20, { address: wb.ip4 });
+      expect(result.equal).toBe(true);
+    }, 120_000);
+  });
+}

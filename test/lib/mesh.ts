@@ -1,0 +1,335 @@
+// A tailnet for tests: a Weft box, Weft nodes and official tailscaled, each in a host of its own (lab/). Everything here talks to
+// real processes; nothing is mocked.
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import type { Child, Host, Lab } from "../../lab/network.ts";
+import { peer } from "./peers.ts";
+
+const run = resolve(import.meta.dir, "../../tools/run.ts");
+
+/** Reason why no namespace test can run here, or null. Printed once by `skipReason`. */
+export const cannotUseNamespaces: string | null = process.getuid?.() === 0 ? null : "network namespaces need root";
+
+/** Prints the reason in the form that tools/test.ts gathers, and says whether to skip. */
+export function skip(...reasons: (string | null)[]): boolean {
+  const reason = reasons.find((r) => r !== null);
+  if (reason) console.error(`SKIP: ${reason}`);
+  return reason !== undefined;
+}
+
+/** Polls until `check` is true (or not null) and returns it. Throws what was waited for, and the last failure, at the deadline. */
+export async function until<T>(
+  what: string,
+  check: () => Promise<T> | T,
+  seconds = 20,
+  every = 100,
+): Promise<NonNullable<T>> {
+  const deadline = performance.now() + seconds * 1000;
+  let last: unknown;
+  for (;;) {
+    try {
+      const value = await check();
+      if (value) return value as NonNullable<T>;
+      last = undefined;
+    } catch (error) {
+      last = error;
+    }
+    if (performance.now() > deadline)
+      throw new Error(
+        `waited ${seconds} s in vain until ${what}${last ? ` (${last instanceof Error ? last.message : last})` : ""}`,
+      );
+    await Bun.sleep(every);
+  }
+}
+
+/** A folder for one test, removed by `using`. */
+export function tempDir(name: string): { path: string } & Disposable {
+  const path = mkdtempSync(join(tmpdir(), `weft-${name}-`));
+  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
+}
+
+export interface BoxOptions {
+  tls?: { cert: string; key: string };
+  port?: number;
+  /** More arguments for `bun run box`. */
+  args?: string[];
+  verb?: "box" | "control";
+}
+
+export class Box {
+  readonly url: string;
+  readonly listen: string;
+  process!: Child;
+
+  private constructor(
+    readonly host: Host,
+    readonly data: string,
+    readonly options: BoxOptions,
+  ) {
+    this.listen = `${host.ip4}:${options.port ?? (options.tls ? 8443 : 8080)}`;
+    this.url = `${options.tls ? "https" : "http"}://${this.listen}`;
+  }
+
+  static async start(host: Host, data: string, options: BoxOptions = {}): Promise<Box> {
+    const box = new Box(host, data, options);
+    await box.start();
+    return box;
+  }
+
+  async start(): Promise<void> {
+    const tls = this.options.tls ? ["--tls-cert", this.options.tls.cert, "--tls-key", this.options.tls.key] : [];
+    this.process = await this.host.exec([
+      process.execPath,
+      run,
+      this.options.verb ?? "box",
+      "--data",
+      this.data,
+      "--listen",
+      this.listen,
+      "--url",
+      this.url,
+      ...tls,
+      ...(this.options.args ?? []),
+    ]);
+    await until("the box answers /key", async () => {
+      if (this.process.exitCode !== null)
+        throw new Error(`the box ended with ${this.process.exitCode}: ${this.process.output().slice(-500)}`);
+      return this.get("/key?v=140");
+    });
+  }
+
+  /** GET from inside the box's own host; null when there is no 200. */
+  async get(path: string): Promise<string | null> {
+    const code = `const r = await fetch(${JSON.stringify(this.url + path)}, { tls: { rejectUnauthorized: false }, signal: AbortSignal.timeout(2000) }); if (!r.ok) process.exit(1); console.log(await r.text());`;
+    const result = await this.host.run([process.execPath, "-e", code]);
+    return result.code === 0 ? result.stdout : null;
+  }
+
+  /** `weft VERB … -o json` on the box's admin socket. */
+  async admin<T>(...args: string[]): Promise<T> {
+    const result = await this.host.run([process.execPath, run, "weft", "--data", this.data, ...args, "-o", "json"]);
+    if (result.code !== 0) throw new Error(`weft ${args.join(" ")} ended with ${result.code}: ${result.stderr.trim()}`);
+    return JSON.parse(result.stdout || "null") as T;
+  }
+
+  async stop(signal: NodeJS.Signals = "SIGTERM"): Promise<void> {
+    this.process.kill(signal);
+    await this.process.exited;
+  }
+
+  /** A reusable pre-auth key of a fresh user. */
+  async key(...args: string[]): Promise<string> {
+    const user = await this.admin<{ id: string | number }>("users", "create", `u${crypto.randomUUID().slice(0, 8)}`);
+    return (await this.admin<{ key: string }>("preauthkeys", "create", "--user", `${user.id}`, "--reusable", ...args))
+      .key;
+  }
+}
+
+export interface PeerStatus {
+  ID: string;
+  HostName: string;
+  DNSName: string;
+  TailscaleIPs: string[] | null;
+  CurAddr: string;
+  Relay: string;
+  Online: boolean;
+  LastHandshake: string;
+}
+
+export interface Status {
+  BackendState: string;
+  TailscaleIPs: string[] | null;
+  Self: PeerStatus;
+  Peer: Record<string, PeerStatus> | null;
+}
+
+/** A member of the tailnet: a Weft node or an official client, asked in the same words. */
+export abstract class Member {
+  process!: Child;
+  ip4 = "";
+  ip6 = "";
+
+  constructor(
+    readonly host: Host,
+    readonly dir: string,
+    readonly socket: string,
+  ) {
+    mkdirSync(dir, { recursive: true });
+  }
+
+  get name(): string {
+    return this.host.name;
+  }
+
+  /** The client program with its arguments, `tailscale …` or `weft …`. */
+  abstract cli(...args: string[]): string[];
+  abstract start(): Promise<void>;
+  abstract up(url: string, key: string): Promise<void>;
+
+  async status(): Promise<Status | null> {
+    const result = await this.host.run(this.cli("status", "--json"));
+    return result.code === 0 && result.stdout ? (JSON.parse(result.stdout) as Status) : null;
+  }
+
+  async running(seconds = 30): Promise<void> {
+    const status = await until(
+      `${this.name} is Running`,
+      async () => {
+        if (this.process.exitCode !== null)
+          throw new Error(`the daemon ended with ${this.process.exitCode}: ${this.process.output().slice(-800)}`);
+        const s = await this.status();
+        if (s?.BackendState !== "Running")
+          throw new Error(`state ${s?.BackendState}; log: ${this.process.output().slice(-600)}`);
+        return s.TailscaleIPs?.length ? s : null;
+      },
+      seconds,
+      200,
+    );
+    this.ip4 = status.TailscaleIPs!.find((ip) => !ip.includes(":")) ?? "";
+    this.ip6 = status.TailscaleIPs!.find((ip) => ip.includes(":")) ?? "";
+  }
+
+  async peer(other: Member): Promise<PeerStatus | null> {
+    const status = await this.status();
+    return Object.values(status?.Peer ?? {}).find((p) => p.TailscaleIPs?.includes(other.ip4)) ?? null;
+  }
+
+  /** direct: a confirmed UDP address; relay: none, but the peer's home is known. */
+  async pathTo(other: Member): Promise<"direct" | "relay" | "none"> {
+    const p = await this.peer(other);
+    return !p ? "none" : p.CurAddr ? "direct" : p.Relay ? "relay" : "none";
+  }
+
+  async stop(signal: NodeJS.Signals = "SIGTERM"): Promise<void> {
+    this.process.kill(signal);
+    await this.process.exited;
+  }
+}
+
+export class WeftNode extends Member {
+  tun = "weft0";
+  private joinFlags: string[] = [];
+
+  constructor(
+    host: Host,
+    dir: string,
+    private readonly env: Record<string, string> = {},
+  ) {
+    super(host, dir, join(dir, "weft.sock"));
+  }
+
+  cli(...args: string[]): string[] {
+    return [process.execPath, run, "weft", "--socket", this.socket, ...args];
+  }
+
+  async start(): Promise<void> {
+    const flags = ["--statedir", this.dir, "--socket", this.socket, "--tun", this.tun];
+    this.process = await this.host.exec([process.execPath, run, "node", ...flags, ...this.joinFlags], {
+      env: this.env,
+    });
+  }
+
+  /** Starts the daemon with the login flags: a Weft node comes up at once. */
+  async up(url: string, key: string): Promise<void> {
+    this.joinFlags = ["--login-server", url, "--auth-key", key, "--hostname", this.name];
+    await this.start();
+    await this.running();
+  }
+}
+
+export class Tailscaled extends Member {
+  readonly tun = "tailscale0";
+
+  constructor(
+    host: Host,
+    dir: string,
+    readonly version: string,
+    private readonly env: Record<string, string> = {},
+  ) {
+    super(host, dir, join(dir, "ts.sock"));
+  }
+
+  cli(...args: string[]): string[] {
+    return [peer("tailscale", this.version)!, `--socket=${this.socket}`, ...args];
+  }
+
+  async start(): Promise<void> {
+    this.process = await this.host.exec(
+      [
+        peer("tailscaled", this.version)!,
+        `--statedir=${this.dir}`,
+        `--socket=${this.socket}`,
+        `--tun=${this.tun}`,
+        "--no-logs-no-support",
+      ],
+      { env: { TS_NO_LOGS_NO_SUPPORT: "1", TS_DEBUG_FIREWALL_MODE: "nftables", ...this.env } },
+    );
+    await until(`${this.name}'s daemon answers`, async () => (await this.status()) !== null, 20, 200);
+  }
+
+  async up(url: string, key: string): Promise<void> {
+    await this.start();
+    const result = await this.host.run(
+      this.cli(
+        "up",
+        `--login-server=${url}`,
+        `--auth-key=${key}`,
+        `--hostname=${this.name}`,
+        "--accept-dns=false",
+        "--timeout=30s",
+      ),
+    );
+    if (result.code !== 0)
+      throw new Error(
+        `tailscale up on ${this.name}: ${result.stderr}${result.stdout}; log: ${this.process.output().slice(-1500)}`,
+      );
+    await this.running();
+  }
+}
+
+/** A CA and a server certificate for an IP address, made by openssl. */
+export async function certificate(dir: string, ip: string): Promise<{ ca: string; cert: string; key: string }> {
+  const file = (name: string) => join(dir, name);
+  await Bun.write(file("san"), `subjectAltName=IP:${ip}\nextendedKeyUsage=serverAuth\n`);
+  const ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+  for (const args of [
+    [
+      "req",
+      "-x509",
+      ...ec,
+      "-keyout",
+      file("ca.key"),
+      "-out",
+      file("ca.pem"),
+      "-days",
+      "2",
+      "-subj",
+      "/CN=weft test CA",
+    ],
+    ["req", ...ec, "-keyout", file("server.key"), "-out", file("server.csr"), "-subj", `/CN=${ip}`],
+    [
+      "x509",
+      "-req",
+      "-in",
+      file("server.csr"),
+      "-CA",
+      file("ca.pem"),
+      "-CAkey",
+      file("ca.key"),
+      "-CAcreateserial",
+      "-out",
+      file("server.pem"),
+      "-days",
+      "2",
+      "-extfile",
+      file("san"),
+    ],
+  ]) {
+    const result = Bun.spawnSync(["openssl", ...args], { stdout: "pipe", stderr: "pipe" });
+    if (result.exitCode !== 0) throw new Error(`openssl ${args[0]}: ${result.stderr}`);
+  }
+  return { ca: file("ca.pem"), cert: file("server.pem"), key: file("server.key") };
+}
+
+export type { Host, Lab };

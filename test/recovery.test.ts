@@ -1,0 +1,126 @@
+// What a mesh must survive: control and relay gone for a while, kill -9 of anything at any moment, a node deleted.
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { ping } from "../lab/measure.ts";
+import { Lab } from "../lab/network.ts";
+import { Box, cannotUseNamespaces, type Member, skip, tempDir, until, WeftNode } from "./lib/mesh.ts";
+
+interface NodeRow {
+  id: string | number;
+  name?: string;
+  given_name?: string;
+  givenName?: string;
+}
+
+const nameOf = (row: NodeRow) => row.given_name ?? row.givenName ?? row.name;
+
+if (skip(cannotUseNamespaces)) test.skip("recovery of a mesh", () => {});
+else {
+  describe("a mesh of three Weft nodes", () => {
+    const dir = tempDir("recovery");
+    let lab: Lab;
+    let box: Box;
+    let a: WeftNode;
+    let b: WeftNode;
+    let c: WeftNode;
+
+    const reachable = async (from: Member, to: Member, seconds = 30) => {
+      await until(
+        `${from.name} pings ${to.name}`,
+        async () => (await ping(from.host, to.ip4, { count: 2, interval: 50 })).received === 2,
+        seconds,
+      );
+    };
+    const pathIs = (path: string) =>
+      until(
+        `the path is ${path}`,
+        async () => {
+          await ping(a.host, b.ip4, { count: 1, interval: 10 });
+          return (await a.pathTo(b)) === path && (await b.pathTo(a)) === path;
+        },
+        40,
+        200,
+      );
+
+    beforeAll(async () => {
+      lab = await Lab.create("recovery");
+      box = await Box.start(await lab.host("box"), join(dir.path, "box"));
+      const key = await box.key();
+      a = new WeftNode(await lab.host("na"), join(dir.path, "a"));
+      b = new WeftNode(await lab.host("nb"), join(dir.path, "b"));
+      c = new WeftNode(await lab.host("nc"), join(dir.path, "c"));
+      await Promise.all([a, b, c].map((node) => node.up(box.url, key)));
+      await reachable(a, b);
+      await reachable(a, c);
+    }, 90_000);
+
+    afterAll(async () => {
+      await lab?.close();
+      dir[Symbol.dispose]();
+    });
+
+    test("pings go on while the control server is stopped for a minute; nodes reconnect by themselves", async () => {
+      await pathIs("direct");
+      await box.stop();
+      const during = await ping(a.host, b.ip4, { count: 600, interval: 100 });
+      expect({ sent: during.sent, lost: during.sent - during.received }).toEqual({ sent: 600, lost: 0 });
+      await box.start();
+      // A new node is proof: only a live map stream can tell the others of it.
+      const d = new WeftNode(await lab.host("nd"), join(dir.path, "d"));
+      await d.up(box.url, await box.key());
+      await reachable(a, d, 60);
+      await d.stop();
+    }, 240_000);
+
+    test("the relay stopped and started again carries the traffic again", async () => {
+      await lab.blockUdp();
+      await pathIs("relay");
+      await box.stop("SIGKILL");
+      await until(
+        "the relay is gone",
+        async () => (await ping(a.host, b.ip4, { count: 2, interval: 50 })).received === 0,
+      );
+      await box.start();
+      await reachable(a, b, 30);
+      await lab.unblockUdp();
+      await pathIs("direct");
+    }, 180_000);
+
+    test("kill -9 of a node and of the box at random moments: both restart into a working mesh", async () => {
+      const before = await box.admin<NodeRow[]>("nodes", "list");
+      for (let round = 0; round < 4; round++) {
+        const victim = round % 2 === 0 ? b : box;
+        await Bun.sleep(Math.floor(Math.random() * 1500));
+        await victim.stop("SIGKILL");
+        await victim.start();
+        if (victim === b) await b.running();
+        await reachable(a, b, 40);
+        await reachable(b, c, 40);
+      }
+      // Nothing acknowledged is lost, and a restarted node is the same node, not a new one.
+      const after = await box.admin<NodeRow[]>("nodes", "list");
+      expect(after.map((n) => `${n.id}`).sort()).toEqual(before.map((n) => `${n.id}`).sort());
+    }, 240_000);
+
+    test("a node deleted on the server disappears at its peers within a second", async () => {
+      const row = (await box.admin<NodeRow[]>("nodes", "list")).find((n) => nameOf(n) === c.name)!;
+      expect(await a.peer(c)).not.toBeNull();
+      await box.admin("nodes", "delete", "-i", `${row.id}`, "--force");
+      const deleted = performance.now();
+      await until("a has forgotten the deleted node", async () => (await a.peer(c)) === null, 5, 50);
+      // The status command itself takes a few hundred milliseconds to start: the bound is one second plus one such call.
+      expect(performance.now() - deleted).toBeLessThan(2000);
+      expect((await ping(a.host, c.ip4, { count: 3, interval: 50 })).received).toBe(0);
+    }, 30_000);
+
+    test("a node that ends by itself leaves no device, route or rule behind", async () => {
+      await b.stop();
+      const left = await b.host.run([
+        "sh",
+        "-c",
+        `ip link show ${b.tun} 2>/dev/null; ip rule | grep -v -E '^(0|32766|32767):'; ip -6 rule | grep -v -E '^(0|32766|32767):'; ip route show table all | grep -E 'weft0|100\\.6|fd7a'`,
+      ]);
+      expect(left.stdout).toBe("");
+    }, 30_000);
+  });
+}
