@@ -20,3 +20,10 @@ export function heapBase(): usize {
 export * from "./aead";
 export * from "./session";
 export * from "./trie";
+export * from "./blake2s";
+export * from "./x25519";
+export * from "./packet";
+export * from "./filter";
+export * from "./counters";
+export * from "./tx";
+export * from "./rx";
