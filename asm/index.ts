@@ -27,3 +27,5 @@ export * from "./filter";
 export * from "./counters";
 export * from "./tx";
 export * from "./rx";
+export * from "./xchacha";
+export * from "./salsa20";

@@ -49,7 +49,7 @@ export async function build(): Promise<void> {
   const wasm = `${temporary}.wasm`;
   try {
     await runTool("assemblyscript/bin/asc.js", ["asm/index.ts", ...ASC_FLAGS, "--textFile", wat], "asc refused asm/");
-    writeFileSync(wat, lowerWideArithmetic(readFileSync(wat, "utf8")));
+    writeFileSync(wat, dropZeroData(lowerWideArithmetic(readFileSync(wat, "utf8"))));
     await runTool("binaryen/bin/wasm-as", [wat, ...WASM_AS_FLAGS, "-o", wasm], "wasm-as refused the compiled asm/");
     renameSync(wasm, WASM);
     writeFileSync(`${temporary}.stamp`, stamp);
@@ -129,6 +129,11 @@ export function lowerWideArithmetic(wat: string): string {
     else throw new Error(`build: asm/ imports wide.${pseudo}, which does not exist: use mul, add or hi`);
   }
   return out.join("\n");
+}
+
+/** Drops data segments that are all zeros (static scratch): a new memory is zeroed. */
+export function dropZeroData(wat: string): string {
+  return wat.replace(/^ \(data \S+ \(i32\.const \d+\) "(?:\\00)*"\)\n/gm, "");
 }
 
 /** The command: exit status. */
