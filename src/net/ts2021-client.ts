@@ -7,7 +7,7 @@ import { Buffer } from "node:buffer";
 import { request as httpRequest } from "node:http";
 import { type ClientHttp2Session, type ClientHttp2Stream, connect as http2Connect } from "node:http2";
 import { request as httpsRequest } from "node:https";
-import { parseKey } from "../crypto/keys.ts";
+import { isZeroKey, parseKey } from "../crypto/keys.ts";
 import { NoiseInitiator, type NoiseKeys, readHandshakeReply } from "../wire/noise.ts";
 import type { OverTLSPublicKeyResponse } from "../wire/tailcfg.ts";
 import { NoiseDuplex } from "./noise-duplex.ts";
@@ -227,7 +227,7 @@ export async function fetchControlKey(base: URL, version: number, signal: AbortS
     throw new ControlUnreachable(`${base.origin}/key is no JSON: is this a ts2021 control server?`);
   }
   const key = typeof page?.publicKey === "string" ? parseKey("mkey", page.publicKey) : null;
-  if (!key || key.every((byte) => byte === 0))
+  if (!key || isZeroKey(key))
     throw new ControlUnreachable(`${base.origin}/key names no public key: is this a ts2021 control server?`);
   return key;
 }

@@ -4,9 +4,9 @@
 //   <method> <path> HTTP/1.1 CRLF Host, Upgrade, Connection and the caller's headers CRLF CRLF
 //   HTTP/1.1 101 … CRLF headers CRLF CRLF <bytes of the new protocol>
 import { readFileSync } from "node:fs";
-import { createConnection, isIP } from "node:net";
+import { createConnection, isIP, type Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import { connect as tlsConnect } from "node:tls";
+import { type ConnectionOptions, connect as tlsConnect } from "node:tls";
 
 const MAX_HEAD = 16 * 1024;
 const MAX_ERROR_BODY = 200;
@@ -28,6 +28,10 @@ export interface UpgradeRequest {
   serverName?: string;
   /** False: take any certificate, because the protocol inside authenticates the server. Default true. */
   verifyCertificate?: boolean;
+  /** A connected TCP socket to use instead of dialling one. It belongs to the request from then on. */
+  socket?: Socket;
+  /** How certificates are checked, when the defaults above do not do. */
+  tls?: Pick<ConnectionOptions, "ca" | "checkServerIdentity">;
 }
 
 export interface Upgraded {
@@ -124,14 +128,14 @@ function open(request: UpgradeRequest): Duplex {
   const hostname = url.hostname.replace(/^\[|\]$/g, "");
   const host = request.address ?? hostname;
   const port = url.port ? Number(url.port) : secure ? 443 : 80;
-  if (!secure) return createConnection({ host, port });
+  if (!secure) return request.socket ?? createConnection({ host, port });
   const name = request.serverName ?? hostname;
   return tlsConnect({
-    host,
-    port,
+    ...(request.socket ? { socket: request.socket } : { host, port }),
     ...(isIP(name) ? {} : { servername: name }),
     rejectUnauthorized: request.verifyCertificate ?? true,
     ...trustedRoots(),
+    ...request.tls,
   });
 }
 
