@@ -173,7 +173,7 @@ describe("a stream in Noise records", () => {
 test("node:http2 runs over it, both roles, with large bodies and a stream that stays open", async () => {
   await using pair = await tcpPair();
   const http2 = createHttp2Server();
-  http2.on("stream", (stream, headers) => {
+  http2.on("stream", (stream: ServerHttp2Stream, headers) => {
     stream.respond({ ":status": 200 });
     if (headers[":path"] === "/open") {
       stream.write("first");

@@ -5,7 +5,12 @@
 // connection does; repeating them is the caller's business.
 import { Buffer } from "node:buffer";
 import { request as httpRequest } from "node:http";
-import { type ClientHttp2Session, type ClientHttp2Stream, connect as http2Connect } from "node:http2";
+import {
+  type ClientHttp2Session,
+  type ClientHttp2Stream,
+  connect as http2Connect,
+  constants as http2Constants,
+} from "node:http2";
 import { request as httpsRequest } from "node:https";
 import { isZeroKey, parseKey } from "../crypto/keys.ts";
 import { NoiseInitiator, type NoiseKeys, readHandshakeReply } from "../wire/noise.ts";
@@ -16,6 +21,9 @@ import { dialUpgrade, trustedRoots, type Upgraded } from "./upgrade-client.ts";
 const DIAL_TIMEOUT = 10_000;
 const MAX_KEY_PAGE = 64 * 1024;
 const PROTOCOL = "tailscale-control-protocol";
+/** Bytes of a body that wait for their reader before the server is slowed down. */
+const MAX_QUEUED = 1024 * 1024;
+const { NGHTTP2_CANCEL, NGHTTP2_NO_ERROR } = http2Constants;
 
 export interface Ts2021Options {
   /** "https://control.example.com" or "http://10.0.0.1:8080". A trailing slash is cut. */
@@ -50,6 +58,69 @@ export interface ControlStream {
 /** The server could not be reached or broke the protocol; `message` is one sentence. */
 export class ControlUnreachable extends Error {
   override name = "ControlUnreachable";
+}
+
+/**
+ * The body of an answer. Listens from the beginning: a short answer is over before the one who asked is scheduled again,
+ * and the runtime's own iterator then reports a premature close.
+ */
+class BodyQueue implements AsyncIterable<Uint8Array> {
+  /** Called with the failure, if there is one before the body was asked for. */
+  onFailure: (error: Error) => void = () => {};
+  private readonly chunks: Uint8Array[] = [];
+  private queued = 0;
+  private ended = false;
+  private error: Error | null = null;
+  private wake: () => void = () => {};
+
+  constructor(
+    private readonly stream: ClientHttp2Stream,
+    brokenOff: string,
+  ) {
+    stream.on("data", (chunk: Uint8Array) => {
+      this.chunks.push(chunk);
+      this.queued += chunk.length;
+      if (this.queued > MAX_QUEUED) stream.pause();
+      this.wake();
+    });
+    stream.on("end", () => {
+      this.ended = true;
+      this.wake();
+    });
+    stream.on("error", (error: Error) => this.fail(new ControlUnreachable(`${brokenOff}: ${error.message}`)));
+    stream.on("aborted", () => this.fail(new ControlUnreachable(brokenOff)));
+    stream.on("close", () => {
+      if (stream.rstCode !== NGHTTP2_NO_ERROR) this.fail(new ControlUnreachable(brokenOff));
+      // With a regular close "end" may still be on its way; after this turn it will not come any more.
+      else setImmediate(() => this.fail(new ControlUnreachable(brokenOff)));
+    });
+  }
+
+  fail(error: Error): void {
+    if (this.ended || this.error) return;
+    this.error = error;
+    this.onFailure(error);
+    this.wake();
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Uint8Array> {
+    for (;;) {
+      const chunk = this.chunks.shift();
+      if (chunk) {
+        this.queued -= chunk.length;
+        if (this.queued <= MAX_QUEUED) this.stream.resume();
+        yield chunk;
+      } else if (this.error) {
+        throw this.error;
+      } else if (this.ended) {
+        return;
+      } else {
+        await new Promise<void>((resolve) => {
+          this.wake = resolve;
+        });
+      }
+    }
+  }
 }
 
 export class Ts2021Client {
@@ -99,23 +170,18 @@ export class Ts2021Client {
       this.drop();
       throw new ControlUnreachable(`the connection to ${this.base.origin} was lost: ${(error as Error).message}`);
     }
+    const body = new BodyQueue(stream, `${this.base.origin} broke off its answer to ${request.path}`);
+    const close = () => stream.close(NGHTTP2_CANCEL);
+    const onAbort = () => {
+      close();
+      body.fail(new ControlUnreachable(`the request for ${request.path} was called off`));
+    };
+    request.signal?.addEventListener("abort", onAbort, { once: true });
+    stream.on("close", () => request.signal?.removeEventListener("abort", onAbort));
+    if (request.signal?.aborted) onAbort();
     return new Promise((resolve, reject) => {
-      const origin = this.base.origin;
-      const close = () => stream.close(8 /* CANCEL */);
-      const onAbort = () => {
-        close();
-        stream.destroy(new ControlUnreachable(`the request for ${request.path} was called off`));
-      };
-      if (request.signal?.aborted) onAbort();
-      request.signal?.addEventListener("abort", onAbort, { once: true });
-      stream.on("error", (error: Error) => reject(unreachable(origin, error)));
-      stream.on("close", () => {
-        request.signal?.removeEventListener("abort", onAbort);
-        reject(new ControlUnreachable(`${origin} closed the connection before it answered ${request.path}`));
-      });
-      stream.on("response", (headers) => {
-        resolve({ status: Number(headers[":status"]), chunks: bodyOf(stream, origin), close });
-      });
+      body.onFailure = reject;
+      stream.on("response", (headers) => resolve({ status: Number(headers[":status"]), chunks: body, close }));
       stream.end(request.body ?? "");
     });
   }
@@ -318,14 +384,6 @@ function finishHandshake(
     socket.resume();
     if (upgraded.head.length > 0) onData(upgraded.head);
   });
-}
-
-async function* bodyOf(stream: ClientHttp2Stream, origin: string): AsyncGenerator<Uint8Array> {
-  try {
-    for await (const chunk of stream) yield chunk as Uint8Array;
-  } catch (error) {
-    throw unreachable(origin, error as Error);
-  }
 }
 
 /** Null when there are more than `limit` bytes. */
