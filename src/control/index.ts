@@ -1,0 +1,336 @@
+// The control server: opens the data folder, keeps the tailnet, serves nodes by ts2021 and the administrator by a unix
+// socket. Its HTTP routes and upgrades are mounted on a listener by whoever creates it (cli/control.ts, cli/box.ts).
+import type { ServerHttp2Stream } from "node:http2";
+import { join } from "node:path";
+import { Hono } from "hono";
+import { formatKey, parseKey, randomBytes } from "../crypto/keys.ts";
+import { generatePrivateKey, x25519Public } from "../crypto/x25519.ts";
+import { loadOrCreateKey } from "../net/keyfile.ts";
+import type { UpgradeHandler } from "../net/listener.ts";
+import type { DERPMap, RegisterResponse } from "../wire/tailcfg.ts";
+import { type Admin, startAdmin } from "./admin.ts";
+import { Commands } from "./commands.ts";
+import { prepareDataDir } from "./datadir.ts";
+import { Journal } from "./journal.ts";
+import { checkVersion, handleMachineRequest, respond } from "./machine.ts";
+import { encodeFrame, MapStream } from "./map-stream.ts";
+import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
+import { farewell, type TailnetConfig, View } from "./netmap.ts";
+import { isExpired, planRegister, withHostinfo } from "./register.ts";
+import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
+import { Store } from "./store.ts";
+import { type Connection, NoiseServer } from "./ts2021.ts";
+
+/** Milliseconds that a node stays online after its map stream ended: clients reconnect all the time. */
+const OFFLINE_GRACE = 10_000;
+/** Milliseconds between looks for expired and abandoned nodes. */
+const TICK = 5_000;
+
+export interface ControlOptions {
+  /** Made with mode 0700 when absent. One control server at a time. */
+  dataDir: string;
+  /** MagicDNS suffix, for example "weft.internal". */
+  baseDomain: string;
+  derpMap: DERPMap;
+  /** Milliseconds after which an ephemeral node that is offline is deleted. Default 30 minutes. */
+  ephemeralTimeout?: number;
+  offlineGrace?: number;
+  now?: () => Millis;
+  /** A node was deleted: its key opens nothing any more. */
+  onNodeRemoved?: (nodeKey: Uint8Array) => void;
+  /** For problems that an operator should know of. */
+  log?: (line: string) => void;
+}
+
+export interface Control {
+  /** /key, /health, /verify, /version, /robots.txt. */
+  app: Hono;
+  upgrades: { "/ts2021": UpgradeHandler };
+  noisePublicKey: Uint8Array;
+  /** Path of the admin socket. */
+  adminSocket: string;
+  /** Whether this node key may use the relay: it is registered and has not expired. */
+  verifyNode(nodeKey: Uint8Array): boolean;
+  /** Open Noise connections, HTTP/2 requests in them, and map streams among those. */
+  stats(): { connections: number; streams: number; maps: number; nodes: number };
+  /** Looks for nodes whose key has expired and for ephemeral nodes that were away too long. Runs by itself, too. */
+  tick(): Promise<void>;
+  /** Ends the map streams, closes connections and the store. */
+  close(): Promise<void>;
+}
+
+/** Throws with one sentence when the data folder cannot be used. */
+export async function createControl(options: ControlOptions): Promise<Control> {
+  prepareDataDir(options.dataDir);
+  const store = await Store.open(join(options.dataDir, "weft.sqlite"));
+  try {
+    const noiseKey = loadOrCreateKey(join(options.dataDir, "noise_private.key"), () => generatePrivateKey(randomBytes));
+    const model = new Model();
+    model.apply(await store.load());
+    const server = new ControlServer(options, store, model, noiseKey);
+    try {
+      await server.start();
+    } catch (error) {
+      await server.close();
+      throw error;
+    }
+    return server;
+  } catch (error) {
+    await store.close();
+    throw error;
+  }
+}
+
+class ControlServer implements Control {
+  readonly app = new Hono();
+  readonly upgrades: { "/ts2021": UpgradeHandler };
+  readonly noisePublicKey: Uint8Array;
+  readonly adminSocket: string;
+  private readonly config: TailnetConfig;
+  private readonly journal: Journal;
+  private readonly noise: NoiseServer;
+  private readonly streams = new Map<number, MapStream>();
+  private readonly offlineTimers = new Map<number, ReturnType<typeof setTimeout>>();
+  /** Nodes that were removed, whose streams end as soon as that is durable. */
+  private leaving: NodeRecord[] = [];
+  private admin: Admin | null = null;
+  private ticker: ReturnType<typeof setInterval> | null = null;
+  private closing: Promise<void> | null = null;
+  private readonly now: () => Millis;
+  private readonly startedAt: Millis;
+
+  constructor(
+    private readonly options: ControlOptions,
+    private readonly store: Store,
+    private readonly model: Model,
+    noiseKey: Uint8Array,
+  ) {
+    this.now = options.now ?? Date.now;
+    this.startedAt = this.now();
+    this.config = { baseDomain: options.baseDomain, derpMap: options.derpMap };
+    this.adminSocket = join(options.dataDir, "weft.sock");
+    this.noisePublicKey = x25519Public(noiseKey);
+    this.journal = new Journal(model, (changes) => store.write(changes), {
+      onApplied: (effect) => this.onApplied(effect),
+      onDurable: () => this.onDurable(),
+    });
+    this.noise = new NoiseServer({
+      privateKey: noiseKey,
+      now: this.now,
+      onRequest: (stream, headers, connection) => {
+        handleMachineRequest(stream, headers, connection, {
+          register: (body) => this.register(body, connection),
+          map: (body) => this.map(body, connection, stream),
+        }).catch((error: Error) => options.log?.(`request of ${connection.machineKey} failed: ${error.message}`));
+      },
+    });
+    this.upgrades = { "/ts2021": this.noise.upgrade };
+    this.routes();
+  }
+
+  async start(): Promise<void> {
+    await this.tick();
+    const commands = new Commands(this.model, this.journal, this.config, this.now, (n) => randomBytes(n));
+    this.admin = await startAdmin(this.adminSocket, commands);
+    this.ticker = setInterval(() => {
+      this.tick().catch((error: Error) => this.options.log?.(error.message));
+    }, TICK);
+  }
+
+  verifyNode(nodeKey: Uint8Array): boolean {
+    const node = this.model.nodeByKey(formatKey("nodekey", nodeKey));
+    return node !== undefined && !isExpired(node, this.now());
+  }
+
+  stats() {
+    return { ...this.noise.stats, maps: this.streams.size, nodes: this.model.nodes.size };
+  }
+
+  async tick(): Promise<void> {
+    const now = this.now();
+    const nodes = [...this.model.nodes.values()];
+    const flipped = nodes.filter((node) => node.expired !== isExpired(node, now));
+    if (flipped.length > 0)
+      this.journal.applyVolatile({ nodes: flipped.map((node) => ({ ...node, expired: isExpired(node, now) })) });
+    const timeout = this.options.ephemeralTimeout ?? 30 * 60_000;
+    // Nobody could be seen while the server was down.
+    const isAbandoned = (node: NodeRecord) =>
+      node.ephemeral && !node.online && Math.max(node.lastSeen ?? node.createdAt, this.startedAt) + timeout <= now;
+    const abandoned = nodes.filter(isAbandoned).map((node) => node.id);
+    if (abandoned.length > 0) await this.journal.commit({ nodesRemoved: abandoned });
+  }
+
+  close(): Promise<void> {
+    this.closing ??= this.shutDown();
+    return this.closing;
+  }
+
+  private async shutDown(): Promise<void> {
+    if (this.ticker) clearInterval(this.ticker);
+    await this.admin?.close();
+    for (const timer of this.offlineTimers.values()) clearTimeout(timer);
+    this.offlineTimers.clear();
+    const open = [...this.streams.values()];
+    this.streams.clear();
+    for (const stream of open) stream.end();
+    const now = this.now();
+    const seen = [...this.model.nodes.values()].filter((node) => node.online);
+    if (seen.length > 0) {
+      await this.journal.commit({ nodes: seen.map((node) => ({ ...node, online: false, lastSeen: now })) }).catch(
+        // A disk that refuses must not keep the server from ending: "last seen" is all that is lost.
+        (error: Error) => this.options.log?.(error.message),
+      );
+    }
+    await this.journal.drained();
+    this.noise.close();
+    await this.store.close();
+  }
+
+  private routes(): void {
+    const publicKey = formatKey("mkey", this.noisePublicKey);
+    this.app.get("/key", (c) => {
+      const version = c.req.query("v") ?? "";
+      if (!/^\d{1,5}$/.test(version) || Number(version) < 39)
+        return c.text("add ?v=N with the capability version of the client, 39 or more", 400);
+      return c.json({ legacyPublicKey: formatKey("mkey", new Uint8Array(32)), publicKey });
+    });
+    this.app.get("/health", (c) => c.body('{"status":"pass"}', 200, { "Content-Type": "application/health+json" }));
+    this.app.get("/robots.txt", (c) => c.text("User-agent: *\nDisallow: /\n"));
+    this.app.get("/ts2021", (c) => c.text("this must be a WebSocket, or an upgrade by POST", 400));
+    this.app.post("/ts2021", (c) => c.text("this must be an upgrade: some proxy has cut the Upgrade header off", 400));
+    this.app.post("/verify", async (c) => {
+      const body = await c.req.text();
+      if (body.length > 4096) return c.text("the request body is too large", 413);
+      return c.json({ Allow: this.allows(body) });
+    });
+  }
+
+  /** `body`: {"NodePublic":"nodekey:…","Source":"…"}, as DERP servers ask. */
+  private allows(body: string): boolean {
+    try {
+      const nodeKey: unknown = JSON.parse(body)?.NodePublic;
+      const node = typeof nodeKey === "string" ? this.model.nodeByKey(nodeKey) : undefined;
+      return node !== undefined && !isExpired(node, this.now());
+    } catch {
+      return false;
+    }
+  }
+
+  private async register(body: Uint8Array, connection: Connection): Promise<RegisterResponse> {
+    const input = parseRegister(body);
+    checkVersion(input.version);
+    const { change, response } = planRegister(this.model, input, connection.machineKey, this.now());
+    if (change) await this.journal.commit(change);
+    return response;
+  }
+
+  private async map(body: Uint8Array, connection: Connection, stream: ServerHttp2Stream): Promise<void> {
+    const input = parseMap(body);
+    checkVersion(input.version);
+    const node = this.ownNode(input, connection);
+    if (!input.readOnly) {
+      const next = input.stream ? withStreamRequest(node, input) : withLiteUpdate(this.model, node, input);
+      if (next !== node) await this.journal.commit({ nodes: [next] });
+    }
+    if (stream.destroyed || stream.closed) return;
+    if (input.stream && !input.readOnly) this.openStream(this.ownNode(input, connection).id, input, stream);
+    else if (input.omitPeers && !input.readOnly) respond(stream, 200);
+    else this.answerOnce(this.ownNode(input, connection), input, stream);
+  }
+
+  private ownNode(input: MapInput, connection: Connection): NodeRecord {
+    const node = this.model.nodeByKey(input.nodeKey);
+    if (!node || node.machineKey !== connection.machineKey) throw new BadRequest("node not found", 404);
+    return node;
+  }
+
+  private answerOnce(node: NodeRecord, input: MapInput, stream: ServerHttp2Stream): void {
+    const message = new View(node.id, this.config).next(this.model, this.now())!;
+    stream.respond({ ":status": 200, "content-type": "application/octet-stream" });
+    stream.end(encodeFrame(message, input.zstd));
+  }
+
+  private openStream(nodeId: number, input: MapInput, stream: ServerHttp2Stream): void {
+    if (this.closing) throw new BadRequest("the server is stopping", 404);
+    this.streams.get(nodeId)?.end();
+    const timer = this.offlineTimers.get(nodeId);
+    if (timer) clearTimeout(timer);
+    this.offlineTimers.delete(nodeId);
+    const node = this.model.nodes.get(nodeId)!;
+    if (!node.online) this.journal.applyVolatile({ nodes: [{ ...node, online: true }] });
+    const mapStream: MapStream = new MapStream({
+      stream,
+      view: new View(nodeId, this.config),
+      model: this.model,
+      zstd: input.zstd,
+      keepAlive: input.keepAlive,
+      now: this.now,
+      random: Math.random,
+      onClose: () => this.onStreamClosed(nodeId, mapStream),
+    });
+    this.streams.set(nodeId, mapStream);
+  }
+
+  private onStreamClosed(nodeId: number, mapStream: MapStream): void {
+    // A newer stream has taken its place, or the server ends.
+    if (this.streams.get(nodeId) !== mapStream) return;
+    this.streams.delete(nodeId);
+    this.offlineTimers.set(
+      nodeId,
+      setTimeout(() => this.goOffline(nodeId), this.options.offlineGrace ?? OFFLINE_GRACE),
+    );
+  }
+
+  private goOffline(nodeId: number): void {
+    this.offlineTimers.delete(nodeId);
+    const node = this.model.nodes.get(nodeId);
+    if (!node?.online) return;
+    this.journal
+      .commit({ nodes: [{ ...node, online: false, lastSeen: this.now() }] })
+      .catch((error: Error) => this.options.log?.(error.message));
+  }
+
+  private onApplied(effect: Effect): void {
+    this.leaving.push(...effect.removed);
+    for (const stream of this.streams.values()) for (const id of effect.nodes) stream.mark(id);
+  }
+
+  private onDurable(): void {
+    for (const node of this.leaving.splice(0)) {
+      // Undone, because the disk refused: it stays.
+      if (this.model.nodes.has(node.id)) continue;
+      this.streams.get(node.id)?.end(farewell(node, this.config, this.now()));
+      this.streams.delete(node.id);
+      this.options.onNodeRemoved?.(parseKey("nodekey", node.nodeKey)!);
+    }
+    for (const stream of this.streams.values()) stream.poke();
+  }
+}
+
+/**
+ * Stream requests are read-only: what they say may be older than the last small update. But after a reconnect some clients
+ * send no small update, so what is not known at all is taken from here.
+ */
+function withStreamRequest(node: NodeRecord, input: MapInput): NodeRecord {
+  const next = { ...node };
+  if (node.discoKey === "" && input.discoKey !== "") next.discoKey = input.discoKey;
+  if (node.endpoints.length === 0 && input.endpoints && input.endpoints.length > 0) next.endpoints = input.endpoints;
+  if (node.homeDerp === 0 && input.hostinfo) next.homeDerp = homeDerpOf(input.hostinfo) ?? 0;
+  next.cap = input.version;
+  return unchanged(node, next) ? node : next;
+}
+
+function withLiteUpdate(model: Model, node: NodeRecord, input: MapInput): NodeRecord {
+  const next: NodeRecord = {
+    ...(input.hostinfo ? withHostinfo(model, node, input.hostinfo) : node),
+    discoKey: input.discoKey || node.discoKey,
+    // The first small update after a start names none; then those that peers know are better than nothing.
+    endpoints: input.endpoints ?? node.endpoints,
+    cap: input.version,
+  };
+  return unchanged(node, next) ? node : next;
+}
+
+function unchanged(a: NodeRecord, b: NodeRecord): boolean {
+  return JSON.stringify(a) === JSON.stringify(b);
+}

@@ -1,0 +1,158 @@
+// One open map stream: frames on an HTTP/2 response, one writer, keep-alives
+// (spec/ts2021-control-protocol.md, section 11; research/control-on-bun.md, pitfalls 1 and 6).
+//
+//   u32le length | one zstd frame of JSON (or JSON itself, when the client asked for no compression)
+//
+// While the client does not read, nothing is queued: changes mark peers in the view, and the message that brings all of them
+// is made when the client has taken the one before.
+import type { ServerHttp2Stream } from "node:http2";
+import type { MapResponse } from "../wire/tailcfg.ts";
+import type { Model } from "./model.ts";
+import type { View } from "./netmap.ts";
+
+/** Milliseconds between the last message and a keep-alive, and how much longer it may take, at random. */
+export const KEEP_ALIVE = 50_000;
+export const KEEP_ALIVE_JITTER = 9_000;
+/** A stream writes no more than one message in this time: joins by the hundred merge. Milliseconds. */
+const PACE = 50;
+/** Bytes that may lie in Node's buffer before the writer waits for the client. */
+const HIGH_WATER = 256 * 1024;
+
+/** One frame of a message. */
+export function encodeFrame(message: MapResponse, zstd: boolean): Uint8Array {
+  return frameOf(JSON.stringify(message), zstd);
+}
+
+function frameOf(json: string, zstd: boolean): Uint8Array {
+  const text = Buffer.from(json);
+  const payload = zstd ? Bun.zstdCompressSync(text, { level: 1 }) : text;
+  const frame = Buffer.allocUnsafe(4 + payload.length);
+  frame.writeUInt32LE(payload.length);
+  frame.set(payload, 4);
+  return frame;
+}
+
+/** The same bytes each time: clients compare them and skip decoding. */
+const KEEP_ALIVE_FRAMES = new Map([true, false].map((zstd) => [zstd, encodeFrame({ KeepAlive: true }, zstd)]));
+
+/** Most streams get the same message after a change: it is compressed once. */
+class FrameCache {
+  private readonly frames = new Map<string, Uint8Array>();
+
+  get(json: string, zstd: boolean): Uint8Array {
+    if (!zstd || json.length > 256 * 1024) return frameOf(json, zstd);
+    let frame = this.frames.get(json);
+    if (!frame) {
+      if (this.frames.size >= 16) this.frames.delete(this.frames.keys().next().value!);
+      frame = frameOf(json, true);
+      this.frames.set(json, frame);
+    }
+    return frame;
+  }
+}
+const frameCache = new FrameCache();
+
+export interface MapStreamOptions {
+  stream: ServerHttp2Stream;
+  view: View;
+  model: Model;
+  zstd: boolean;
+  keepAlive: boolean;
+  now: () => number;
+  /** 0 to 1. */
+  random: () => number;
+  /** Called once, however the stream ends. */
+  onClose(): void;
+}
+
+export class MapStream {
+  private lastWrite = Number.NEGATIVE_INFINITY;
+  private paceTimer: ReturnType<typeof setTimeout> | null = null;
+  private keepAliveTimer: ReturnType<typeof setTimeout> | null = null;
+  private waitsForDrain = false;
+  private ended = false;
+
+  constructor(private readonly options: MapStreamOptions) {
+    const { stream } = options;
+    stream.on("drain", () => {
+      this.waitsForDrain = false;
+      this.poke();
+    });
+    stream.on("close", () => this.onClose());
+    stream.respond({ ":status": 200, "content-type": "application/octet-stream" });
+    this.write();
+    if (options.keepAlive) this.armKeepAlive();
+  }
+
+  get nodeId(): number {
+    return this.options.view.nodeId;
+  }
+
+  /** A node changed: this stream's client may have to hear of it at the next `poke`. */
+  mark(nodeId: number): void {
+    this.options.view.mark(nodeId);
+  }
+
+  /** Writes what is due, now or when the client and the pace allow. */
+  poke(): void {
+    if (this.ended || this.waitsForDrain || this.paceTimer || !this.options.view.hasWork) return;
+    const wait = this.lastWrite + PACE - this.options.now();
+    if (wait <= 0) this.write();
+    else
+      this.paceTimer = setTimeout(() => {
+        this.paceTimer = null;
+        this.write();
+      }, wait);
+  }
+
+  /** Ends the stream, after a last message if there is one. */
+  end(last?: MapResponse): void {
+    if (this.ended) return;
+    this.ended = true;
+    this.stopTimers();
+    const { stream, zstd } = this.options;
+    if (stream.destroyed || stream.closed) return;
+    if (last) stream.write(encodeFrame(last, zstd));
+    stream.end();
+  }
+
+  private write(): void {
+    const { view, model, zstd, now, stream } = this.options;
+    if (this.ended || this.waitsForDrain || stream.destroyed || stream.closed) return;
+    const message = view.next(model, now());
+    if (message) this.send(frameCache.get(JSON.stringify(message), zstd));
+  }
+
+  private send(frame: Uint8Array): void {
+    const { stream, now } = this.options;
+    this.lastWrite = now();
+    stream.write(frame);
+    this.waitsForDrain = stream.writableLength > HIGH_WATER;
+    if (this.keepAliveTimer) this.armKeepAlive();
+  }
+
+  private armKeepAlive(): void {
+    if (this.keepAliveTimer) clearTimeout(this.keepAliveTimer);
+    this.keepAliveTimer = setTimeout(
+      () => {
+        // A client that still has bytes to read needs none.
+        if (this.waitsForDrain) this.armKeepAlive();
+        else this.send(KEEP_ALIVE_FRAMES.get(this.options.zstd)!);
+      },
+      KEEP_ALIVE + this.options.random() * KEEP_ALIVE_JITTER,
+    );
+  }
+
+  private stopTimers(): void {
+    if (this.paceTimer) clearTimeout(this.paceTimer);
+    if (this.keepAliveTimer) clearTimeout(this.keepAliveTimer);
+    this.paceTimer = null;
+    this.keepAliveTimer = null;
+  }
+
+  private onClose(): void {
+    this.ended = true;
+    this.stopTimers();
+    this.options.onClose();
+  }
+}

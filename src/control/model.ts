@@ -1,0 +1,324 @@
+// The tailnet in memory: users, pre-auth keys and nodes, with the indexes that requests need.
+//
+// Records are immutable: a change replaces them. `apply` takes a Change, returns what it did to which nodes and the Change
+// that undoes it. The store journals Changes, `netmap.ts` turns the stamps into the smallest message for each open map.
+// No I/O, no clock, no randomness: `now` and secrets are handed in.
+import type { Hostinfo } from "../wire/tailcfg.ts";
+
+/** Milliseconds since 1970. */
+export type Millis = number;
+
+export interface UserRecord {
+  id: number;
+  name: string;
+  displayName: string;
+  email: string;
+  profilePicUrl: string;
+  createdAt: Millis;
+}
+
+export interface PreAuthKeyRecord {
+  id: number;
+  /** Public part of the secret, for look-up: 12 hex digits. */
+  prefix: string;
+  /** SHA-256 of the secret part, hex. */
+  hash: string;
+  /** Null: a key of tags alone. */
+  userId: number | null;
+  reusable: boolean;
+  ephemeral: boolean;
+  used: boolean;
+  tags: readonly string[];
+  /** Null: never. */
+  expiration: Millis | null;
+  createdAt: Millis;
+}
+
+export interface NodeRecord {
+  id: number;
+  /** "mkey:…", "nodekey:…", "discokey:…"; the disco key is "" until the node has told it. */
+  machineKey: string;
+  nodeKey: string;
+  discoKey: string;
+  /** Null for tagged nodes. */
+  userId: number | null;
+  tags: readonly string[];
+  /** As the node sent it. */
+  hostname: string;
+  /** The label in MagicDNS, unique in the tailnet. */
+  givenName: string;
+  /** The label follows the hostname; false once an administrator has renamed the node. */
+  nameFromHost: boolean;
+  ipv4: string;
+  ipv6: string;
+  endpoints: readonly string[];
+  /** Whole, as the node sent it, NetInfo included. */
+  hostinfo: Hostinfo;
+  /** DERP region, 0 is none. */
+  homeDerp: number;
+  /** Capability version. */
+  cap: number;
+  ephemeral: boolean;
+  registerMethod: "authkey";
+  authKeyId: number | null;
+  /** Null: never. */
+  expiry: Millis | null;
+  createdAt: Millis;
+  /** When the last map stream ended; null: never connected. */
+  lastSeen: Millis | null;
+  /** Whether a map stream is open. Not in the store. */
+  online: boolean;
+  /** Whether `expiry` has passed, as of the last look at the clock. Not in the store. */
+  expired: boolean;
+}
+
+/** High-water marks, so that ids are never used twice and addresses are reused last. */
+export interface Counters {
+  lastUser: number;
+  lastKey: number;
+  lastNode: number;
+  /** The address given last; "" before the first. */
+  lastIPv4: string;
+  lastIPv6: string;
+}
+
+/** Ids of nodes to take out, then whole records to put in place of those with the same id, then ids of the rest to take out. */
+export interface Change {
+  users?: UserRecord[];
+  usersRemoved?: number[];
+  keys?: PreAuthKeyRecord[];
+  keysRemoved?: number[];
+  nodes?: NodeRecord[];
+  nodesRemoved?: number[];
+  counters?: Partial<Counters>;
+}
+
+/** The model's version at which each part of a node, as its peers see it, changed last. */
+export interface Stamps {
+  /** Something that a patch cannot say. */
+  whole: number;
+  key: number;
+  disco: number;
+  endpoints: number;
+  derp: number;
+  cap: number;
+  expiry: number;
+  online: number;
+  /** Something that the node itself must be told. */
+  self: number;
+}
+
+export interface Effect {
+  /** Nodes that were added, changed or removed. */
+  nodes: number[];
+  /** Nodes that were removed. */
+  removed: NodeRecord[];
+  undo: Change;
+}
+
+/** What peers may see of a node's Hostinfo: NetInfo would churn, log ids and push tokens are private. */
+export function peerHostinfo(hostinfo: Hostinfo): Hostinfo {
+  const { NetInfo, FrontendLogID, BackendLogID, PushDeviceToken, RequestTags, Env, ...visible } = hostinfo;
+  return visible;
+}
+
+function sameList(a: readonly string[], b: readonly string[]): boolean {
+  return a.length === b.length && a.every((value, i) => value === b[i]);
+}
+
+function sameHostinfo(a: Hostinfo, b: Hostinfo): boolean {
+  return a === b || JSON.stringify(peerHostinfo(a)) === JSON.stringify(peerHostinfo(b));
+}
+
+function stampsAfter(old: NodeRecord, next: NodeRecord, stamps: Stamps, version: number): Stamps {
+  const identity =
+    old.givenName !== next.givenName ||
+    old.userId !== next.userId ||
+    !sameList(old.tags, next.tags) ||
+    old.ipv4 !== next.ipv4 ||
+    old.ipv6 !== next.ipv6 ||
+    old.expired !== next.expired;
+  const endpoints = !sameList(old.endpoints, next.endpoints);
+  // A patch cannot take endpoints, home relay, disco key or capability version away: zero values mean "unchanged" there.
+  const cleared =
+    (endpoints && next.endpoints.length === 0) ||
+    (old.homeDerp !== next.homeDerp && next.homeDerp === 0) ||
+    (old.discoKey !== next.discoKey && next.discoKey === "") ||
+    (old.cap !== next.cap && next.cap === 0);
+  const key = old.nodeKey !== next.nodeKey;
+  const expiry = old.expiry !== next.expiry;
+  return {
+    whole: identity || cleared || !sameHostinfo(old.hostinfo, next.hostinfo) ? version : stamps.whole,
+    key: key ? version : stamps.key,
+    disco: old.discoKey !== next.discoKey ? version : stamps.disco,
+    endpoints: endpoints ? version : stamps.endpoints,
+    derp: old.homeDerp !== next.homeDerp ? version : stamps.derp,
+    cap: old.cap !== next.cap ? version : stamps.cap,
+    expiry: expiry ? version : stamps.expiry,
+    online: old.online !== next.online ? version : stamps.online,
+    self: identity || key || expiry ? version : stamps.self,
+  };
+}
+
+function stampsOf(version: number): Stamps {
+  return {
+    whole: version,
+    key: version,
+    disco: version,
+    endpoints: version,
+    derp: version,
+    cap: version,
+    expiry: version,
+    online: version,
+    self: version,
+  };
+}
+
+function unindex(index: Map<string, number>, key: string, id: number): void {
+  if (index.get(key) === id) index.delete(key);
+}
+
+export class Model {
+  /** Grows by one with each change. */
+  version = 0;
+  readonly users = new Map<number, UserRecord>();
+  readonly keys = new Map<number, PreAuthKeyRecord>();
+  readonly nodes = new Map<number, NodeRecord>();
+  counters: Counters = { lastUser: 0, lastKey: 0, lastNode: 0, lastIPv4: "", lastIPv6: "" };
+  private readonly stamps = new Map<number, Stamps>();
+  private readonly byNodeKey = new Map<string, number>();
+  private readonly byMachine = new Map<string, Set<number>>();
+  private readonly byName = new Map<string, number>();
+  private readonly byAddress = new Map<string, number>();
+  private readonly byPrefix = new Map<string, number>();
+  private readonly byUserName = new Map<string, number>();
+
+  nodeByKey(nodeKey: string): NodeRecord | undefined {
+    return this.nodes.get(this.byNodeKey.get(nodeKey) ?? 0);
+  }
+
+  nodesOfMachine(machineKey: string): NodeRecord[] {
+    return [...(this.byMachine.get(machineKey) ?? [])].map((id) => this.nodes.get(id)!);
+  }
+
+  nodesOfUser(userId: number): NodeRecord[] {
+    return [...this.nodes.values()].filter((node) => node.userId === userId);
+  }
+
+  nodeByName(givenName: string): NodeRecord | undefined {
+    return this.nodes.get(this.byName.get(givenName) ?? 0);
+  }
+
+  hasAddress(ip: string): boolean {
+    return this.byAddress.has(ip);
+  }
+
+  userByName(name: string): UserRecord | undefined {
+    return this.users.get(this.byUserName.get(name) ?? 0);
+  }
+
+  keyByPrefix(prefix: string): PreAuthKeyRecord | undefined {
+    return this.keys.get(this.byPrefix.get(prefix) ?? 0);
+  }
+
+  stampsOf(nodeId: number): Stamps | undefined {
+    return this.stamps.get(nodeId);
+  }
+
+  /** Nodes in order of their ids. */
+  sortedNodes(): NodeRecord[] {
+    return [...this.nodes.values()].sort((a, b) => a.id - b.id);
+  }
+
+  apply(change: Change): Effect {
+    this.version++;
+    const undo: Change = {};
+    const touched: number[] = [];
+    const removed: NodeRecord[] = [];
+    if (change.counters) {
+      // Counters only grow, also when the change that moved them is undone: an id may have been seen.
+      this.counters = { ...this.counters, ...change.counters };
+    }
+    for (const id of change.nodesRemoved ?? []) {
+      const node = this.nodes.get(id);
+      if (!node) continue;
+      this.dropNode(node);
+      this.stamps.delete(id);
+      undo.nodes = [...(undo.nodes ?? []), node];
+      touched.push(id);
+      removed.push(node);
+    }
+    for (const user of change.users ?? []) this.putUser(user, undo);
+    for (const key of change.keys ?? []) this.putKey(key, undo);
+    for (const node of change.nodes ?? []) {
+      this.putNode(node, undo);
+      touched.push(node.id);
+    }
+    for (const id of change.keysRemoved ?? []) {
+      const key = this.keys.get(id);
+      if (!key) continue;
+      this.keys.delete(id);
+      this.byPrefix.delete(key.prefix);
+      undo.keys = [...(undo.keys ?? []), key];
+    }
+    for (const id of change.usersRemoved ?? []) {
+      const user = this.users.get(id);
+      if (!user) continue;
+      this.users.delete(id);
+      unindex(this.byUserName, user.name, id);
+      undo.users = [...(undo.users ?? []), user];
+    }
+    return { nodes: touched, removed, undo };
+  }
+
+  private putUser(user: UserRecord, undo: Change): void {
+    const old = this.users.get(user.id);
+    if (old) {
+      unindex(this.byUserName, old.name, old.id);
+      undo.users = [...(undo.users ?? []), old];
+    } else undo.usersRemoved = [...(undo.usersRemoved ?? []), user.id];
+    this.users.set(user.id, user);
+    this.byUserName.set(user.name, user.id);
+  }
+
+  private putKey(key: PreAuthKeyRecord, undo: Change): void {
+    const old = this.keys.get(key.id);
+    if (old) undo.keys = [...(undo.keys ?? []), old];
+    else undo.keysRemoved = [...(undo.keysRemoved ?? []), key.id];
+    this.keys.set(key.id, key);
+    this.byPrefix.set(key.prefix, key.id);
+  }
+
+  private putNode(node: NodeRecord, undo: Change): void {
+    const old = this.nodes.get(node.id);
+    const stamps = this.stamps.get(node.id);
+    if (old && stamps) {
+      undo.nodes = [...(undo.nodes ?? []), old];
+      this.stamps.set(node.id, stampsAfter(old, node, stamps, this.version));
+      this.dropNode(old);
+    } else {
+      undo.nodesRemoved = [...(undo.nodesRemoved ?? []), node.id];
+      this.stamps.set(node.id, stampsOf(this.version));
+    }
+    this.nodes.set(node.id, node);
+    this.byNodeKey.set(node.nodeKey, node.id);
+    this.byName.set(node.givenName, node.id);
+    if (node.ipv4) this.byAddress.set(node.ipv4, node.id);
+    if (node.ipv6) this.byAddress.set(node.ipv6, node.id);
+    const siblings = this.byMachine.get(node.machineKey);
+    if (siblings) siblings.add(node.id);
+    else this.byMachine.set(node.machineKey, new Set([node.id]));
+  }
+
+  private dropNode(node: NodeRecord): void {
+    this.nodes.delete(node.id);
+    // Another node may hold the name or the key by now, when several records change at once.
+    unindex(this.byNodeKey, node.nodeKey, node.id);
+    unindex(this.byName, node.givenName, node.id);
+    unindex(this.byAddress, node.ipv4, node.id);
+    unindex(this.byAddress, node.ipv6, node.id);
+    const siblings = this.byMachine.get(node.machineKey);
+    siblings?.delete(node.id);
+    if (siblings?.size === 0) this.byMachine.delete(node.machineKey);
+  }
+}

@@ -1,0 +1,246 @@
+// What a node is told about the tailnet: the first message of a map stream, and the smallest message that brings an open
+// one up to date (spec/ts2021-control-protocol.md, sections 12 to 14, 26). Pure: the model goes in, messages come out.
+//
+// A view remembers which peers its node knows and up to which version of the model; changes only mark peers as dirty.
+// However long a slow reader makes a message wait, what waits is a set of ids: merged by nature, bounded by the tailnet.
+import type * as tc from "../wire/tailcfg.ts";
+import { ZERO_TIME } from "../wire/tailcfg.ts";
+import { IdSet } from "./idset.ts";
+import { type Model, type NodeRecord, peerHostinfo, type UserRecord } from "./model.ts";
+
+/** Whom tagged nodes belong to, for clients. */
+export const TAGGED_USER_ID = 2147455555;
+const TAGGED_PROFILE: tc.UserProfile = {
+  ID: TAGGED_USER_ID,
+  LoginName: "tagged-devices",
+  DisplayName: "Tagged Devices",
+};
+
+/** What is the same for the whole tailnet. */
+export interface TailnetConfig {
+  /** Suffix of MagicDNS names, without dots at the ends. */
+  baseDomain: string;
+  derpMap: tc.DERPMap;
+}
+
+/** Whether `viewer` may know of `peer`. */
+export type Visibility = (viewer: NodeRecord, peer: NodeRecord) => boolean;
+
+/** Without a policy everybody sees everybody. */
+export const allVisible: Visibility = () => true;
+
+const ALLOW_ALL: tc.FilterRule[] = [{ SrcIPs: ["*"], DstPorts: [{ IP: "*", Ports: { First: 0, Last: 65535 } }] }];
+
+const SELF_CAPABILITIES: tc.CapMap = {
+  "https://tailscale.com/cap/file-sharing": null,
+  "https://tailscale.com/cap/is-admin": null,
+  "https://tailscale.com/cap/ssh": null,
+  "default-auto-update": [false],
+};
+
+export function timeText(millis: number): string {
+  return new Date(millis).toISOString();
+}
+
+export function userOf(node: NodeRecord): number {
+  return node.userId === null ? TAGGED_USER_ID : node.userId;
+}
+
+export function profileOf(model: Model, userId: number): tc.UserProfile | null {
+  if (userId === TAGGED_USER_ID) return TAGGED_PROFILE;
+  const user = model.users.get(userId);
+  return user ? { ID: user.id, ...namesOf(user) } : null;
+}
+
+export function namesOf(user: UserRecord): { LoginName: string; DisplayName: string; ProfilePicURL?: string } {
+  return {
+    LoginName: user.email || user.name,
+    DisplayName: user.displayName || user.name,
+    ...(user.profilePicUrl && { ProfilePicURL: user.profilePicUrl }),
+  };
+}
+
+function addressesOf(node: NodeRecord): string[] {
+  return [...(node.ipv4 ? [`${node.ipv4}/32`] : []), ...(node.ipv6 ? [`${node.ipv6}/128`] : [])];
+}
+
+function baseNode(node: NodeRecord, config: TailnetConfig): tc.Node {
+  const addresses = addressesOf(node);
+  return {
+    ID: node.id,
+    StableID: String(node.id),
+    Name: `${node.givenName}.${config.baseDomain}.`,
+    User: userOf(node),
+    Key: node.nodeKey,
+    ...(node.expiry !== null && { KeyExpiry: timeText(node.expiry) }),
+    Machine: node.machineKey,
+    ...(node.discoKey && { DiscoKey: node.discoKey }),
+    Addresses: addresses,
+    AllowedIPs: addresses,
+    ...(node.endpoints.length > 0 && { Endpoints: [...node.endpoints] }),
+    // Clients before capability version 111 read only the legacy form.
+    ...(node.homeDerp > 0 && { DERP: `127.3.3.40:${node.homeDerp}`, HomeDERP: node.homeDerp }),
+    Created: timeText(node.createdAt),
+    Cap: node.cap,
+    ...(node.tags.length > 0 && { Tags: [...node.tags] }),
+    ...(!node.online && node.lastSeen !== null && { LastSeen: timeText(node.lastSeen) }),
+    Online: node.online,
+    MachineAuthorized: !node.expired,
+    ...(node.expired && { Expired: true }),
+  };
+}
+
+const peerForms = new WeakMap<TailnetConfig, WeakMap<NodeRecord, tc.Node>>();
+
+/** A node as its peers see it. Records are immutable, so the form is built once for all viewers. */
+export function peerNode(node: NodeRecord, config: TailnetConfig): tc.Node {
+  let forms = peerForms.get(config);
+  if (!forms) {
+    forms = new WeakMap();
+    peerForms.set(config, forms);
+  }
+  let form = forms.get(node);
+  if (!form) {
+    form = { ...baseNode(node, config), Hostinfo: peerHostinfo(node.hostinfo) };
+    forms.set(node, form);
+  }
+  return form;
+}
+
+/** A node as it sees itself. */
+export function selfNode(node: NodeRecord, config: TailnetConfig): tc.Node {
+  return { ...baseNode(node, config), Hostinfo: node.hostinfo, CapMap: SELF_CAPABILITIES };
+}
+
+/** The last word to a node that was deleted: its key is over, so that it asks for a login instead of retrying for ever. */
+export function farewell(node: NodeRecord, config: TailnetConfig, now: number): tc.MapResponse {
+  return { Node: selfNode({ ...node, expiry: now - 1000, expired: true }, config) };
+}
+
+/** 64.100.in-addr.arpa to 127.100.in-addr.arpa, and the /48 of IPv6. */
+const REVERSE_ZONES = [
+  ...Array.from({ length: 64 }, (_, i) => `${64 + i}.100.in-addr.arpa`),
+  "0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa",
+];
+
+function dnsConfig(config: TailnetConfig): tc.DNSConfig {
+  return {
+    Domains: [config.baseDomain],
+    Proxied: true,
+    Routes: Object.fromEntries(REVERSE_ZONES.map((zone) => [zone, []])),
+  };
+}
+
+function patchOf(node: NodeRecord, model: Model, since: number): tc.PeerChange | null {
+  const stamps = model.stampsOf(node.id)!;
+  const patch: tc.PeerChange = { NodeID: node.id };
+  // A new node key comes with all that peers need to reach its holder.
+  const rotated = stamps.key > since;
+  if (rotated) patch.Key = node.nodeKey;
+  if ((rotated || stamps.disco > since) && node.discoKey) patch.DiscoKey = node.discoKey;
+  if ((rotated || stamps.endpoints > since) && node.endpoints.length > 0) patch.Endpoints = [...node.endpoints];
+  if (rotated || stamps.expiry > since) patch.KeyExpiry = node.expiry === null ? ZERO_TIME : timeText(node.expiry);
+  if (stamps.derp > since && node.homeDerp > 0) patch.DERPRegion = node.homeDerp;
+  if (stamps.cap > since && node.cap > 0) patch.Cap = node.cap;
+  if (stamps.online > since) {
+    patch.Online = node.online;
+    if (!node.online && node.lastSeen !== null) patch.LastSeen = timeText(node.lastSeen);
+  }
+  return Object.keys(patch).length > 1 ? patch : null;
+}
+
+/** What one open map stream has been told, and what it has yet to be told. */
+export class View {
+  private readonly known = new IdSet();
+  private readonly knownUsers = new Set<number>();
+  private dirty = new Set<number>();
+  /** Version of the model that the last message reflects; 0: no message yet. */
+  private sent = 0;
+
+  constructor(
+    readonly nodeId: number,
+    private readonly config: TailnetConfig,
+    private readonly visible: Visibility = allVisible,
+  ) {}
+
+  /** Something about this node (peer or self) may have changed. */
+  mark(nodeId: number): void {
+    this.dirty.add(nodeId);
+  }
+
+  get hasWork(): boolean {
+    return this.sent === 0 || this.dirty.size > 0;
+  }
+
+  /** The next message; null when nothing has changed or the node is gone. */
+  next(model: Model, now: number): tc.MapResponse | null {
+    const self = model.nodes.get(this.nodeId);
+    if (!self) return null;
+    const message = this.sent === 0 ? this.first(self, model, now) : this.delta(self, model);
+    this.sent = model.version;
+    this.dirty.clear();
+    return message;
+  }
+
+  private first(self: NodeRecord, model: Model, now: number): tc.MapResponse {
+    const peers = model.sortedNodes().filter((peer) => peer.id !== self.id && this.visible(self, peer));
+    for (const peer of peers) this.known.add(peer.id);
+    return {
+      Node: selfNode(self, this.config),
+      DERPMap: this.config.derpMap,
+      ...(peers.length > 0 && { Peers: peers.map((peer) => peerNode(peer, this.config)) }),
+      DNSConfig: dnsConfig(this.config),
+      Domain: this.config.baseDomain,
+      CollectServices: false,
+      PacketFilters: { base: ALLOW_ALL },
+      UserProfiles: this.newProfiles([self, ...peers], model),
+      ControlTime: timeText(now),
+      Debug: { DisableLogTail: true },
+    };
+  }
+
+  private delta(self: NodeRecord, model: Model): tc.MapResponse | null {
+    const message: tc.MapResponse = {};
+    const changed: NodeRecord[] = [];
+    const removed: number[] = [];
+    const patches: tc.PeerChange[] = [];
+    for (const id of [...this.dirty].sort((a, b) => a - b)) {
+      if (id === this.nodeId) {
+        if (model.stampsOf(id)!.self > this.sent) message.Node = selfNode(self, this.config);
+        continue;
+      }
+      const peer = model.nodes.get(id);
+      const known = this.known.has(id);
+      if (!peer || !this.visible(self, peer)) {
+        if (known) removed.push(id);
+        this.known.delete(id);
+      } else if (!known || model.stampsOf(id)!.whole > this.sent) {
+        changed.push(peer);
+        this.known.add(id);
+      } else {
+        const patch = patchOf(peer, model, this.sent);
+        if (patch) patches.push(patch);
+      }
+    }
+    if (changed.length > 0) message.PeersChanged = changed.map((peer) => peerNode(peer, this.config));
+    if (removed.length > 0) message.PeersRemoved = removed;
+    if (patches.length > 0) message.PeersChangedPatch = patches;
+    const profiles = this.newProfiles(message.Node ? [self, ...changed] : changed, model);
+    if (profiles.length > 0) message.UserProfiles = profiles;
+    return Object.keys(message).length > 0 ? message : null;
+  }
+
+  /** Profiles of owners that this view has not told of yet. */
+  private newProfiles(nodes: NodeRecord[], model: Model): tc.UserProfile[] {
+    const profiles: tc.UserProfile[] = [];
+    for (const node of nodes) {
+      const userId = userOf(node);
+      if (this.knownUsers.has(userId)) continue;
+      const profile = profileOf(model, userId);
+      if (!profile) continue;
+      this.knownUsers.add(userId);
+      profiles.push(profile);
+    }
+    return profiles.sort((a, b) => a.ID - b.ID);
+  }
+}

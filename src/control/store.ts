@@ -1,0 +1,266 @@
+// The journal of the model: SQLite in one file, through Kysely. What `write` has resolved is on disk (WAL, synchronous
+// FULL). One server at a time: the file is held under an exclusive lock as long as the store is open.
+import { Database } from "bun:sqlite";
+import { chmodSync } from "node:fs";
+import { Kysely, SqliteDialect, type Transaction } from "kysely";
+import { Migrator } from "kysely/migration";
+import type { Change, Counters, NodeRecord } from "./model.ts";
+import { migrations, type NodesTable, type Tables } from "./schema.ts";
+
+/** Lists of a write are cut into pieces of this many rows: SQLite bounds the parameters of one statement. */
+const ROWS_PER_STATEMENT = 500;
+
+/** bun:sqlite as Kysely's SQLite dialect wants it. */
+function dialectOf(database: Database): SqliteDialect {
+  return new SqliteDialect({
+    database: {
+      close: () => database.close(),
+      prepare: (sql: string) => {
+        const statement = database.query(sql);
+        return {
+          reader: statement.columnNames.length > 0,
+          all: (parameters: readonly unknown[]) => statement.all(...(parameters as never[])),
+          run: (parameters: readonly unknown[]) => statement.run(...(parameters as never[])),
+          iterate: (parameters: readonly unknown[]) =>
+            statement.iterate(...(parameters as never[])) as IterableIterator<unknown>,
+        };
+      },
+    },
+  });
+}
+
+function rowOf(node: NodeRecord): NodesTable {
+  return {
+    id: node.id,
+    machine_key: node.machineKey,
+    node_key: node.nodeKey,
+    disco_key: node.discoKey,
+    user_id: node.userId,
+    tags: JSON.stringify(node.tags),
+    hostname: node.hostname,
+    given_name: node.givenName,
+    name_from_host: Number(node.nameFromHost),
+    ipv4: node.ipv4,
+    ipv6: node.ipv6,
+    endpoints: JSON.stringify(node.endpoints),
+    hostinfo: JSON.stringify(node.hostinfo),
+    home_derp: node.homeDerp,
+    cap: node.cap,
+    ephemeral: Number(node.ephemeral),
+    register_method: node.registerMethod,
+    auth_key_id: node.authKeyId,
+    expiry: node.expiry,
+    created_at: node.createdAt,
+    last_seen: node.lastSeen,
+  };
+}
+
+function nodeOf(row: NodesTable): NodeRecord {
+  return {
+    id: row.id,
+    machineKey: row.machine_key,
+    nodeKey: row.node_key,
+    discoKey: row.disco_key,
+    userId: row.user_id,
+    tags: JSON.parse(row.tags),
+    hostname: row.hostname,
+    givenName: row.given_name,
+    nameFromHost: row.name_from_host === 1,
+    ipv4: row.ipv4,
+    ipv6: row.ipv6,
+    endpoints: JSON.parse(row.endpoints),
+    hostinfo: JSON.parse(row.hostinfo),
+    homeDerp: row.home_derp,
+    cap: row.cap,
+    ephemeral: row.ephemeral === 1,
+    registerMethod: "authkey",
+    authKeyId: row.auth_key_id,
+    expiry: row.expiry,
+    createdAt: row.created_at,
+    lastSeen: row.last_seen,
+    online: false,
+    expired: false,
+  };
+}
+
+export class Store {
+  private constructor(private readonly db: Kysely<Tables>) {}
+
+  /** Opens or makes the database and brings its schema up to date. Throws with one sentence. */
+  static async open(path: string): Promise<Store> {
+    let database: Database;
+    try {
+      database = new Database(path, { create: true });
+      chmodSync(path, 0o600);
+      // Exclusive first: WAL then keeps its index in memory and the lock is taken with the first access.
+      database.run("PRAGMA locking_mode = EXCLUSIVE");
+      database.run("PRAGMA journal_mode = WAL");
+      database.run("PRAGMA synchronous = FULL");
+      database.run("PRAGMA foreign_keys = ON");
+      database.run("BEGIN IMMEDIATE");
+      database.run("COMMIT");
+    } catch (error) {
+      throw new Error(openProblem(path, error as Error & { code?: string }));
+    }
+    const db = new Kysely<Tables>({ dialect: dialectOf(database) });
+    try {
+      await migrate(db, path);
+    } catch (error) {
+      await db.destroy();
+      throw error;
+    }
+    return new Store(db);
+  }
+
+  /** Everything, as one Change to an empty model. */
+  async load(): Promise<Change> {
+    const users = await this.db.selectFrom("users").selectAll().execute();
+    const keys = await this.db.selectFrom("pre_auth_keys").selectAll().execute();
+    const nodes = await this.db.selectFrom("nodes").selectAll().execute();
+    const counters = await this.db.selectFrom("counters").selectAll().execute();
+    const value = (name: keyof Counters) => counters.find((row) => row.name === name)?.value;
+    return {
+      users: users.map((row) => ({
+        id: row.id,
+        name: row.name,
+        displayName: row.display_name,
+        email: row.email,
+        profilePicUrl: row.profile_pic_url,
+        createdAt: row.created_at,
+      })),
+      keys: keys.map((row) => ({
+        id: row.id,
+        prefix: row.prefix,
+        hash: row.hash,
+        userId: row.user_id,
+        reusable: row.reusable === 1,
+        ephemeral: row.ephemeral === 1,
+        used: row.used === 1,
+        tags: JSON.parse(row.tags),
+        expiration: row.expiration,
+        createdAt: row.created_at,
+      })),
+      nodes: nodes.map(nodeOf),
+      counters: {
+        lastUser: Number(value("lastUser") ?? 0),
+        lastKey: Number(value("lastKey") ?? 0),
+        lastNode: Number(value("lastNode") ?? 0),
+        lastIPv4: value("lastIPv4") ?? "",
+        lastIPv6: value("lastIPv6") ?? "",
+      },
+    };
+  }
+
+  /** Writes the changes, in their order, in one transaction. When it resolves they are durable; when it rejects none is. */
+  async write(changes: Change[]): Promise<void> {
+    await this.db.transaction().execute(async (tx) => {
+      for (const change of changes) await writeChange(tx, change);
+    });
+  }
+
+  async close(): Promise<void> {
+    await this.db.destroy();
+  }
+}
+
+async function writeChange(tx: Transaction<Tables>, change: Change): Promise<void> {
+  await removeRows(tx, "nodes", change.nodesRemoved);
+  for (const user of change.users ?? []) {
+    const row = {
+      id: user.id,
+      name: user.name,
+      display_name: user.displayName,
+      email: user.email,
+      profile_pic_url: user.profilePicUrl,
+      created_at: user.createdAt,
+    };
+    await tx
+      .insertInto("users")
+      .values(row)
+      .onConflict((conflict) => conflict.column("id").doUpdateSet(row))
+      .execute();
+  }
+  for (const key of change.keys ?? []) {
+    const row = {
+      id: key.id,
+      prefix: key.prefix,
+      hash: key.hash,
+      user_id: key.userId,
+      reusable: Number(key.reusable),
+      ephemeral: Number(key.ephemeral),
+      used: Number(key.used),
+      tags: JSON.stringify(key.tags),
+      expiration: key.expiration,
+      created_at: key.createdAt,
+    };
+    await tx
+      .insertInto("pre_auth_keys")
+      .values(row)
+      .onConflict((conflict) => conflict.column("id").doUpdateSet(row))
+      .execute();
+  }
+  for (const node of change.nodes ?? []) {
+    const row = rowOf(node);
+    await tx
+      .insertInto("nodes")
+      .values(row)
+      .onConflict((conflict) => conflict.column("id").doUpdateSet(row))
+      .execute();
+  }
+  await removeRows(tx, "pre_auth_keys", change.keysRemoved);
+  await removeRows(tx, "users", change.usersRemoved);
+  for (const [name, value] of Object.entries(change.counters ?? {})) {
+    const row = { name, value: String(value) };
+    await tx
+      .insertInto("counters")
+      .values(row)
+      .onConflict((conflict) => conflict.column("name").doUpdateSet(row))
+      .execute();
+  }
+}
+
+async function removeRows(
+  tx: Transaction<Tables>,
+  table: "nodes" | "pre_auth_keys" | "users",
+  ids: number[] = [],
+): Promise<void> {
+  for (let at = 0; at < ids.length; at += ROWS_PER_STATEMENT) {
+    await tx
+      .deleteFrom(table)
+      .where("id", "in", ids.slice(at, at + ROWS_PER_STATEMENT))
+      .execute();
+  }
+}
+
+async function migrate(db: Kysely<Tables>, path: string): Promise<void> {
+  const migrator = new Migrator({ db, provider: { getMigrations: async () => migrations } });
+  const unknown = await unknownMigration(db);
+  if (unknown)
+    throw new Error(
+      `${path} was written by a newer Weft (its schema has "${unknown}"): run that version, or restore a backup that was made before the upgrade`,
+    );
+  const { error } = await migrator.migrateToLatest();
+  if (error)
+    throw new Error(`the schema of ${path} could not be brought up to date: ${(error as Error).message ?? error}`);
+}
+
+async function unknownMigration(db: Kysely<Tables>): Promise<string | null> {
+  const tables = await db.introspection.getTables({ withInternalKyselyTables: true });
+  if (!tables.some((table) => table.name === "kysely_migration")) return null;
+  const rows = await (db as unknown as Kysely<{ kysely_migration: { name: string } }>)
+    .selectFrom("kysely_migration")
+    .select("name")
+    .execute();
+  return rows.find((row) => !(row.name in migrations))?.name ?? null;
+}
+
+function openProblem(path: string, error: Error & { code?: string }): string {
+  const code = String(error.code ?? "");
+  if (code.startsWith("SQLITE_BUSY"))
+    return `another control server has ${path} open: stop it, or give this one a data folder of its own with --data`;
+  if (code === "SQLITE_NOTADB" || code.startsWith("SQLITE_CORRUPT"))
+    return `${path} is not an intact SQLite database: restore it from a backup, or move it away to start afresh`;
+  if (code.startsWith("SQLITE_READONLY") || code.startsWith("SQLITE_CANTOPEN") || code === "EACCES" || code === "EPERM")
+    return `${path} cannot be written: check the owner and the mode of the data folder`;
+  return `${path} cannot be opened: ${error.message}`;
+}

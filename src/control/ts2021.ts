@@ -1,0 +1,316 @@
+// Noise connections of nodes: the upgrade on /ts2021 (POST, or WebSocket by GET), the handshake, HTTP/2 inside, and the
+// watch over connections whose other end has vanished (spec/ts2021-control-protocol.md, sections 3 to 7;
+// research/control-on-bun.md, pitfalls 4 to 10).
+import { Buffer } from "node:buffer";
+import type { IncomingMessage } from "node:http";
+import http2, {
+  type Http2Server,
+  type IncomingHttpHeaders,
+  type ServerHttp2Session,
+  type ServerHttp2Stream,
+} from "node:http2";
+import { Duplex } from "node:stream";
+import { type WebSocket, WebSocketServer } from "ws";
+import { formatKey, randomBytes } from "../crypto/keys.ts";
+import { x25519Public } from "../crypto/x25519.ts";
+import { refuseUpgrade, type UpgradeHandler } from "../net/listener.ts";
+import { NoiseDuplex } from "../net/noise-duplex.ts";
+import { encodeHandshakeError, INITIATION_LENGTH, NoiseError, respondToInitiation } from "../wire/noise.ts";
+
+export const PROTOCOL = "tailscale-control-protocol";
+const HANDSHAKE_NAME = "X-Tailscale-Handshake";
+/** Base64 of an initiation. */
+const HANDSHAKE_TEXT = Math.ceil(INITIATION_LENGTH / 3) * 4;
+
+/** Milliseconds between looks at all connections. */
+const WATCH_INTERVAL = 5_000;
+/** A connection that was silent this long is asked for a sign of life, … */
+const PING_AFTER = 20_000;
+/** … and given up when none comes within this. */
+const PING_TIMEOUT = 15_000;
+/** A connection on which no request is open ends after this. Clients open another when they need it. */
+const IDLE_TIMEOUT = 120_000;
+/** Connections of one machine; the oldest goes when there are more. Clients pool by authority and need two or three. */
+const MAX_PER_MACHINE = 8;
+
+/** One Noise connection. */
+export interface Connection {
+  /** "mkey:…", proved by the handshake. */
+  readonly machineKey: string;
+  /** Capability version in the handshake's header. */
+  readonly version: number;
+}
+
+interface Watched extends Connection {
+  duplex: NoiseDuplex;
+  session: ServerHttp2Session | null;
+  socket: Duplex & { bytesRead?: number };
+  bytesSeen: number;
+  lastHeard: number;
+  pingSince: number | null;
+  openStreams: number;
+}
+
+export interface NoiseServerOptions {
+  privateKey: Uint8Array;
+  now: () => number;
+  /** A request inside Noise. Must answer or close the stream. */
+  onRequest(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, connection: Connection): void;
+}
+
+export class NoiseServer {
+  private readonly http2: Http2Server;
+  private readonly webSockets: WebSocketServer;
+  private readonly connections = new Set<Watched>();
+  private readonly bySession = new WeakMap<ServerHttp2Session, Watched>();
+  /** Whose `session` event is due: it fires while the connection is handed to node:http2. */
+  private connecting: Watched | null = null;
+  private readonly watch: ReturnType<typeof setInterval>;
+  private closed = false;
+
+  constructor(private readonly options: NoiseServerOptions) {
+    this.http2 = http2.createServer({
+      settings: {
+        maxConcurrentStreams: 100,
+        initialWindowSize: 1 << 20,
+        enablePush: false,
+        maxHeaderListSize: 64 * 1024,
+      },
+      maxSessionMemory: 10,
+    });
+    this.http2.on("session", (session) => this.onSession(session));
+    this.http2.on("stream", (stream, headers) => this.onStream(stream as ServerHttp2Stream, headers));
+    this.http2.on("sessionError", () => {});
+    this.http2.on("error", () => {});
+    this.webSockets = new WebSocketServer({
+      noServer: true,
+      maxPayload: 64 * 1024,
+      perMessageDeflate: false,
+      handleProtocols: (offered: Set<string>) => (offered.has(PROTOCOL) ? PROTOCOL : false),
+    });
+    this.watch = setInterval(() => this.look(), WATCH_INTERVAL);
+  }
+
+  /** Counts, for tests and health. */
+  get stats(): { connections: number; streams: number } {
+    let streams = 0;
+    for (const connection of this.connections) streams += connection.openStreams;
+    return { connections: this.connections.size, streams };
+  }
+
+  readonly upgrade: UpgradeHandler = (request, socket, head) => {
+    if (this.closed) refuseUpgrade(socket, 503, "the server is stopping");
+    else if (request.method === "GET") this.upgradeWebSocket(request, socket, head);
+    else if (request.method === "POST") this.upgradePost(request, socket, head);
+    else refuseUpgrade(socket, 405, "POST, or a WebSocket by GET");
+  };
+
+  close(): void {
+    this.closed = true;
+    clearInterval(this.watch);
+    for (const connection of this.connections) this.drop(connection);
+  }
+
+  private upgradePost(request: IncomingMessage, socket: Duplex, head: Uint8Array): void {
+    if (request.headers.upgrade?.toLowerCase() !== PROTOCOL) {
+      refuseUpgrade(socket, 400, `the Upgrade header must be ${PROTOCOL}`);
+      return;
+    }
+    const initiation = decodeInitiation(request.headers[HANDSHAKE_NAME.toLowerCase()]);
+    if (!initiation) {
+      refuseUpgrade(socket, 400, `${HANDSHAKE_NAME} must be a handshake of ${INITIATION_LENGTH} bytes in base64`);
+      return;
+    }
+    const switching = Buffer.from(
+      `HTTP/1.1 101 Switching Protocols\r\nUpgrade: ${PROTOCOL}\r\nConnection: upgrade\r\n\r\n`,
+    );
+    const challenge = formatKey("chalpub", x25519Public(randomBytes(32)));
+    this.accept(initiation, socket, head, switching, { nodeKeyChallenge: challenge });
+  }
+
+  private upgradeWebSocket(request: IncomingMessage, socket: Duplex, head: Uint8Array): void {
+    const query = new URL(request.url ?? "", "http://unused").searchParams;
+    const initiation = decodeInitiation(query.get(HANDSHAKE_NAME) ?? undefined);
+    const offered = (request.headers["sec-websocket-protocol"] ?? "").split(",").map((name) => name.trim());
+    if (request.headers.upgrade?.toLowerCase() !== "websocket" || !offered.includes(PROTOCOL)) {
+      refuseUpgrade(socket, 400, `this must be a WebSocket of the subprotocol ${PROTOCOL}`);
+      return;
+    }
+    if (!initiation) {
+      refuseUpgrade(socket, 400, `${HANDSHAKE_NAME} must be a handshake of ${INITIATION_LENGTH} bytes in base64`);
+      return;
+    }
+    this.webSockets.handleUpgrade(request, socket, Buffer.from(head), (webSocket) => {
+      this.accept(initiation, new WebSocketDuplex(webSocket), new Uint8Array(0), new Uint8Array(0), null);
+    });
+  }
+
+  private accept(
+    initiation: Uint8Array,
+    socket: Duplex,
+    head: Uint8Array,
+    prefix: Uint8Array,
+    early: { nodeKeyChallenge: string } | null,
+  ): void {
+    let responded: ReturnType<typeof respondToInitiation>;
+    try {
+      responded = respondToInitiation({
+        initiation,
+        controlPrivate: this.options.privateKey,
+        ephemeralPrivate: randomBytes(32),
+      });
+    } catch (error) {
+      const message = error instanceof NoiseError ? error.message : "the handshake failed";
+      socket.end(Buffer.concat([prefix, encodeHandshakeError(message)]));
+      return;
+    }
+    const duplex = new NoiseDuplex({
+      role: "server",
+      socket,
+      keys: responded.keys,
+      head,
+      preamble: Buffer.concat([prefix, responded.response]),
+      ...(early && { early }),
+    });
+    const connection: Watched = {
+      machineKey: formatKey("mkey", responded.machinePublic),
+      version: responded.version,
+      duplex,
+      session: null,
+      socket,
+      bytesSeen: 0,
+      lastHeard: this.options.now(),
+      pingSince: null,
+      openStreams: 0,
+    };
+    this.connections.add(connection);
+    duplex.on("close", () => this.forget(connection));
+    this.limitMachine(connection.machineKey);
+    this.connecting = connection;
+    try {
+      this.http2.emit("connection", duplex);
+    } finally {
+      this.connecting = null;
+    }
+  }
+
+  private limitMachine(machineKey: string): void {
+    const own = [...this.connections].filter((connection) => connection.machineKey === machineKey);
+    if (own.length > MAX_PER_MACHINE) this.drop(own[0]!);
+  }
+
+  private onSession(session: ServerHttp2Session): void {
+    const connection = this.connecting;
+    session.on("error", () => {});
+    if (!connection) {
+      session.destroy();
+      return;
+    }
+    connection.session = session;
+    this.bySession.set(session, connection);
+    session.on("close", () => connection.duplex.destroy());
+  }
+
+  private onStream(stream: ServerHttp2Stream, headers: IncomingHttpHeaders): void {
+    stream.on("error", () => {});
+    const connection = stream.session ? this.bySession.get(stream.session as ServerHttp2Session) : undefined;
+    if (!connection) {
+      stream.close(http2.constants.NGHTTP2_REFUSED_STREAM);
+      return;
+    }
+    connection.openStreams++;
+    connection.lastHeard = this.options.now();
+    stream.on("close", () => {
+      connection.openStreams--;
+      connection.lastHeard = this.options.now();
+    });
+    this.options.onRequest(stream, headers, connection);
+  }
+
+  /** A peer whose link is gone raises no event: silence is answered with a ping, and a missing answer with the end. */
+  private look(): void {
+    const now = this.options.now();
+    for (const connection of this.connections) {
+      const bytes = connection.socket.bytesRead ?? 0;
+      if (bytes !== connection.bytesSeen) {
+        connection.bytesSeen = bytes;
+        connection.lastHeard = now;
+        connection.pingSince = null;
+      }
+      const silence = now - connection.lastHeard;
+      if (connection.openStreams === 0 && silence > IDLE_TIMEOUT) this.drop(connection);
+      else if (connection.pingSince !== null) {
+        if (now - connection.pingSince > PING_TIMEOUT) this.drop(connection);
+      } else if (connection.openStreams > 0 && silence > PING_AFTER) this.ping(connection, now);
+    }
+  }
+
+  private ping(connection: Watched, now: number): void {
+    connection.pingSince = now;
+    try {
+      connection.session?.ping((error) => {
+        if (error) return;
+        connection.pingSince = null;
+        connection.lastHeard = this.options.now();
+      });
+    } catch {
+      this.drop(connection);
+    }
+  }
+
+  private drop(connection: Watched): void {
+    connection.session?.destroy();
+    connection.duplex.destroy();
+  }
+
+  private forget(connection: Watched): void {
+    this.connections.delete(connection);
+    connection.session?.destroy();
+  }
+}
+
+function decodeInitiation(value: string | string[] | undefined): Uint8Array | null {
+  if (typeof value !== "string" || value.length !== HANDSHAKE_TEXT || !/^[A-Za-z0-9+/]+=*$/.test(value)) return null;
+  const bytes = new Uint8Array(Buffer.from(value, "base64"));
+  return bytes.length === INITIATION_LENGTH ? bytes : null;
+}
+
+/** The binary messages of a WebSocket as a byte stream; their boundaries mean nothing. */
+class WebSocketDuplex extends Duplex {
+  bytesRead = 0;
+
+  constructor(private readonly webSocket: WebSocket) {
+    super({ allowHalfOpen: false });
+    webSocket.binaryType = "nodebuffer";
+    webSocket.on("message", (data, isBinary) => {
+      if (!isBinary) {
+        this.destroy();
+        return;
+      }
+      const bytes = data as Buffer;
+      this.bytesRead += bytes.length;
+      if (!this.push(bytes)) webSocket.pause();
+    });
+    webSocket.on("close", () => this.destroy());
+    webSocket.on("error", (error) => this.destroy(error));
+    this.on("error", () => {});
+  }
+
+  override _read(): void {
+    if (this.webSocket.isPaused) this.webSocket.resume();
+  }
+
+  override _write(chunk: Uint8Array, _encoding: BufferEncoding, callback: (error?: Error | null) => void): void {
+    this.webSocket.send(chunk, { binary: true }, callback);
+  }
+
+  override _final(callback: (error?: Error | null) => void): void {
+    this.webSocket.close();
+    callback();
+  }
+
+  override _destroy(error: Error | null, callback: (error?: Error | null) => void): void {
+    this.webSocket.terminate();
+    callback(error);
+  }
+}
