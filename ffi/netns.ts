@@ -29,7 +29,16 @@ export function withNetns<T>(fd: number, action: () => T extends Promise<unknown
   }
 }
 
-/** Puts this thread into a new, empty network namespace: loopback alone, and that down. */
-export function unshareNetns(): void {
-  check(libc.unshare(CLONE_NEWNET), "make a network namespace");
+/** A descriptor of a new, empty network namespace: loopback alone, and that down. This thread stays where it is. */
+export function createNetns(): number {
+  const home = openNetns("/proc/thread-self/ns/net");
+  try {
+    // Into the namespace where the thread is anyway: what counts is the way back.
+    return withNetns(home, () => {
+      check(libc.unshare(CLONE_NEWNET), "make a network namespace");
+      return openNetns("/proc/thread-self/ns/net");
+    });
+  } finally {
+    closeFd(home);
+  }
 }

@@ -16,7 +16,8 @@ import { constants } from "node:os";
 import { SysError } from "../ffi/errno.ts";
 import { closeFd } from "../ffi/libc.ts";
 import { Netlink } from "../ffi/netlink.ts";
-import { openNetns, unshareNetns, withNetns } from "../ffi/netns.ts";
+import { createNetns, withNetns } from "../ffi/netns.ts";
+import { killGroup } from "../ffi/process.ts";
 import { parsePrefix, prefixContains } from "../src/wire/ip.ts";
 import { killProcessesIn, netnsId } from "./namespaces.ts";
 
@@ -47,26 +48,18 @@ export interface RunResult {
   code: number;
   stdout: string;
   stderr: string;
+  /** It did not end by itself in time. */
+  timedOut: boolean;
 }
 
-/** Runs `action` in a new namespace's place in this thread and gives back a descriptor of that namespace. */
-function createNetns(): number {
-  const home = openNetns("/proc/thread-self/ns/net");
+/** A new namespace's descriptor. */
+function newNetns(): number {
   try {
-    // Enters where it is already: so that withNetns restores it after unshare.
-    return withNetns(home, () => {
-      unshareNetns();
-      return openNetns("/proc/thread-self/ns/net");
-    });
+    return createNetns();
   } catch (error) {
-    if (error instanceof SysError && error.code === "EPERM") {
-      throw new Error(
-        `${error.message}: a lab of network namespaces needs root, or a user namespace: run it under \`unshare -Urnm\``,
-      );
-    }
-    throw error;
-  } finally {
-    closeFd(home);
+    if (!(error instanceof SysError && error.code === "EPERM")) throw error;
+    const how = "a lab of network namespaces needs root, or a user namespace: run it under `unshare -Urnm`";
+    throw new Error(`${error.message}: ${how}`);
   }
 }
 
@@ -148,14 +141,18 @@ export class Host {
   /** Runs a program to its end. After `timeoutMs` (default 60 s) it is killed with its process group. */
   async run(command: string[], options: ExecOptions & { timeoutMs?: number } = {}): Promise<RunResult> {
     const child = this.exec(command, { ...options, stdout: "pipe", stderr: "pipe" });
-    const timer = setTimeout(() => killGroupOf(child.pid), options.timeoutMs ?? 60_000);
+    let timedOut = false;
+    const timer = setTimeout(() => {
+      timedOut = true;
+      killGroup(child.pid, constants.signals.SIGKILL);
+    }, options.timeoutMs ?? 60_000);
     try {
       const [stdout, stderr] = await Promise.all([
         new Response(child.stdout).text(),
         new Response(child.stderr).text(),
         child.exited,
       ]);
-      return { code: child.exitCode ?? 128 + signalNumber(child.signalCode), stdout, stderr };
+      return { code: child.exitCode ?? 128 + signalNumber(child.signalCode), stdout, stderr, timedOut };
     } finally {
       clearTimeout(timer);
     }
@@ -191,14 +188,6 @@ export class Host {
   }
 }
 
-function killGroupOf(pid: number): void {
-  try {
-    process.kill(-pid, "SIGKILL");
-  } catch {
-    // Ended meanwhile.
-  }
-}
-
 function signalNumber(signal: number | NodeJS.Signals | null): number {
   return typeof signal === "string" ? constants.signals[signal] : (signal ?? 0);
 }
@@ -216,7 +205,7 @@ export class Lab implements AsyncDisposable {
   static async create(name = "lab"): Promise<Lab> {
     const guardian = new Guardian();
     try {
-      const netns = createNetns();
+      const netns = newNetns();
       await guardian.hold(netns);
       return new Lab(name, netns, guardian);
     } catch (error) {
@@ -242,7 +231,7 @@ export class Lab implements AsyncDisposable {
     if (this.hosts.some((host) => host.name === name)) throw new Error(`the lab has a host ${name} already`);
     const number = this.hosts.length + 1;
     if (number > HOSTS_MAX) throw new Error(`a lab has at most ${HOSTS_MAX} hosts`);
-    const netns = createNetns();
+    const netns = newNetns();
     await this.#guardian.hold(netns);
     const netlink = withNetns(netns, () => new Netlink());
     const holderPid = (options.privateFiles ?? true) ? await startHolder(netns) : 0;
