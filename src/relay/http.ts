@@ -9,6 +9,7 @@
 // spec/derp-wire.md sections 6 and 14.
 import type { IncomingMessage } from "node:http";
 import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { Hono } from "hono";
 import { type WebSocket, WebSocketServer } from "ws";
 import { hex, randomBytes } from "../crypto/keys.ts";
@@ -28,7 +29,7 @@ export interface RelayOptions {
 }
 
 /** Takes a connection over in the `upgrade` event of node:http; `head` is what was read behind the request. */
-export type Upgrade = (request: IncomingMessage, socket: Socket, head: Uint8Array) => void;
+export type Upgrade = (request: IncomingMessage, socket: Duplex, head: Uint8Array) => void;
 
 export interface Relay {
   /** Everything but the connections themselves. */
@@ -126,7 +127,9 @@ export function createRelay(options: RelayOptions): Relay {
     });
   }
 
-  const upgrade: Upgrade = (request, socket, head) => {
+  const upgrade: Upgrade = (request, duplex, head) => {
+    // node:http and node:https hand over a net.Socket or its TLS kind; their types say less.
+    const socket = duplex as Socket;
     socket.on("error", () => socket.destroy());
     const protocol = (request.headers.upgrade ?? "").toLowerCase();
     const subprotocols = (request.headers["sec-websocket-protocol"] ?? "").split(",").map((name) => name.trim());
