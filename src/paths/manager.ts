@@ -22,7 +22,7 @@
 //                  resolve     look up A and AAAA of a relay's host name
 //                  httpProbe   time GET https://host/derp/latency-check
 //                  pong        the end of a `ping` of the CLI
-//                  log         debug: why; info: what changed for a peer or for this node; warn: no way out
+//                  log         debug: a peer's path, why a netcheck runs; info: the home; warn: this node has no relay
 //
 // Rules: spec/datapath-wire.md parts 4 to 7, spec/derp-wire.md 19.2. UDP relays (Geneve) and hard NAT are not here yet:
 // their messages parse and are ignored.
@@ -175,6 +175,7 @@ export class PathManager {
   #controlAlive = true;
   /** Picks the relay when nothing could be measured: the same one for the life of the process. */
   readonly #fallback: number;
+  #warnedHomeless = false;
 
   #local: LocalAddresses | null = null;
   #netcheck: Netcheck | null = null;
@@ -249,8 +250,7 @@ export class PathManager {
     }
     if (this.#restunAt <= now) {
       const { reason } = this.#scheduleRestun(NO_TIMER, "");
-      const blind = (this.#history.last?.latency.size ?? 0) === 0;
-      if (reason !== "periodic" || blind || this.#isActive(now)) this.#restun(reason, now);
+      if (reason !== "periodic" || this.#isBlind() || this.#isActive(now)) this.#restun(reason, now);
     }
     this.#relays.handleTimeout(now);
   }
@@ -717,6 +717,8 @@ export class PathManager {
     const regions = measurableRegions(this.#derpMap, 0);
     const region = regions[Math.floor(this.#fallback * regions.length)];
     if (region) this.#setHome(region.RegionID, now);
+    else if (!this.#warnedHomeless) this.#log("warn", "the DERP map has no region that can be this node's home relay");
+    this.#warnedHomeless = !region;
   }
 
   // ---- netcheck and own endpoints ----
@@ -800,7 +802,12 @@ export class PathManager {
     this.#netcheckAgain = "no";
     if (again === "full") this.#needFull = true;
     if (again !== "no") this.#restunSoon("asked for while one ran", now);
-    else if (this.#isActive(now) || report.latency.size === 0) this.#restunPeriodically(now);
+    else if (this.#isActive(now) || this.#isBlind()) this.#restunPeriodically(now);
+  }
+
+  /** There are relays, but the last check reached none of them. */
+  #isBlind(): boolean {
+    return this.#history.last?.latency.size === 0 && measurableRegions(this.#derpMap, this.#relays.home).length > 0;
   }
 
   #applyReport(report: NetcheckReport, now: number): void {
@@ -811,7 +818,6 @@ export class PathManager {
     else if (home === 0 || this.#controlAlive) this.#setHome(choice, now);
     this.#updateEndpoints(now);
     this.#publishNetInfo();
-    if (this.#relays.home === 0) this.#log("warn", "no relay region can be this node's home: the DERP map has none");
   }
 
   #updateEndpoints(now: number): void {
