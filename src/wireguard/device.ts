@@ -5,7 +5,7 @@
 // Data packets do not pass through here. The datapath seals them with asm `sessionSeal` on the session that
 // `prepareSend` names and opens them with `sessionOpen`, in place in wasm memory, and reports each batch by `sent` and
 // `received`. The session table and the trie live in the module instance: one Device per Asm.
-import { constantTimeEqual, hex, wipe } from "../crypto/keys.ts";
+import { constantTimeEqual, hex, isZeroKey, wipe } from "../crypto/keys.ts";
 import type { Asm } from "../crypto/wasm.ts";
 import { generatePrivateKey, x25519, x25519Public } from "../crypto/x25519.ts";
 import { type AddrPort, parseAddrPort } from "../wire/ip.ts";
@@ -872,7 +872,7 @@ function tableSize(maxPeers: number): number {
 
 /** Null for 32 zero bytes. */
 function identityOf(privateKey: Uint8Array): Identity | null {
-  if (privateKey.every((byte) => byte === 0)) return null;
+  if (isZeroKey(privateKey)) return null;
   return { privateKey, publicKey: x25519Public(privateKey) };
 }
 

@@ -5,15 +5,16 @@
 // Names: S static, E ephemeral, _i initiator, _r responder; ck the chaining key, h the running hash.
 import { chacha20poly1305Open, chacha20poly1305Seal } from "../crypto/aead.ts";
 import { blake2s, hkdfBlake2s } from "../crypto/blake2s.ts";
-import { wipe } from "../crypto/keys.ts";
+import { unhex, wipe } from "../crypto/keys.ts";
 import { x25519, x25519Public } from "../crypto/x25519.ts";
 import { buildInitiation, buildResponse, type Initiation, type Response } from "../wire/wireguard.ts";
 
-const text = new TextEncoder();
 const EMPTY = new Uint8Array(0);
 const NONCE_ZERO = new Uint8Array(12);
-const INITIAL_CHAINING_KEY = blake2s(text.encode("Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"));
-const INITIAL_HASH = mixHash(INITIAL_CHAINING_KEY, text.encode("WireGuard v1 zx2c4 Jason@zx2c4.com"));
+/** HASH("Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"). */
+export const INITIAL_CHAINING_KEY = unhex("60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36")!;
+/** HASH(initial chaining key || "WireGuard v1 zx2c4 Jason@zx2c4.com"). */
+export const INITIAL_HASH = unhex("2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3")!;
 
 /** Our key pair. */
 export interface Identity {
