@@ -1,0 +1,18 @@
+// Entry of the datapath Worker. Whatever goes wrong in it reaches the main thread as one sentence.
+import { workerData } from "node:worker_threads";
+import { Loop } from "./loop.ts";
+import type { Reply, WorkerSetup } from "./messages.ts";
+import { DeviceGone } from "./receive.ts";
+
+const setup = workerData as WorkerSetup;
+const say = (reply: Reply) => setup.port.postMessage(reply);
+
+try {
+  const loop = new Loop(setup);
+  say({ type: "ready" });
+  loop.run();
+  say({ type: "closed" });
+} catch (error) {
+  if (error instanceof DeviceGone) say({ type: "fatal", reason: "the TUN device was deleted" });
+  else say({ type: "fatal", reason: `the datapath failed: ${error instanceof Error ? error.message : error}` });
+}
