@@ -16,12 +16,25 @@ function table(entries: Record<string, number>, capacity = 64): AllowedIPs {
 describe("longest prefix", () => {
   test("IPv4 from /0 to /32", () => {
     const allowed = table({ "0.0.0.0/0": 1, "10.0.0.0/8": 2, "10.1.0.0/16": 3, "10.1.2.3/32": 4, "192.168.4.0/24": 5 });
-    const answers = { "8.8.8.8": 1, "10.9.9.9": 2, "10.1.9.9": 3, "10.1.2.3": 4, "10.1.2.2": 3, "192.168.4.255": 5, "192.168.5.0": 1 };
+    const answers = {
+      "8.8.8.8": 1,
+      "10.9.9.9": 2,
+      "10.1.9.9": 3,
+      "10.1.2.3": 4,
+      "10.1.2.2": 3,
+      "192.168.4.255": 5,
+      "192.168.5.0": 1,
+    };
     for (const [text, slot] of Object.entries(answers)) expect([text, allowed.lookup(ip(text))]).toEqual([text, slot]);
   });
 
   test("IPv6 on both sides of bit 64, and apart from IPv4", () => {
-    const allowed = table({ "fd7a::/16": 1, "fd7a:115c::/64": 2, "fd7a:115c::8000:0:0:0/65": 3, "fd7a:115c::1/128": 4 });
+    const allowed = table({
+      "fd7a::/16": 1,
+      "fd7a:115c::/64": 2,
+      "fd7a:115c::8000:0:0:0/65": 3,
+      "fd7a:115c::1/128": 4,
+    });
     const answers = { "fd7a:1::": 1, "fd7a:115c::2": 2, "fd7a:115c::8000:0:0:1": 3, "fd7a:115c::1": 4, "fd7b::": -1 };
     for (const [text, slot] of Object.entries(answers)) expect([text, allowed.lookup(ip(text))]).toEqual([text, slot]);
     expect(allowed.lookup(ip("253.122.0.1"))).toBe(-1);
@@ -52,7 +65,9 @@ describe("changes", () => {
   test("removal of a peer uncovers what lay below its prefixes", () => {
     const allowed = table({ "10.0.0.0/8": 1, "10.1.0.0/16": 2, "fd00::/8": 2, "10.2.0.0/16": 2, "10.1.1.0/24": 3 });
     allowed.removeAll(2);
-    expect([ip("10.1.2.3"), ip("10.2.0.0"), ip("10.1.1.1"), ip("fd00::1")].map((a) => allowed.lookup(a))).toEqual([1, 1, 3, -1]);
+    expect([ip("10.1.2.3"), ip("10.2.0.0"), ip("10.1.1.1"), ip("fd00::1")].map((a) => allowed.lookup(a))).toEqual([
+      1, 1, 3, -1,
+    ]);
     expect(allowed.size).toBe(2);
   });
 
@@ -105,7 +120,8 @@ test("random changes and lookups agree with a slow list", () => {
     let best = -1;
     let slot = -1;
     for (const entry of list.values()) {
-      if (entry.prefix.bits > best && prefixContains(entry.prefix, address)) [best, slot] = [entry.prefix.bits, entry.slot];
+      if (entry.prefix.bits > best && prefixContains(entry.prefix, address))
+        [best, slot] = [entry.prefix.bits, entry.slot];
     }
     return slot;
   };

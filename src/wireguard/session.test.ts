@@ -74,7 +74,10 @@ describe("sealing and opening", () => {
     open(seal(undefined, 16));
     const [sender, receiver] = [asm.exports.sessionAddress(outEnd.slot), asm.exports.sessionAddress(inEnd.slot)];
     expect([asm.view.getBigUint64(sender + 48, true), asm.view.getBigUint64(sender + 56, true)]).toEqual([2n, 128n]);
-    expect([asm.view.getBigUint64(receiver + 32, true), asm.view.getBigUint64(receiver + 40, true)]).toEqual([2n, 128n]);
+    expect([asm.view.getBigUint64(receiver + 32, true), asm.view.getBigUint64(receiver + 40, true)]).toEqual([
+      2n,
+      128n,
+    ]);
   });
 
   test("the counter's last value is REJECT_AFTER_MESSAGES - 1, for sender and receiver", () => {

@@ -288,13 +288,17 @@ export class TestNetwork {
 function earliest<E extends { at: number; order?: number }>(events: E[]): E | undefined {
   let first: E | undefined;
   for (const event of events) {
-    if (!first || event.at < first.at || (event.at === first.at && (event.order ?? 0) < (first.order ?? 0))) first = event;
+    if (!first || event.at < first.at || (event.at === first.at && (event.order ?? 0) < (first.order ?? 0)))
+      first = event;
   }
   return first;
 }
 
 /** Two nodes which know each other. */
-export function testPair(link?: LinkOptions, peer: Partial<PeerUpdate> = {}): { a: TestNode; b: TestNode; net: TestNetwork } {
+export function testPair(
+  link?: LinkOptions,
+  peer: Partial<PeerUpdate> = {},
+): { a: TestNode; b: TestNode; net: TestNetwork } {
   const a = new TestNode(1);
   const b = new TestNode(3);
   a.addPeer(b, peer);
