@@ -71,7 +71,9 @@ export async function main(argv: string[]): Promise<number> {
   const url = flags.url === undefined ? deriveUrl(address, tls !== undefined) : parseUrl("url", flags.url);
   const baseDomain = checkBaseDomain(flags["base-domain"] ?? DEFAULT_BASE_DOMAIN, url);
   if (flags.url === undefined)
-    console.error(`warning: no --url was given: clients are told ${url.origin}, which must reach this server from theirs`);
+    console.error(
+      `warning: no --url was given: clients are told ${url.origin}, which must reach this server from theirs`,
+    );
   const warning = plainHttpWarning(url);
   if (warning) console.error(warning);
 

@@ -124,16 +124,20 @@ export function plainHttpWarning(url: URL): string | null {
   if (ip ? PRIVATE.some((prefix) => prefixContains(prefix, ip)) : host === "localhost") return null;
   return [
     `warning: ${url.origin} is plain HTTP on a public name. Traffic between nodes stays end-to-end encrypted, but whoever sits on`,
-    "the way of a connection can answer /key with a key of his own and so pose as this control server to a node that joins, can read",
-    "and replay a node's login to the relay (taking its place there, so that packets for it are lost), and sees who talks to whom.",
-    "Official clients also speak TLS only to relays. Get a certificate (for example with certbot or acme.sh) and start with",
+    "the way of a connection can answer /key with a key of his own and so pose as this control server to a node that joins (and take",
+    "its pre-auth key), can replay a node's login to the relay (and take its place there, so that packets for it are lost), and sees",
+    "who talks to whom.",
+    "Official clients speak nothing but TLS to relays. Get a certificate (for example with certbot or acme.sh) and start with",
     `--url https://${url.hostname} --tls-cert FILE --tls-key FILE, or put a TLS proxy in front that passes upgrades on.`,
   ].join("\n");
 }
 
 /** Throws UsageError when MagicDNS could not work with this suffix. */
 export function checkBaseDomain(domain: string, url: URL): string {
-  if (domain.length > 180 || !/^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/.test(domain))
+  if (
+    domain.length > 180 ||
+    !/^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/.test(domain)
+  )
     throw new UsageError(
       `--base-domain ${JSON.stringify(domain)} is not a domain of at least two lower-case labels, for example weft.internal`,
     );
