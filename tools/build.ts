@@ -41,8 +41,8 @@ const WASM_AS_FLAGS = ["simd", "relaxed-simd", "threads", "bulk-memory", "multiv
  * at once: the result appears by rename. Throws an Error whose message is fit for the user.
  */
 export async function build(): Promise<void> {
+  if (upToDate()) return;
   const stamp = sourceHash();
-  if (existsSync(WASM) && existsSync(STAMP) && readFileSync(STAMP, "utf8") === stamp) return;
   mkdirSync(OUT, { recursive: true });
   const temporary = join(OUT, `weft.${process.pid}.${Date.now()}`);
   const wat = `${temporary}.wat`;
@@ -57,6 +57,11 @@ export async function build(): Promise<void> {
   } finally {
     for (const end of [".wat", ".wasm", ".stamp"]) rmSync(temporary + end, { force: true });
   }
+}
+
+/** True when build/weft.wasm is made from these sources by this compiler. */
+export function upToDate(): boolean {
+  return existsSync(WASM) && existsSync(STAMP) && readFileSync(STAMP, "utf8") === sourceHash();
 }
 
 function sourceHash(): string {
