@@ -137,9 +137,12 @@ export class UapiReader {
   }
 
   #take(line: string, out: UapiRequest[]): void {
-    if (line.length > MAX_LINE) return this.#fail(`a line is longer than ${MAX_LINE} bytes`, EIO, out);
     this.#size += line.length + 1;
-    if (this.#size > MAX_REQUEST) return this.#fail(`a request is longer than ${MAX_REQUEST} bytes`, EIO, out);
+    if (line.length > MAX_LINE || this.#size > MAX_REQUEST) {
+      const [what, most] = line.length > MAX_LINE ? ["line", MAX_LINE] : ["request", MAX_REQUEST];
+      this.#fail(`a ${what} is longer than ${most} bytes`, EIO, out);
+      return;
+    }
     if (this.#request === "none") {
       if (line === "get=1") this.#request = "get";
       else if (line === "set=1") this.#request = "set";
