@@ -34,7 +34,7 @@ import {
   UDP_GRO,
   UDP_SEGMENT,
 } from "./constants.ts";
-import { EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EINVAL } from "./errno.ts";
+import { EADDRINUSE, EAFNOSUPPORT, EAGAIN, EINVAL } from "./errno.ts";
 import { type Address, buffer, check, closeFd, libc, orErrno, SysError } from "./libc.ts";
 import { addrPortAt, SOCKADDR_IN6_SIZE, SOCKADDR_ROOM, writeSockaddr } from "./msg.ts";
 
@@ -142,7 +142,7 @@ function openIfPresent(options: UdpOptions): UdpSocket | null {
   try {
     return openUdp(options);
   } catch (error) {
-    if (error instanceof SysError && (error.errno === EAFNOSUPPORT || error.errno === EADDRNOTAVAIL)) return null;
+    if (error instanceof SysError && error.errno === EAFNOSUPPORT) return null;
     throw error;
   }
 }
