@@ -17,7 +17,10 @@
 export function heapBase(): usize {
   return (__heap_base + 63) & ~63;
 }
+
 export * from "./aead";
+export * from "./chacha20";
+export * from "./poly1305";
 export * from "./session";
 export * from "./trie";
 export * from "./blake2s";

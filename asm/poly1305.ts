@@ -21,7 +21,8 @@ export function poly1305Init(key: usize): void {
 }
 
 /** Absorbs `blocks` blocks of 16 bytes. `top` is the bit above each block: 1, or 0 for a block that carries its own. */
-export function poly1305Blocks(p: usize, blocks: i32, top: u64): void {
+export function poly1305Blocks(p: usize, blocks: i32, top: u32): void {
+  const high = <u64>top;
   const r0 = load<u64>(STATE);
   const r1 = load<u64>(STATE, 8);
   const s1 = load<u64>(STATE, 16);
@@ -37,7 +38,7 @@ export function poly1305Blocks(p: usize, blocks: i32, top: u64): void {
     const c = wideHi();
     h0 = wideAdd(h0, c, fold, 0);
     const carry = wideHi();
-    h1 = wideAdd(h1, h2, load<u64>(p, 8), top);
+    h1 = wideAdd(h1, h2, load<u64>(p, 8), high);
     h2 = wideHi();
     h1 = wideAdd(h1, h2, carry, 0);
     h2 = wideHi();

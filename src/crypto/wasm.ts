@@ -18,6 +18,14 @@ export interface AsmExports {
   aeadOpen(p: number, len: number, state: number, counterLo: number, counterHi: number): number;
   aeadSealNonce(p: number, len: number, state: number, nonce: number, aad: number, aadLen: number): void;
   aeadOpenNonce(p: number, len: number, state: number, nonce: number, aad: number, aadLen: number): number;
+  chacha20Key(state: number, key: number): void;
+  chacha20Nonce(state: number, counter: number, n0: number, n1: number, n2: number): void;
+  chacha20Xor(state: number, p: number, passes: number): void;
+  poly1305Init(key: number): void;
+  poly1305Message(p: number, length: number): void;
+  poly1305Finish(tag: number): void;
+
+  hchacha20(out: number, key: number, input: number): void;
   xaeadSeal(p: number, len: number, key: number, nonce: number, aad: number, aadLen: number): void;
   xaeadOpen(p: number, len: number, key: number, nonce: number, aad: number, aadLen: number): number;
 
