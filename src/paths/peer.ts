@@ -17,6 +17,8 @@ export const UPGRADE_MS = 60_000;
 export const GOOD_ENOUGH_MS = 5;
 export const PING_TIMEOUT_MS = 5000;
 export const DISCOVERY_PING_MS = 5000;
+/** Least time between two pings that answer a ping while no path is trusted. */
+export const PING_BACK_MS = 1000;
 export const MAX_CANDIDATES = 100;
 /** More pings than this are never under way to one peer, whatever it asks for. */
 export const MAX_OUTSTANDING = 256;
@@ -60,6 +62,8 @@ interface Candidate {
   pingTxid: string;
   /** When we last pinged it. */
   lastPing: number;
+  /** When we last did so because a ping came from there. */
+  pingedBackAt: number;
 }
 
 export class Peer {
@@ -145,14 +149,16 @@ export class Peer {
   handlePing(from: AddrPort, txid: string, now: number): boolean {
     const address = this.#host.candidate(from);
     if (!address) return false;
-    const known = this.#candidates.has(address);
     const candidate = this.#learn(address, now);
     if (!candidate) return false;
     const duplicate = candidate.pingTxid === txid;
     candidate.pingTxid = txid;
     candidate.pingedAt = now;
-    // The peer's NAT is open to us at this moment: do not wait for the next heartbeat.
-    if (!known && this.isActive(now) && !this.isTrusted(now)) this.#ping(address, candidate, now);
+    // The peer's NAT is open to us from this moment: an earlier ping of ours was lost there, the next is 5 s away.
+    if (this.isActive(now) && !this.isTrusted(now) && now - candidate.pingedBackAt >= PING_BACK_MS) {
+      candidate.pingedBackAt = now;
+      this.#ping(address, candidate, now);
+    }
     return duplicate;
   }
 
@@ -298,7 +304,14 @@ export class Peer {
     if (known) return known;
     if (this.#candidates.size >= MAX_CANDIDATES) this.#expire(now);
     if (this.#candidates.size >= MAX_CANDIDATES) return null;
-    const candidate = { inNetmap: false, called: false, pingedAt: NEVER, pingTxid: "", lastPing: NEVER };
+    const candidate = {
+      inNetmap: false,
+      called: false,
+      pingedAt: NEVER,
+      pingTxid: "",
+      lastPing: NEVER,
+      pingedBackAt: NEVER,
+    };
     this.#candidates.set(address, candidate);
     return candidate;
   }
