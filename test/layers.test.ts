@@ -21,7 +21,11 @@ async function lint(folder: string, source: string): Promise<string> {
       stdout: "pipe",
       stderr: "pipe",
     });
-    const [out, err] = await Promise.all([run.stdout.text(), run.stderr.text(), run.exited]);
+    const [out, err] = await Promise.all([
+      new Response(run.stdout).text(),
+      new Response(run.stderr).text(),
+      run.exited,
+    ]);
     return out + err;
   } finally {
     rmSync(file, { force: true });

@@ -27,7 +27,7 @@ else {
     const reachable = async (from: Member, to: Member, seconds = 30) => {
       await until(
         `${from.name} pings ${to.name}`,
-        async () => (await ping(from.host, to.ip4, { count: 2, interval: 50 })).received === 2,
+        async () => (await ping(from.host, to.ip4, { count: 2, intervalMs: 50 })).received === 2,
         seconds,
       );
     };
@@ -35,7 +35,7 @@ else {
       until(
         `the path is ${path}`,
         async () => {
-          await ping(a.host, b.ip4, { count: 1, interval: 10 });
+          await ping(a.host, b.ip4, { count: 1, intervalMs: 10 });
           return (await a.pathTo(b)) === path && (await b.pathTo(a)) === path;
         },
         40,
@@ -62,7 +62,7 @@ else {
     test("pings go on while the control server is stopped for a minute; nodes reconnect by themselves", async () => {
       await pathIs("direct");
       await box.stop();
-      const during = await ping(a.host, b.ip4, { count: 600, interval: 100 });
+      const during = await ping(a.host, b.ip4, { count: 600, intervalMs: 100 });
       expect({ sent: during.sent, lost: during.sent - during.received }).toEqual({ sent: 600, lost: 0 });
       await box.start();
       // A new node is proof: only a live map stream can tell the others of it.
@@ -73,16 +73,16 @@ else {
     }, 240_000);
 
     test("the relay stopped and started again carries the traffic again", async () => {
-      await lab.blockUdp();
+      lab.blockUdp();
       await pathIs("relay");
       await box.stop("SIGKILL");
       await until(
         "the relay is gone",
-        async () => (await ping(a.host, b.ip4, { count: 2, interval: 50 })).received === 0,
+        async () => (await ping(a.host, b.ip4, { count: 2, intervalMs: 50 })).received === 0,
       );
       await box.start();
       await reachable(a, b, 30);
-      await lab.unblockUdp();
+      lab.unblockUdp();
       await pathIs("direct");
     }, 180_000);
 
@@ -110,7 +110,7 @@ else {
       await until("a has forgotten the deleted node", async () => (await a.peer(c)) === null, 5, 50);
       // The status command itself takes a few hundred milliseconds to start: the bound is one second plus one such call.
       expect(performance.now() - deleted).toBeLessThan(2000);
-      expect((await ping(a.host, c.ip4, { count: 3, interval: 50 })).received).toBe(0);
+      expect((await ping(a.host, c.ip4, { count: 3, intervalMs: 50 })).received).toBe(0);
     }, 30_000);
 
     test("a node that ends by itself leaves no device, route or rule behind", async () => {

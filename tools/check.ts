@@ -30,7 +30,11 @@ export async function main(argv: string[]): Promise<number> {
 
 async function run(what: string, command: string[]): Promise<boolean> {
   const child = Bun.spawn(command, { cwd: root, stdout: "pipe", stderr: "pipe" });
-  const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
+  const [out, err, code] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ]);
   if (code !== 0) process.stderr.write(`check: ${what} failed\n${out}${err}`);
   return code === 0;
 }

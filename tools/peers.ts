@@ -55,7 +55,11 @@ async function install(source: PeerSource): Promise<boolean> {
       stdout: "pipe",
       stderr: "pipe",
     });
-    const [stdout, stderr, code] = await Promise.all([build.stdout.text(), build.stderr.text(), build.exited]);
+    const [stdout, stderr, code] = await Promise.all([
+      new Response(build.stdout).text(),
+      new Response(build.stderr).text(),
+      build.exited,
+    ]);
     if (code !== 0) {
       console.error(
         `peers: ${label} did not build (${tool} exit ${code}):\n${`${stdout}${stderr}`.trim().split("\n").slice(-15).join("\n")}`,

@@ -3,7 +3,8 @@
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import type { Child, Host, Lab } from "../../lab/network.ts";
+import { Daemon } from "../../lab/daemon.ts";
+import type { Host, Lab } from "../../lab/network.ts";
 import { peer } from "./peers.ts";
 
 const run = resolve(import.meta.dir, "../../tools/run.ts");
@@ -60,7 +61,7 @@ export interface BoxOptions {
 export class Box {
   readonly url: string;
   readonly listen: string;
-  process!: Child;
+  process!: Daemon;
 
   private constructor(
     readonly host: Host,
@@ -79,7 +80,7 @@ export class Box {
 
   async start(): Promise<void> {
     const tls = this.options.tls ? ["--tls-cert", this.options.tls.cert, "--tls-key", this.options.tls.key] : [];
-    this.process = await this.host.exec([
+    this.process = new Daemon(this.host, [
       process.execPath,
       run,
       this.options.verb ?? "box",
@@ -146,7 +147,7 @@ export interface Status {
 
 /** A member of the tailnet: a Weft node or an official client, asked in the same words. */
 export abstract class Member {
-  process!: Child;
+  process!: Daemon;
   ip4 = "";
   ip6 = "";
 
@@ -225,9 +226,7 @@ export class WeftNode extends Member {
 
   async start(): Promise<void> {
     const flags = ["--statedir", this.dir, "--socket", this.socket, "--tun", this.tun];
-    this.process = await this.host.exec([process.execPath, run, "node", ...flags, ...this.joinFlags], {
-      env: this.env,
-    });
+    this.process = new Daemon(this.host, [process.execPath, run, "node", ...flags, ...this.joinFlags], this.env);
   }
 
   /** Starts the daemon with the login flags: a Weft node comes up at once. */
@@ -255,7 +254,8 @@ export class Tailscaled extends Member {
   }
 
   async start(): Promise<void> {
-    this.process = await this.host.exec(
+    this.process = new Daemon(
+      this.host,
       [
         peer("tailscaled", this.version)!,
         `--statedir=${this.dir}`,
@@ -263,7 +263,7 @@ export class Tailscaled extends Member {
         `--tun=${this.tun}`,
         "--no-logs-no-support",
       ],
-      { env: { TS_NO_LOGS_NO_SUPPORT: "1", TS_DEBUG_FIREWALL_MODE: "nftables", ...this.env } },
+      { TS_NO_LOGS_NO_SUPPORT: "1", TS_DEBUG_FIREWALL_MODE: "nftables", ...this.env },
     );
     await until(`${this.name}'s daemon answers`, async () => (await this.status()) !== null, 20, 200);
   }

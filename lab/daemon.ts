@@ -1,0 +1,44 @@
+// A program that runs on a host until it is stopped, with the end of what it said.
+import type { Host } from "./network.ts";
+
+const KEEP = 64 * 1024;
+
+export class Daemon {
+  readonly pid: number;
+  readonly exited: Promise<number>;
+  readonly #child: Bun.Subprocess<"ignore", "pipe", "pipe">;
+  #output = "";
+
+  /** `env` is added to this process's environment. */
+  constructor(host: Host, command: string[], env: Record<string, string | undefined> = {}) {
+    this.#child = host.exec(command, { env: { ...process.env, ...env } });
+    this.pid = this.#child.pid;
+    this.exited = this.#child.exited;
+    for (const stream of [this.#child.stdout, this.#child.stderr]) void this.#gather(stream);
+  }
+
+  /** Null while it runs; 128 + signal when one ended it. */
+  get exitCode(): number | null {
+    return this.#child.exitCode ?? (this.#child.signalCode ? 128 : null);
+  }
+
+  kill(signal: NodeJS.Signals = "SIGTERM"): void {
+    this.#child.kill(signal);
+  }
+
+  /** Standard output and error as they came, the last 64 KiB. */
+  output(): string {
+    return this.#output;
+  }
+
+  /** The last line that is not empty: where a program that gave up says why. */
+  lastLine(): string {
+    return this.#output.trimEnd().split("\n").at(-1) ?? "";
+  }
+
+  async #gather(stream: ReadableStream<Uint8Array>): Promise<void> {
+    const decoder = new TextDecoder();
+    for await (const chunk of stream)
+      this.#output = (this.#output + decoder.decode(chunk, { stream: true })).slice(-KEEP);
+  }
+}
