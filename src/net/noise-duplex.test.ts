@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { createServer as createHttp2Server, connect as http2Connect } from "node:http2";
+import { createServer as createHttp2Server, connect as http2Connect, type ServerHttp2Stream } from "node:http2";
 import { createConnection, createServer, type Socket } from "node:net";
 import { Duplex } from "node:stream";
 import type { NoiseKeys } from "../wire/noise.ts";

@@ -93,8 +93,8 @@ export class NetmapSession {
         health: [],
         displayMessages: new Map(),
       };
-      change.self = true;
-      change.filters = true;
+      // Whatever an earlier stream said is void now.
+      for (const part of Object.keys(change) as (keyof NetmapChange)[]) change[part] = true;
     }
     const map = this.map;
     if (self) {

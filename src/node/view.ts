@@ -24,7 +24,7 @@ export function peerViews(netmap: Netmap, now: number): PeerView[] {
   const views: PeerView[] = [];
   const taken = new Set<PrefixText>(selfAddresses(netmap));
   for (const node of sortedPeers(netmap)) {
-    const nodeKey = realKey("nodekey", node.Key);
+    const nodeKey = nodeKeyOf(node);
     if (!nodeKey || keyExpired(node, now)) continue;
     // An address belongs to one peer: the first by id keeps it.
     const allowedIPs = ownAddresses(node).filter((address) => !taken.has(address));
@@ -68,6 +68,11 @@ export function findPeer(netmap: Netmap, target: string): Node | null {
     (node.Name ?? "").toLowerCase().replace(/\.$/, "") === wanted ||
     baseName(node).toLowerCase() === wanted;
   return sortedPeers(netmap).find(matches) ?? null;
+}
+
+/** Null: the node has no usable key. */
+export function nodeKeyOf(node: Node): Uint8Array | null {
+  return realKey("nodekey", node.Key);
 }
 
 /** A node's addresses that its AllowedIPs (absent: all of them) let through. */
