@@ -44,7 +44,7 @@ export class Deadlines {
 
   /** The slot with the earliest deadline, if that is not after `now`; -1: none. It stays until its deadline is set anew. */
   due(now: number): number {
-    return this.next() <= now ? this.#heap[0]! : -1;
+    return this.next() <= now ? (this.#heap[0] ?? -1) : -1;
   }
 
   #removeTop(): void {
