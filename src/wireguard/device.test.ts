@@ -8,16 +8,7 @@ import type { DeviceUpdate } from "./config.ts";
 import { CookieJar } from "./cookie.ts";
 import { Device, type Source } from "./device.ts";
 import { createInitiation } from "./handshake.ts";
-import {
-  key,
-  seededBytes,
-  seededRandom,
-  TestNetwork,
-  TestNode,
-  testPacket,
-  testPair,
-  UNIX_OFFSET,
-} from "./test-link.ts";
+import { key, seededBytes, seededRandom, TestNode, testPacket, testPair, UNIX_OFFSET } from "./test-link.ts";
 
 const udp = (addr: string): Source => ({ kind: "udp", addr });
 const ELSEWHERE = udp("198.51.100.7:7");
