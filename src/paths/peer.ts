@@ -147,9 +147,8 @@ export class Peer {
    * which deserves no second pong.
    */
   handlePing(from: AddrPort, txid: string, now: number): boolean {
-    const address = this.#host.candidate(from);
-    if (!address) return false;
-    const candidate = this.#learn(address, now);
+    const address = this.#candidates.has(from) ? from : this.#host.candidate(from);
+    const candidate = address && this.#learn(address, now);
     if (!candidate) return false;
     const duplicate = candidate.pingTxid === txid;
     candidate.pingTxid = txid;

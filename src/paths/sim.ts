@@ -174,10 +174,9 @@ export class Sim {
     }
     if (host.udpBlocked || this.dead.has(to) || this.dead.has(from) || this.chance() < this.loss) return;
     this.udpPackets++;
-    const target = parseAddrPort(to)!;
     const { nat, lan } = host.options;
     let source = from;
-    const local = isPrivate(target.ip);
+    const local = isLocal(to);
     if (nat && !local) source = this.#translate(nat, host, from, to);
     const deliver = this.#receiver(to, source, lan, local);
     if (deliver) this.at(this.delay(source, to), () => deliver(data));
@@ -251,7 +250,17 @@ function before(a: SimEvent, b: SimEvent): boolean {
 }
 
 function scoped(address: AddrPort, lan: string | undefined): string {
-  return lan && isPrivate(parseAddrPort(address)!.ip) ? `${lan}|${address}` : address;
+  return lan && isLocal(address) ? `${lan}|${address}` : address;
+}
+
+const locals = new Map<AddrPort, boolean>();
+
+function isLocal(address: AddrPort): boolean {
+  const known = locals.get(address);
+  if (known !== undefined) return known;
+  const local = isPrivate(parseAddrPort(address)!.ip);
+  locals.set(address, local);
+  return local;
 }
 
 /** One packet of user data that arrived. */
@@ -346,8 +355,8 @@ export class SimHost {
   sourceFor(to: AddrPort): AddrPort | null {
     const six = to.startsWith("[");
     const ips = this.options.ips.filter((ip) => ip.includes(":") === six);
-    const local = isPrivate(parseAddrPort(to)!.ip);
-    const ip = ips.find((ip) => isPrivate(parseAddrPort(this.#addrPort(ip))!.ip) === local) ?? ips[0];
+    const local = isLocal(to);
+    const ip = ips.find((ip) => isLocal(this.#addrPort(ip)) === local) ?? ips[0];
     return ip ? this.#addrPort(ip) : null;
   }
 
