@@ -13,13 +13,13 @@ import { Commands } from "./commands.ts";
 import { prepareDataDir } from "./datadir.ts";
 import { Journal } from "./journal.ts";
 import { checkVersion, handleMachineRequest, respond } from "./machine.ts";
-import { encodeFrame, MapStream } from "./map-stream.ts";
+import { encodeFrame, KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
 import { isExpired, planRegister, withHostinfo } from "./register.ts";
 import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
 import { Store } from "./store.ts";
-import { type Connection, NoiseServer } from "./ts2021.ts";
+import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
 
 /** Milliseconds that a node stays online after its map stream ended: clients reconnect all the time. */
 const OFFLINE_GRACE = 10_000;
@@ -34,7 +34,11 @@ export interface ControlOptions {
   derpMap: DERPMap;
   /** Milliseconds after which an ephemeral node that is offline is deleted. Default 30 minutes. */
   ephemeralTimeout?: number;
+  /** Milliseconds that a node stays online after its map stream ended. Default 10 s. */
   offlineGrace?: number;
+  /** Milliseconds of silence on a map stream before a keep-alive. Default 50 s, and up to 9 s more at random. */
+  keepAlive?: { every: number; jitter: number };
+  liveness?: Partial<Liveness>;
   now?: () => Millis;
   /** A node was deleted: its key opens nothing any more. */
   onNodeRemoved?: (nodeKey: Uint8Array) => void;
@@ -117,6 +121,7 @@ class ControlServer implements Control {
     this.noise = new NoiseServer({
       privateKey: noiseKey,
       now: this.now,
+      ...(options.liveness && { liveness: options.liveness }),
       onRequest: (stream, headers, connection) => {
         handleMachineRequest(stream, headers, connection, {
           register: (body) => this.register(body, connection),
@@ -263,7 +268,7 @@ class ControlServer implements Control {
       view: new View(nodeId, this.config),
       model: this.model,
       zstd: input.zstd,
-      keepAlive: input.keepAlive,
+      keepAlive: input.keepAlive ? (this.options.keepAlive ?? KEEP_ALIVE) : null,
       now: this.now,
       random: Math.random,
       onClose: () => this.onStreamClosed(nodeId, mapStream),

@@ -11,8 +11,7 @@ import type { Model } from "./model.ts";
 import type { View } from "./netmap.ts";
 
 /** Milliseconds between the last message and a keep-alive, and how much longer it may take, at random. */
-export const KEEP_ALIVE = 50_000;
-export const KEEP_ALIVE_JITTER = 9_000;
+export const KEEP_ALIVE = { every: 50_000, jitter: 9_000 };
 /** A stream writes no more than one message in this time: joins by the hundred merge. Milliseconds. */
 const PACE = 50;
 /** Bytes that may lie in Node's buffer before the writer waits for the client. */
@@ -57,7 +56,8 @@ export interface MapStreamOptions {
   view: View;
   model: Model;
   zstd: boolean;
-  keepAlive: boolean;
+  /** Null: the client wants none. */
+  keepAlive: { every: number; jitter: number } | null;
   now: () => number;
   /** 0 to 1. */
   random: () => number;
@@ -81,7 +81,7 @@ export class MapStream {
     stream.on("close", () => this.onClose());
     stream.respond({ ":status": 200, "content-type": "application/octet-stream" });
     this.write();
-    if (options.keepAlive) this.armKeepAlive();
+    this.armKeepAlive();
   }
 
   get nodeId(): number {
@@ -128,10 +128,12 @@ export class MapStream {
     this.lastWrite = now();
     stream.write(frame);
     this.waitsForDrain = stream.writableLength > HIGH_WATER;
-    if (this.keepAliveTimer) this.armKeepAlive();
+    this.armKeepAlive();
   }
 
   private armKeepAlive(): void {
+    const { keepAlive, random } = this.options;
+    if (!keepAlive) return;
     if (this.keepAliveTimer) clearTimeout(this.keepAliveTimer);
     this.keepAliveTimer = setTimeout(
       () => {
@@ -139,7 +141,7 @@ export class MapStream {
         if (this.waitsForDrain) this.armKeepAlive();
         else this.send(KEEP_ALIVE_FRAMES.get(this.options.zstd)!);
       },
-      KEEP_ALIVE + this.options.random() * KEEP_ALIVE_JITTER,
+      keepAlive.every + random() * keepAlive.jitter,
     );
   }
 

@@ -22,14 +22,18 @@ const HANDSHAKE_NAME = "X-Tailscale-Handshake";
 /** Base64 of an initiation. */
 const HANDSHAKE_TEXT = Math.ceil(INITIATION_LENGTH / 3) * 4;
 
-/** Milliseconds between looks at all connections. */
-const WATCH_INTERVAL = 5_000;
-/** A connection that was silent this long is asked for a sign of life, … */
-const PING_AFTER = 20_000;
-/** … and given up when none comes within this. */
-const PING_TIMEOUT = 15_000;
-/** A connection on which no request is open ends after this. Clients open another when they need it. */
-const IDLE_TIMEOUT = 120_000;
+/** How connections whose other end has vanished are found. Milliseconds. */
+export interface Liveness {
+  /** Between looks at all connections. */
+  interval: number;
+  /** A connection that was silent this long is asked for a sign of life, … */
+  pingAfter: number;
+  /** … and given up when none comes within this. */
+  pingTimeout: number;
+  /** A connection on which no request is open ends after this. Clients open another when they need it. */
+  idleTimeout: number;
+}
+const LIVENESS: Liveness = { interval: 5_000, pingAfter: 20_000, pingTimeout: 15_000, idleTimeout: 120_000 };
 /** Connections of one machine; the oldest goes when there are more. Clients pool by authority and need two or three. */
 const MAX_PER_MACHINE = 8;
 
@@ -54,6 +58,7 @@ interface Watched extends Connection {
 export interface NoiseServerOptions {
   privateKey: Uint8Array;
   now: () => number;
+  liveness?: Partial<Liveness>;
   /** A request inside Noise. Must answer or close the stream. */
   onRequest(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, connection: Connection): void;
 }
@@ -66,9 +71,11 @@ export class NoiseServer {
   /** Whose `session` event is due: it fires while the connection is handed to node:http2. */
   private connecting: Watched | null = null;
   private readonly watch: ReturnType<typeof setInterval>;
+  private readonly liveness: Liveness;
   private closed = false;
 
   constructor(private readonly options: NoiseServerOptions) {
+    this.liveness = { ...LIVENESS, ...options.liveness };
     this.http2 = http2.createServer({
       settings: {
         maxConcurrentStreams: 100,
@@ -88,7 +95,7 @@ export class NoiseServer {
       perMessageDeflate: false,
       handleProtocols: (offered: Set<string>) => (offered.has(PROTOCOL) ? PROTOCOL : false),
     });
-    this.watch = setInterval(() => this.look(), WATCH_INTERVAL);
+    this.watch = setInterval(() => this.look(), this.liveness.interval);
   }
 
   /** Counts, for tests and health. */
@@ -238,10 +245,10 @@ export class NoiseServer {
         connection.pingSince = null;
       }
       const silence = now - connection.lastHeard;
-      if (connection.openStreams === 0 && silence > IDLE_TIMEOUT) this.drop(connection);
+      if (connection.openStreams === 0 && silence > this.liveness.idleTimeout) this.drop(connection);
       else if (connection.pingSince !== null) {
-        if (now - connection.pingSince > PING_TIMEOUT) this.drop(connection);
-      } else if (connection.openStreams > 0 && silence > PING_AFTER) this.ping(connection, now);
+        if (now - connection.pingSince > this.liveness.pingTimeout) this.drop(connection);
+      } else if (connection.openStreams > 0 && silence > this.liveness.pingAfter) this.ping(connection, now);
     }
   }
 

@@ -1,0 +1,264 @@
+// For tests: a control server in a folder of its own behind a real port, and nodes that speak the real protocol to it.
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { zstdDecompressSync } from "node:zlib";
+import { formatKey, randomBytes } from "../crypto/keys.ts";
+import { x25519Public } from "../crypto/x25519.ts";
+import { type Listener, listen } from "../net/listener.ts";
+import { type ControlStream, Ts2021Client } from "../net/ts2021-client.ts";
+import type * as tc from "../wire/tailcfg.ts";
+import type { ApiPreAuthKey, ApiUser } from "./commands.ts";
+import { type Control, type ControlOptions, createControl } from "./index.ts";
+
+export const DERP_MAP: tc.DERPMap = {
+  Regions: { "1": { RegionID: 1, Nodes: [{ Name: "1a", RegionID: 1, HostName: "relay.test" }] } },
+};
+
+/** Polls until `check` gives something; throws after `deadline` milliseconds. */
+export async function until<T>(check: () => T | null | undefined | false, what: string, deadline = 5000): Promise<T> {
+  const end = performance.now() + deadline;
+  for (;;) {
+    const value = check();
+    if (value) return value;
+    if (performance.now() > end) throw new Error(`waited ${deadline} ms for ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 2));
+  }
+}
+
+/** A client's netmap: messages applied as the protocol says they must be. */
+export class Mirror {
+  self: tc.Node | null = null;
+  peers = new Map<number, tc.Node>();
+  profiles = new Map<number, tc.UserProfile>();
+  filters: tc.MapResponse["PacketFilters"] = null;
+  dns: tc.DNSConfig | null = null;
+
+  apply(message: tc.MapResponse): void {
+    if (message.KeepAlive) return;
+    if (!this.self && !message.Node) throw new Error("initial MapResponse lacked node");
+    if (message.Node) this.self = message.Node;
+    for (const profile of message.UserProfiles ?? []) this.profiles.set(profile.ID, profile);
+    if (message.PacketFilters) this.filters = message.PacketFilters;
+    if (message.DNSConfig) this.dns = message.DNSConfig;
+    if (message.Peers && message.Peers.length > 0) {
+      this.peers = new Map(message.Peers.map((peer) => [peer.ID, peer]));
+      return;
+    }
+    for (const id of message.PeersRemoved ?? []) this.peers.delete(id);
+    for (const peer of message.PeersChanged ?? []) this.peers.set(peer.ID, peer);
+    for (const patch of message.PeersChangedPatch ?? []) if (patch) this.patch(patch);
+  }
+
+  private patch(patch: tc.PeerChange): void {
+    const old = this.peers.get(patch.NodeID);
+    if (!old) throw new Error(`a patch for the unknown peer ${patch.NodeID}`);
+    const peer = { ...old };
+    if (patch.Key) peer.Key = patch.Key;
+    if (patch.DiscoKey) peer.DiscoKey = patch.DiscoKey;
+    if (patch.Endpoints && patch.Endpoints.length > 0) peer.Endpoints = patch.Endpoints;
+    if (patch.DERPRegion) {
+      peer.HomeDERP = patch.DERPRegion;
+      peer.DERP = `127.3.3.40:${patch.DERPRegion}`;
+    }
+    if (patch.Cap) peer.Cap = patch.Cap;
+    if (patch.KeyExpiry) {
+      delete peer.KeyExpiry;
+      if (!patch.KeyExpiry.startsWith("0001-")) peer.KeyExpiry = patch.KeyExpiry;
+    }
+    if (patch.Online !== undefined && patch.Online !== null) {
+      peer.Online = patch.Online;
+      if (patch.Online) delete peer.LastSeen;
+    }
+    if (patch.LastSeen) peer.LastSeen = patch.LastSeen;
+    this.peers.set(peer.ID, peer);
+  }
+
+  peer(name: string): tc.Node | undefined {
+    return [...this.peers.values()].find((peer) => peer.Name?.startsWith(`${name}.`));
+  }
+}
+
+/** An open map stream as a client reads it. */
+export class MapReader extends Mirror {
+  readonly messages: tc.MapResponse[] = [];
+  readonly frames: Uint8Array[] = [];
+  ended = false;
+
+  constructor(
+    readonly stream: ControlStream,
+    private readonly zstd: boolean,
+  ) {
+    super();
+    this.read().catch(() => {
+      this.ended = true;
+    });
+  }
+
+  private async read(): Promise<void> {
+    let buffered = Buffer.alloc(0);
+    for await (const chunk of this.stream.chunks) {
+      buffered = Buffer.concat([buffered, chunk]);
+      while (buffered.length >= 4 && buffered.length >= 4 + buffered.readUInt32LE(0)) {
+        const end = 4 + buffered.readUInt32LE(0);
+        const frame = buffered.subarray(4, end);
+        buffered = buffered.subarray(end);
+        const json = this.zstd ? zstdDecompressSync(frame, { maxOutputLength: 1 << 28 }) : frame;
+        const message = JSON.parse(json.toString()) as tc.MapResponse;
+        this.frames.push(frame);
+        this.messages.push(message);
+        this.apply(message);
+      }
+    }
+    this.ended = true;
+  }
+}
+
+export interface RegisterOptions {
+  authKey?: string;
+  hostname?: string;
+  expiry?: string;
+  oldNodeKey?: string;
+  ephemeral?: boolean;
+  tags?: string[];
+  version?: number;
+}
+
+export class TestNode {
+  machinePrivate = randomBytes(32);
+  nodeKey = formatKey("nodekey", x25519Public(randomBytes(32)));
+  discoKey = formatKey("discokey", x25519Public(randomBytes(32)));
+  readonly client: Ts2021Client;
+
+  constructor(
+    readonly url: string,
+    readonly hostname: string,
+    machinePrivate?: Uint8Array,
+  ) {
+    if (machinePrivate) this.machinePrivate = machinePrivate;
+    this.client = new Ts2021Client({ serverUrl: url, machinePrivate: this.machinePrivate, version: 138, randomBytes });
+  }
+
+  async post(path: string, body: unknown): Promise<{ status: number; text: string }> {
+    const text = typeof body === "string" ? body : JSON.stringify(body);
+    const { status, body: answer } = await this.client.request({ method: "POST", path, body: text }, 1 << 24, 10_000);
+    return { status, text: new TextDecoder().decode(answer) };
+  }
+
+  async register(options: RegisterOptions = {}): Promise<tc.RegisterResponse> {
+    const { status, text } = await this.post("/machine/register", {
+      Version: options.version ?? 138,
+      NodeKey: this.nodeKey,
+      OldNodeKey: options.oldNodeKey ?? formatKey("nodekey", new Uint8Array(32)),
+      ...(options.authKey && { Auth: { AuthKey: options.authKey } }),
+      Expiry: options.expiry ?? "0001-01-01T00:00:00Z",
+      Followup: "",
+      Ephemeral: options.ephemeral ?? false,
+      Hostinfo: { OS: "linux", Hostname: options.hostname ?? this.hostname, RequestTags: options.tags ?? null },
+    });
+    if (status !== 200) throw new Error(`${status}: ${text}`);
+    return JSON.parse(text) as tc.RegisterResponse;
+  }
+
+  /** A new node key; returns the old one. */
+  rotate(): string {
+    const old = this.nodeKey;
+    this.nodeKey = formatKey("nodekey", x25519Public(randomBytes(32)));
+    return old;
+  }
+
+  mapRequest(more: tc.MapRequest = {}): tc.MapRequest {
+    return {
+      Version: 138,
+      Compress: "zstd",
+      KeepAlive: true,
+      NodeKey: this.nodeKey,
+      DiscoKey: this.discoKey,
+      Hostinfo: { OS: "linux", Hostname: this.hostname },
+      ...more,
+    };
+  }
+
+  lite(more: tc.MapRequest = {}): Promise<{ status: number; text: string }> {
+    return this.post("/machine/map", this.mapRequest({ OmitPeers: true, ...more }));
+  }
+
+  async stream(more: tc.MapRequest = {}): Promise<MapReader> {
+    const request = this.mapRequest({ Stream: true, ...more });
+    const stream = await this.client.stream({ method: "POST", path: "/machine/map", body: JSON.stringify(request) });
+    if (stream.status !== 200) throw new Error(`map stream refused with ${stream.status}`);
+    const reader = new MapReader(stream, request.Compress === "zstd");
+    await until(() => reader.self, "the first message");
+    return reader;
+  }
+
+  close(): void {
+    this.client.close();
+  }
+}
+
+/** A control server for one test; `using` ends it. */
+export class TestServer implements AsyncDisposable {
+  readonly nodes: TestNode[] = [];
+
+  private constructor(
+    readonly dataDir: string,
+    readonly control: Control,
+    readonly listener: Listener,
+    readonly url: string,
+  ) {}
+
+  static async start(options: Partial<ControlOptions> = {}): Promise<TestServer> {
+    const dataDir = options.dataDir ?? mkdtempSync(join(tmpdir(), "weft-control-"));
+    const control = await createControl({ baseDomain: "net.test", derpMap: DERP_MAP, ...options, dataDir });
+    const { app, upgrades } = control;
+    const listener = await listen({ host: "127.0.0.1", port: 0, app, upgrades });
+    return new TestServer(dataDir, control, listener, `http://127.0.0.1:${listener.port}`);
+  }
+
+  node(hostname: string, machinePrivate?: Uint8Array): TestNode {
+    const node = new TestNode(this.url, hostname, machinePrivate);
+    this.nodes.push(node);
+    return node;
+  }
+
+  async admin<T>(method: string, path: string, body?: unknown): Promise<T> {
+    const response = await fetch(`http://weft/api/v1${path}`, {
+      method,
+      unix: this.control.adminSocket,
+      ...(body !== undefined && { body: JSON.stringify(body) }),
+    });
+    const answer = await response.json();
+    if (!response.ok) throw new Error(`${response.status} ${(answer as { detail: string }).detail}`);
+    return answer as T;
+  }
+
+  async user(name: string): Promise<number> {
+    return Number((await this.admin<{ user: ApiUser }>("POST", "/user", { name })).user.id);
+  }
+
+  /** The text of a new pre-auth key. */
+  async key(options: Record<string, unknown>): Promise<string> {
+    return (await this.admin<{ preAuthKey: ApiPreAuthKey }>("POST", "/preauthkey", options)).preAuthKey.key;
+  }
+
+  /** A registered node. */
+  async join(hostname: string, authKey: string): Promise<TestNode> {
+    const node = this.node(hostname);
+    const response = await node.register({ authKey });
+    if (response.Error || !response.MachineAuthorized) throw new Error(`not admitted: ${JSON.stringify(response)}`);
+    return node;
+  }
+
+  /** Ends the server but keeps its data folder. */
+  async stop(): Promise<void> {
+    for (const node of this.nodes) node.close();
+    await this.control.close();
+    await this.listener.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+    rmSync(this.dataDir, { recursive: true, force: true });
+  }
+}
