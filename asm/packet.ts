@@ -136,7 +136,7 @@ export function parsePacket(p: usize, len: i32): i32 {
   let at: i32 = 40;
   // Extension headers: at most eight, all inside the packet. A routing header that is not yet used up names another
   // final destination than the one we would check: refused.
-  for (let i = 0; i < 8; i++) {
+  for (let i = 0; i <= 8; i++) {
     if (next != 0 && next != 43 && next != 44 && next != 60) return transport(p, at, total, next);
     if (at + 8 > total) return 0;
     const h = p + <usize>at;
