@@ -44,7 +44,6 @@ export interface Relay {
 }
 
 const TICK_MS = 500;
-const TCP_KEEPALIVE_MS = 60_000;
 /** The largest WebSocket message that is read; messages carry no meaning, so this bounds memory only. */
 const MAX_MESSAGE = 1 << 20;
 const WS_UNSUPPORTED = 1003;
@@ -93,7 +92,6 @@ export function createRelay(options: RelayOptions): Relay {
     }
     socket.setTimeout(0);
     socket.setNoDelay(true);
-    socket.setKeepAlive(true, TCP_KEEPALIVE_MS);
     const ended = () => conn.closed(now());
     socket.on("end", ended);
     socket.on("close", ended);

@@ -12,6 +12,7 @@ import {
   encodeKeepAlive,
   encodePeerGone,
   encodePeerPresent,
+  encodePing,
   encodePong,
   FRAME_HEADER,
   FrameDecoder,
@@ -84,6 +85,8 @@ const DEFAULT_LIMITS: RelayLimits = {
   queueDepth: 32,
 };
 const KEEPALIVE_JITTER_MS = 5000;
+/** A silent client that can answer pings gets one in place of a keep-alive, and this long to show that it lives. */
+const ANSWER_MS = 30_000;
 /** One write to the transport: large enough to spread the cost of the call, small enough for the write deadline. */
 const WRITE_BYTES = 65_536;
 /** PeerGone(not here): burst and tokens a second, for each sender. */
@@ -379,6 +382,9 @@ export class RelayConnection {
   #blockedSince = -1;
   #keepAliveAt = Number.POSITIVE_INFINITY;
   #keepAliveEvery = KEEPALIVE_MS;
+  /** When the client was last heard, and until when it must be heard again. */
+  #heardAt = 0;
+  #answerBy = Number.POSITIVE_INFINITY;
   #lastSource: Peer | null = null;
   readonly #subscriptions = new Set<Peer>();
   #notHereTokens = NOT_HERE_BURST;
@@ -413,6 +419,8 @@ export class RelayConnection {
   /** Bytes from the client, which the relay may keep and overwrite. Call the server's `flush` after a batch of these. */
   receive(chunk: Uint8Array, now: number): void {
     this.#server.setNow(now);
+    this.#heardAt = now;
+    this.#answerBy = Number.POSITIVE_INFINITY;
     this.#receive(chunk);
   }
 
@@ -500,6 +508,9 @@ export class RelayConnection {
         break;
       case FrameType.Ping:
         this.#ping(buf.subarray(at + FRAME_HEADER, end));
+        break;
+      case FrameType.Pong:
+        // That it came is all that counts.
         break;
       case FrameType.WatchConns:
         this.#requireMesh("WatchConns");
@@ -726,9 +737,20 @@ export class RelayConnection {
       this.close();
       return;
     }
+    if (now >= this.#answerBy) {
+      this.#counters.clients_vanished++;
+      this.close();
+      return;
+    }
     if (now < this.#keepAliveAt) return;
     this.#keepAliveAt = now + this.#keepAliveEvery;
-    this.notify(KEEPALIVE);
+    if (!this.#info?.canAckPings || now - this.#heardAt < KEEPALIVE_MS) {
+      this.notify(KEEPALIVE);
+      return;
+    }
+    // A host that vanished never closes its connection, and the kernel takes a quarter of an hour to give up on it.
+    this.notify(encodePing(this.#server.random(8)));
+    this.#answerBy = now + ANSWER_MS;
   }
 
   /** @internal */

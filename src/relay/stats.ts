@@ -36,6 +36,8 @@ export class Counters {
   logins_refused = 0;
   /** Logged-in connections closed for breaking the protocol. */
   protocol_errors = 0;
+  /** Clients that did not answer a ping. */
+  clients_vanished = 0;
   average_queue_duration_ms = 0;
   #drops = new Map<DropReason, Drops>(
     DROP_REASONS.map((reason) => [reason, { packets: [0, 0], bytes: [0, 0] }] as const),

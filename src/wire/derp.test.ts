@@ -136,7 +136,7 @@ describe("decoder", () => {
       fc.record({ type: fc.constant(0x04), payload: fc.uint8Array({ minLength: 32, maxLength: 600 }) }),
       fc.record({ type: fc.constant(0x12), payload: fc.uint8Array({ maxLength: 20 }) }),
       fc.record({ type: fc.constant(0x10), payload: fc.constant(new Uint8Array(0)) }),
-      fc.record({ type: fc.constantFrom(0x00, 0x0b, 0x13, 0xff), payload: fc.uint8Array({ maxLength: 600 }) }),
+      fc.record({ type: fc.constantFrom(0x00, 0x0b, 0x14, 0xff), payload: fc.uint8Array({ maxLength: 600 }) }),
     );
     fc.assert(
       fc.property(

@@ -93,6 +93,7 @@ export const RELAY_LIMITS: FrameLimits = limits([
   [FrameType.WatchConns, 0],
   [FrameType.ClosePeer, KEY_LENGTH],
   [FrameType.Ping, 1000],
+  [FrameType.Pong, 1000],
 ]);
 
 /** What a client reads. */
