@@ -10,7 +10,8 @@
 //
 // Two passes, cipher and MAC: fusing them showed no gain. The first four-block pass gives the Poly1305 key (block 0)
 // and the key stream of the first 192 bytes.
-import { CHACHA20_STATE_SIZE, chacha20Key, chacha20Nonce, chacha20Xor, xorStream } from "./chacha20";
+import { CHACHA20_STATE_SIZE, chacha20Key, chacha20Nonce, chacha20Xor } from "./chacha20";
+import { xorStream } from "./lanes";
 import { poly1305Blocks, poly1305Finish, poly1305Init, poly1305Lengths, poly1305Padded } from "./poly1305";
 
 /** Bytes of a key's state, which wants an alignment of 64. */

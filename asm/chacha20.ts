@@ -10,6 +10,7 @@
 //
 // relaxed_swizzle gets no index from 16 to 127, and relaxed_q15mulr never -32768 twice: nothing here depends on what an
 // engine does in the relaxed cases.
+import { xorRow } from "./lanes";
 
 /** Bytes of an expanded state. */
 export const CHACHA20_STATE_SIZE: i32 = 256;
@@ -56,20 +57,6 @@ function rotl7(x: v128, t: usize): v128 {
   // Per 16-bit half: own bits << 7, and the other half's >> 9, which is its upper byte >> 1: b * 16383 / 32768, rounded.
   const other = i8x16.relaxed_swizzle(x, v128.load(t, 112));
   return v128.or(i16x8.mul(x, v128.load(t, 96)), i16x8.relaxed_q15mulr_s(other, v128.load(t, 128)));
-}
-
-/** XORs four words (a..d) of the four blocks into p, p+64, p+128, p+192. */
-// @ts-ignore: decorator
-@inline
-export function xorRow(p: usize, a: v128, b: v128, c: v128, d: v128): void {
-  const ab0 = v128.shuffle<i32>(a, b, 0, 4, 1, 5);
-  const ab2 = v128.shuffle<i32>(a, b, 2, 6, 3, 7);
-  const cd0 = v128.shuffle<i32>(c, d, 0, 4, 1, 5);
-  const cd2 = v128.shuffle<i32>(c, d, 2, 6, 3, 7);
-  v128.store(p, v128.xor(v128.load(p), v128.shuffle<i64>(ab0, cd0, 0, 2)));
-  v128.store(p, v128.xor(v128.load(p, 64), v128.shuffle<i64>(ab0, cd0, 1, 3)), 64);
-  v128.store(p, v128.xor(v128.load(p, 128), v128.shuffle<i64>(ab2, cd2, 0, 2)), 128);
-  v128.store(p, v128.xor(v128.load(p, 192), v128.shuffle<i64>(ab2, cd2, 1, 3)), 192);
 }
 
 /** Expands a 32-byte key into a state; counter and nonce are set by `chacha20Nonce`. */
@@ -214,10 +201,4 @@ export function chacha20Xor(state: usize, p: usize, passes: i32): void {
   v128.store(a, zero, 16);
   v128.store(a, zero, 32);
   v128.store(a, zero, 48);
-}
-
-/** p[0..n-1] ^= from[0..n-1], in steps of 16: changes up to 15 bytes behind p+n and reads as many behind from+n. */
-export function xorStream(p: usize, from: usize, n: i32): void {
-  const end = p + (<usize>n);
-  for (; p < end; p += 16, from += 16) v128.store(p, v128.xor(v128.load(p), v128.load(from)));
 }

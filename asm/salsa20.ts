@@ -3,7 +3,7 @@
 //
 // secretbox(key, nonce24): subkey = HSalsa20(key, nonce[0..15]); key stream = Salsa20(subkey, nonce[16..23]); its first
 // 32 bytes are the Poly1305 key of the ciphertext, the rest covers the message. The tag stands in front.
-import { xorRow, xorStream } from "./chacha20";
+import { xorRow, xorStream } from "./lanes";
 import { poly1305Finish, poly1305Init, poly1305Message } from "./poly1305";
 
 // Salsa20's state matrix, as in ./chacha20: 16 words, each in four lanes; word 8 is the block counter.
