@@ -41,10 +41,10 @@ import {
   openDisco,
   sealDisco,
 } from "../wire/disco.ts";
-import { type AddrPort, formatAddrPort, type Prefix, parseAddrPort, parsePrefix } from "../wire/ip.ts";
+import { type AddrPort, formatAddrPort, type Prefix, parseAddrPort, parseIP, parsePrefix } from "../wire/ip.ts";
 import { isStun, parseStunResponse } from "../wire/stun.ts";
 import type { DERPMap, DERPRegion, EndpointType, NetInfo } from "../wire/tailcfg.ts";
-import { isUnicast, isWithin } from "./address.ts";
+import { isLoopback, isUnicast, isWithin } from "./address.ts";
 import {
   buildEndpoints,
   type EndpointList,
@@ -332,32 +332,42 @@ export class PathManager {
   }
 
   /**
-   * Addresses of the interfaces (without the tailnet device) and the ports of the UDP sockets. An address that is gone
-   * counts as `networkChanged`.
+   * Addresses of the interfaces (without the tailnet device) and the ports of the UDP sockets. When an address is gone,
+   * paths may have gone with it: they are confirmed anew while the relay helps. Other ports count as `networkChanged`.
    */
   setLocalAddresses(ips: readonly string[], port4: number, port6: number | undefined, now: number): void {
     const old = this.#local;
-    const local: LocalAddresses = { ips: [...ips], port4, ...(port6 === undefined ? {} : { port6 }) };
-    this.#local = local;
-    if (old && old.port4 === port4 && old.port6 === port6 && sameSet(old.ips, ips)) return;
-    const lost = old?.ips.some((ip) => !ips.includes(ip)) ?? false;
-    if (lost || (old && (old.port4 !== port4 || old.port6 !== port6))) {
+    // Link-local IPv6 comes and goes with every virtual interface.
+    const usable = ips.filter((text) => {
+      const ip = parseIP(text);
+      return ip !== null && isUnicast(ip) && !isUnroutedLinkLocal(ip) && !isWithin(this.#tailnet, ip);
+    });
+    this.#local = { ips: usable, port4, ...(port6 === undefined ? {} : { port6 }) };
+    const moved6 = old?.port6 !== undefined && port6 !== undefined && old.port6 !== port6;
+    if (old && (old.port4 !== port4 || moved6)) {
       this.networkChanged(now);
-      return;
+    } else if (old?.ips.some((ip) => !usable.includes(ip))) {
+      this.#forgetNetwork("an address is gone", now);
+      for (const peer of this.#peers.values()) peer.doubt(now);
+    } else if (!old || !sameSet(old.ips, usable)) {
+      if (this.#endpointsAt !== NEVER) this.#updateEndpoints(now);
+      this.#restun("addresses", now);
     }
-    if (this.#endpointsAt !== NEVER) this.#updateEndpoints(now);
-    this.#restun("addresses", now);
   }
 
   /** Routes or interfaces changed: all that was learnt about the way out is void. Relays are the caller's to re-connect. */
   networkChanged(now: number): void {
+    this.#forgetNetwork("network change", now);
+    for (const peer of this.#peers.values()) peer.reset(now);
+  }
+
+  #forgetNetwork(reason: string, now: number): void {
     this.#remembered.clear();
     this.#history.clear();
     this.#endpointsAt = NEVER;
     this.#netcheck = null;
     this.#needFull = true;
-    this.#restun("network change", now);
-    for (const peer of this.#peers.values()) peer.reset(now);
+    this.#restun(reason, now);
   }
 
   /** While control is away the home stays: nobody would learn of a new one. */
@@ -742,12 +752,12 @@ export class PathManager {
     this.#silenceNoted = false;
     if (full) this.#lastFull = now;
     this.#resolveHosts(now);
-    const has6 = this.#hasIPv6();
+    const { has4, has6 } = this.#families();
     const home = this.#relays.home;
     this.#netcheck = new Netcheck(
       {
         regions: measurableRegions(this.#derpMap, home),
-        has4: this.#local.ips.length === 0 || this.#local.ips.some((ip) => !ip.includes(":")),
+        has4,
         has6,
         home,
         last: full ? null : last,
@@ -846,7 +856,7 @@ export class PathManager {
     const info: NetInfo = {
       WorkingUDP: report?.udp ?? false,
       WorkingIPv6: report?.ipv6 ?? false,
-      OSHasIPv6: report?.osHasIPv6 ?? this.#hasIPv6(),
+      OSHasIPv6: report?.osHasIPv6 ?? this.#families().has6,
       HavePortMap: false,
       PreferredDERP: this.#relays.home,
       ...(report?.mappingVaries == null ? {} : { MappingVariesByDestIP: report.mappingVaries }),
@@ -861,8 +871,15 @@ export class PathManager {
     this.#actions.push({ type: "netinfo", netInfo: { ...info, DERPLatency: latency } });
   }
 
-  #hasIPv6(): boolean {
-    return this.#local?.port6 !== undefined && this.#local.ips.some((ip) => ip.includes(":") && !ip.startsWith("fe80"));
+  /** Loopback counts when there is nothing else; without any address IPv4 is tried all the same. */
+  #families(): { has4: boolean; has6: boolean } {
+    const all = (this.#local?.ips ?? []).map((text) => parseIP(text)!);
+    const far = all.filter((ip) => !isLoopback(ip));
+    const ips = far.length > 0 ? far : all;
+    return {
+      has4: ips.length === 0 || ips.some((ip) => ip.length === 4),
+      has6: this.#local?.port6 !== undefined && ips.some((ip) => ip.length === 16),
+    };
   }
 
   /** Asks for the addresses of the relays' host names that are unknown or old. */

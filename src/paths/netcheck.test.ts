@@ -253,7 +253,7 @@ describe("7.3: running a check", () => {
     const run = drive({ has6: true, regions: [region(1), region(2)] }, (to) =>
       to.startsWith("[") ? null : { ms: 500, as: "198.51.100.1:1" },
     );
-    run.check.handleSendFailed("[2001:db8::1:0]:3478", 1000);
+    for (const server of ["[2001:db8::1:0]:3478", "[2001:db8::2:0]:3478"]) run.check.handleSendFailed(server, 1000);
     const { report } = run.finish();
     expect(report).toMatchObject({ ipv6CanSend: false, ipv4CanSend: true });
     expect(run.sent.filter((to) => to.startsWith("[") && !to.endsWith("@0"))).toEqual([]);

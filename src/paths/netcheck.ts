@@ -179,6 +179,7 @@ export class Netcheck {
   /** "<region>-<family>" that have an answer. */
   readonly #answered = new Set<string>();
   readonly #http = new Map<number, number | null>();
+  readonly #refused = { 4: 0, 6: 0 };
   readonly #found: NetcheckReport;
   #stopAt: number;
   #silent = false;
@@ -279,17 +280,14 @@ export class Netcheck {
   /** The kernel refused a datagram to this address. */
   handleSendFailed(to: AddrPort, now: number): void {
     if (this.#finished) return;
-    const family: Family = to.startsWith("[") ? 6 : 4;
-    let failed = false;
     for (const [key, sent] of this.#outstanding) {
-      const target = this.#address(sent.probe);
-      if (target !== to) continue;
+      if (this.#address(sent.probe) !== to) continue;
       this.#outstanding.delete(key);
-      failed = true;
+      this.#refused[sent.probe.family]++;
     }
-    if (!failed) return;
-    if (family === 4 && !this.#found.ipv4) this.#found.ipv4CanSend = false;
-    if (family === 6 && !this.#found.ipv6) this.#found.ipv6CanSend = false;
+    // Once may be a full buffer.
+    if (this.#refused[4] > 1 && !this.#found.ipv4) this.#found.ipv4CanSend = false;
+    if (this.#refused[6] > 1 && !this.#found.ipv6) this.#found.ipv6CanSend = false;
     this.handleTimeout(now);
   }
 

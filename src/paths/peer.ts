@@ -82,6 +82,8 @@ export class Peer {
   readonly #candidates = new Map<AddrPort, Candidate>();
   #best: Quality | null = null;
   #trustUntil = NEVER;
+  /** Sends to best that the kernel refused since the last pong. */
+  #sendFailures = 0;
   #lastFullPing = NEVER;
   #heartbeatAt = NO_TIMER;
   #path: PathToPeer = {};
@@ -190,6 +192,7 @@ export class Peer {
     if (this.#best.address === to) {
       this.#best.latency = latency;
       this.#trustUntil = now + TRUST_MS;
+      this.#sendFailures = 0;
     }
     this.#settle(now);
   }
@@ -200,10 +203,17 @@ export class Peer {
     this.#settle(now);
   }
 
-  /** The kernel cannot send to this address: a path over it is dead at once (5.4.6). */
+  /**
+   * The kernel did not send to this address: the path over it is dead (5.4.6). Once may be a full buffer, so the first
+   * time the relay is taken as well, and the next data tries again; the second time the path is given up.
+   */
   handleSendFailed(to: AddrPort, now: number): void {
-    if (this.#best?.address !== to) return;
-    this.#clearBest();
+    const candidate = this.#candidates.get(to);
+    if (!candidate || this.#best?.address !== to) return;
+    this.#sendFailures++;
+    if (this.#sendFailures > 1) this.#clearBest();
+    else this.#trustUntil = NEVER;
+    candidate.lastPing = NEVER;
     this.#settle(now);
   }
 
@@ -211,11 +221,14 @@ export class Peer {
   reset(now: number): void {
     this.epoch++;
     this.#clearBest();
-    this.#lastFullPing = NEVER;
-    for (const candidate of this.#candidates.values()) {
-      candidate.lastPing = NEVER;
-      candidate.pingTxid = "";
-    }
+    for (const candidate of this.#candidates.values()) candidate.pingTxid = "";
+    this.doubt(now);
+  }
+
+  /** The path may be void: the relay carries the data as well until a pong has confirmed it anew. */
+  doubt(now: number): void {
+    this.#trustUntil = NEVER;
+    for (const candidate of this.#candidates.values()) candidate.lastPing = NEVER;
     if (this.isActive(now)) this.#search(now, true);
     this.#settle(now);
   }
@@ -339,6 +352,7 @@ export class Peer {
   #clearBest(): void {
     this.#best = null;
     this.#trustUntil = NEVER;
+    this.#sendFailures = 0;
   }
 
   /** After every event: the path as it is now, and the next moment at which time alone changes something. */
