@@ -691,8 +691,10 @@ export class NetlinkMonitor implements Disposable {
         const { value, done } = await this.#reader.read();
         if (this.#closed || done) break;
         this.#deliver(value);
-      } catch {
-        // ENOBUFS ends the stream, though not the socket: go on with a fresh stream.
+      } catch (error) {
+        // ENOBUFS ends the stream, though not the socket: go on with a fresh one. Nothing else is known to happen; if it
+        // does, it must not spin.
+        if ((error as { code?: string }).code !== "ENOBUFS") await Bun.sleep(1000);
         if (this.#closed) break;
         this.#reader = streamOf(this.#fd);
         this.#onEvent({ kind: "overflow" });

@@ -33,11 +33,12 @@ export function withNetns<T>(fd: number, action: () => T extends Promise<unknown
 export function createNetns(): number {
   const home = openNetns("/proc/thread-self/ns/net");
   try {
-    // Into the namespace where the thread is anyway: what counts is the way back.
-    return withNetns(home, () => {
-      check(libc.unshare(CLONE_NEWNET), "make a network namespace");
+    check(libc.unshare(CLONE_NEWNET), "make a network namespace");
+    try {
       return openNetns("/proc/thread-self/ns/net");
-    });
+    } finally {
+      check(libc.setns(home, CLONE_NEWNET), "come back from a network namespace");
+    }
   } finally {
     closeFd(home);
   }

@@ -45,6 +45,9 @@ export const UDP_MAX_SEGMENTS = 64;
 /** Payload bytes of one GSO message that stay below the kernel's limit of 65507. */
 export const UDP_MAX_GSO_BYTES = 65000;
 
+/** How often the kernel may choose a port that the other family has taken. */
+const PORT_TRIES = 64;
+
 export interface UdpOptions {
   family: 4 | 6;
   /** 0 (default) asks the kernel. */
@@ -132,7 +135,7 @@ export function openUdpPair(options: Omit<UdpOptions, "family" | "address">): {
       return { v4, v6 };
     } catch (error) {
       if (v4) closeFd(v4.fd);
-      const again = !options.port && error instanceof SysError && error.errno === EADDRINUSE && attempt < 16;
+      const again = !options.port && error instanceof SysError && error.errno === EADDRINUSE && attempt < PORT_TRIES;
       if (!again) throw error;
     }
   }
