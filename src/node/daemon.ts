@@ -166,7 +166,8 @@ export class Daemon {
     if (prefs.WantRunning && url) {
       if (this.control) {
         this.control.setHostinfo(this.hostinfo());
-        if (this.login.kind !== "in" || authKey !== "") this.control.retryLogin(authKey);
+        if (this.login.kind !== "in") this.netmap = null;
+        this.control.retryLogin(authKey);
       } else {
         this.startControl(url, authKey);
       }
@@ -214,6 +215,7 @@ export class Daemon {
         onConnected: (connected) => {
           this.connected = connected;
           this.engine?.setControlAlive(connected);
+          if (this.stopping) return;
           this.options.log("info", connected ? `connected to ${url.origin}` : `lost the connection to ${url.origin}`);
         },
         onPing: (type, ip) => this.answerControlPing(type, ip),
@@ -300,7 +302,7 @@ export class Daemon {
 
   private noteState(): void {
     const state = this.backendState();
-    if (state === this.lastState) return;
+    if (state === this.lastState || this.stopping) return;
     this.options.log("info", `state ${this.lastState} -> ${state}`);
     this.lastState = state;
   }

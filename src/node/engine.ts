@@ -7,7 +7,7 @@
 import { lookup } from "node:dns/promises";
 import { Netlink, NetlinkMonitor } from "../../ffi/netlink.ts";
 import { hex, randomBytes } from "../crypto/keys.ts";
-import type { Datapath, DeviceDump, FilterConfig, PeerUpdate } from "../datapath/api.ts";
+import type { Datapath, DeviceDump, FilterConfig, PeerPath, PeerUpdate } from "../datapath/api.ts";
 import { startDatapath } from "../datapath/datapath.ts";
 import { DerpClient } from "../net/derp-client.ts";
 import { requestPlain } from "../net/ts2021-client.ts";
@@ -51,6 +51,42 @@ export interface EngineConfig {
   controlUrl: URL;
 }
 
+/** What the datapath was told of a peer. */
+export interface AppliedPeer {
+  key: Uint8Array;
+  allowedIPs: readonly string[];
+  /** In hex, "" for none. */
+  disco: string;
+}
+
+/**
+ * The WireGuard sections that lead from one set of peers to another, by node key in hex. A disco key is made anew at each
+ * start of a node: a peer that has another one has restarted and knows nothing of its sessions, so it is taken out and put
+ * in again (`renewed`) and the next packet begins a handshake, instead of being lost until WireGuard's timers notice.
+ */
+export function peerUpdates(
+  before: ReadonlyMap<string, AppliedPeer>,
+  after: ReadonlyMap<string, AppliedPeer>,
+): { updates: PeerUpdate[]; renewed: { key: Uint8Array; text: string }[] } {
+  const removals: PeerUpdate[] = [];
+  const additions: PeerUpdate[] = [];
+  const renewed: { key: Uint8Array; text: string }[] = [];
+  for (const [text, { key }] of before) if (!after.has(text)) removals.push({ publicKey: key, remove: true });
+  for (const [text, { key, allowedIPs, disco }] of after) {
+    const old = before.get(text);
+    const restarted = old !== undefined && old.disco !== "" && disco !== "" && old.disco !== disco;
+    if (restarted) {
+      removals.push({ publicKey: key, remove: true });
+      renewed.push({ key, text });
+    } else if (old && old.allowedIPs.join() === allowedIPs.join()) {
+      continue;
+    }
+    additions.push({ publicKey: key, replaceAllowedIPs: true, allowedIPs: [...allowedIPs] });
+  }
+  // Removals first: an address may move from a peer that goes to one that comes.
+  return { updates: [...removals, ...additions], renewed };
+}
+
 export class Engine {
   private readonly paths: PathManager;
   private readonly router: Router;
@@ -58,12 +94,16 @@ export class Engine {
   private readonly derps = new Map<number, DerpClient>();
   private config: EngineConfig | null = null;
   /** Node key in hex -> what the datapath has for it. */
-  private peers = new Map<string, { key: Uint8Array; allowedIPs: string }>();
+  private peers = new Map<string, AppliedPeer>();
+  /** Node key in hex -> the path that PathManager chose last. */
+  private readonly chosenPaths = new Map<string, PeerPath>();
   private appliedFilter = "";
-  private appliedDerpMap = "";
+  /** As JSON; nothing is told of a map without regions before there was one with some. */
+  private appliedDerpMap = JSON.stringify({ Regions: {} });
   private timer: ReturnType<typeof setTimeout> | undefined;
   private settle: ReturnType<typeof setTimeout> | undefined;
   private pumping = false;
+  private knownAddresses = "";
   private handshakes = 0;
   private pingId = 0;
   private readonly pings = new Map<number, (result: PingResult) => void>();
@@ -219,17 +259,17 @@ export class Engine {
   }
 
   private async configurePeers(views: PeerView[]): Promise<void> {
-    const updates: PeerUpdate[] = [];
-    const next = new Map<string, { key: Uint8Array; allowedIPs: string }>();
-    for (const { nodeKey, allowedIPs } of views)
-      next.set(hex(nodeKey), { key: nodeKey, allowedIPs: allowedIPs.join() });
-    for (const [text, { key }] of this.peers) if (!next.has(text)) updates.push({ publicKey: key, remove: true });
-    for (const { nodeKey, allowedIPs } of views) {
-      if (this.peers.get(hex(nodeKey))?.allowedIPs !== allowedIPs.join())
-        updates.push({ publicKey: nodeKey, replaceAllowedIPs: true, allowedIPs });
-    }
+    const next = new Map<string, AppliedPeer>();
+    for (const { nodeKey, discoKey, allowedIPs } of views)
+      next.set(hex(nodeKey), { key: nodeKey, allowedIPs, disco: discoKey ? hex(discoKey) : "" });
+    const { updates, renewed } = peerUpdates(this.peers, next);
     if (updates.length > 0) await this.datapath.configure({ peers: updates });
     this.peers = next;
+    for (const text of this.chosenPaths.keys()) if (!next.has(text)) this.chosenPaths.delete(text);
+    for (const { key, text } of renewed) {
+      const path = this.chosenPaths.get(text);
+      if (path) this.datapath.setPath(key, path);
+    }
   }
 
   // ---- the loop around PathManager ----
@@ -268,7 +308,9 @@ export class Engine {
         break;
       case "path": {
         const { udp, relay } = action.path;
-        this.datapath.setPath(action.peer, { ...(udp ? { udp } : {}), ...(relay ? { relay } : {}) });
+        const path = { ...(udp ? { udp } : {}), ...(relay ? { relay } : {}) };
+        this.chosenPaths.set(hex(action.peer), path);
+        this.datapath.setPath(action.peer, path);
         break;
       }
       case "endpoints":
@@ -329,15 +371,31 @@ export class Engine {
     derp.notePreferred(this.paths.home === id);
   }
 
+  /** After a change of the network: a connection that no longer answers is made anew at once. */
+  private async checkRelays(): Promise<void> {
+    await Promise.all(
+      [...this.derps].map(async ([region, derp]) => {
+        if (!derp.state.connected) return;
+        const alive = await derp.ping().then(
+          () => true,
+          () => false,
+        );
+        if (alive || this.closed || this.derps.get(region) !== derp) return;
+        this.replaceRelay(region, derp);
+      }),
+    );
+  }
+
   /** The relays know a node by its key: a new key needs new connections. */
   private replaceRelays(): void {
-    const regions = [...this.derps.keys()];
-    for (const derp of this.derps.values()) derp.close();
-    this.derps.clear();
-    for (const region of regions) {
-      this.input((paths, now) => paths.relayState(region, false, now));
-      this.connectRelay(region);
-    }
+    for (const [region, derp] of [...this.derps]) this.replaceRelay(region, derp);
+  }
+
+  private replaceRelay(region: number, derp: DerpClient): void {
+    derp.close();
+    this.derps.delete(region);
+    this.input((paths, now) => paths.relayState(region, false, now));
+    this.connectRelay(region);
   }
 
   private receiveFromRelay(region: number, source: Uint8Array, packet: Uint8Array): void {
@@ -397,6 +455,9 @@ export class Engine {
       const port = this.datapath.port();
       const hasIPv6 = addresses.some(({ ip }) => ip.includes(":"));
       this.input((paths, now) => paths.setLocalAddresses(ips, port, hasIPv6 ? port : undefined, now));
+      const text = ips.join();
+      if (this.knownAddresses !== "" && text !== this.knownAddresses) void this.checkRelays();
+      this.knownAddresses = text;
     } catch (error) {
       this.events.log("info", `the interfaces cannot be read: ${(error as Error).message}`);
     }
