@@ -361,7 +361,7 @@ describe("sending", () => {
     expect(a.handshakes.length).toBe(2);
   });
 
-  test("a session that is 180 s old neither sends nor receives, even when timers run late", () => {
+  test("a session that is 180 s old neither sends nor receives", () => {
     const { a, b, net } = captured();
     const message = b.send(9, net.now)!;
     expect(a.device.prepareSend(0, 180_019)).toBeGreaterThanOrEqual(0);

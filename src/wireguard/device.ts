@@ -369,7 +369,10 @@ export class Device {
 
   #setIdentity(identity: Identity | null): void {
     const old = this.#identity;
-    if (old && identity && constantTimeEqual(old.privateKey, identity.privateKey)) return;
+    if (old && identity && constantTimeEqual(old.privateKey, identity.privateKey)) {
+      wipe(identity.privateKey);
+      return;
+    }
     if (old) wipe(old.privateKey);
     this.#identity = identity;
     this.#cookies = identity ? new CookieChecker(identity.publicKey, this.#random) : null;
@@ -549,7 +552,12 @@ export class Device {
     const identity = this.#identity;
     if (!identity) return;
     if (!retry) peer.attempts = 0;
-    if (now - peer.lastHandshakeSent < T.REKEY_TIMEOUT) return;
+    if (now - peer.lastHandshakeSent < T.REKEY_TIMEOUT) {
+      // If the last one was a response that got lost, nothing else would remember what waits here.
+      const armed = peer.timers[Timer.Retransmit] !== Number.POSITIVE_INFINITY;
+      if (peer.staged.length > 0 && !armed) this.#armRetransmit(peer, peer.lastHandshakeSent);
+      return;
+    }
     if (!this.#reachable(peer)) {
       // Tried again with the clock of a sent one; `#resume` is quicker when a way is found.
       if (peer.timers[Timer.Retransmit] === Number.POSITIVE_INFINITY) this.#armRetransmit(peer, now);
