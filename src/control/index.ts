@@ -10,7 +10,7 @@ import type { UpgradeHandler } from "../net/listener.ts";
 import type { DERPMap, RegisterResponse } from "../wire/tailcfg.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { Commands } from "./commands.ts";
-import { prepareDataDir } from "./datadir.ts";
+import { checkSocketPath, prepareDataDir } from "./datadir.ts";
 import { Journal } from "./journal.ts";
 import { checkVersion, handleMachineRequest, respond } from "./machine.ts";
 import { encodeFrame, KEEP_ALIVE, MapStream } from "./map-stream.ts";
@@ -21,6 +21,7 @@ import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "
 import { Store } from "./store.ts";
 import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
 
+const ADMIN_SOCKET = "weft.sock";
 /** Milliseconds that a node stays online after its map stream ended: clients reconnect all the time. */
 const OFFLINE_GRACE = 10_000;
 /** Milliseconds between looks for expired and abandoned nodes. */
@@ -66,6 +67,7 @@ export interface Control {
 /** Throws with one sentence when the data folder cannot be used. */
 export async function createControl(options: ControlOptions): Promise<Control> {
   prepareDataDir(options.dataDir);
+  checkSocketPath(join(options.dataDir, ADMIN_SOCKET));
   const store = await Store.open(join(options.dataDir, "weft.sqlite"));
   try {
     const noiseKey = loadOrCreateKey(join(options.dataDir, "noise_private.key"), () => generatePrivateKey(randomBytes));
@@ -112,7 +114,7 @@ class ControlServer implements Control {
     this.now = options.now ?? Date.now;
     this.startedAt = this.now();
     this.config = { baseDomain: options.baseDomain, derpMap: options.derpMap };
-    this.adminSocket = join(options.dataDir, "weft.sock");
+    this.adminSocket = join(options.dataDir, ADMIN_SOCKET);
     this.noisePublicKey = x25519Public(noiseKey);
     this.journal = new Journal(model, (changes) => store.write(changes), {
       onApplied: (effect) => this.onApplied(effect),

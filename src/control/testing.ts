@@ -1,12 +1,17 @@
 // For tests: a control server in a folder of its own behind a real port, and nodes that speak the real protocol to it.
 import { mkdtempSync, rmSync } from "node:fs";
+import { type ClientHttp2Session, connect as http2Connect } from "node:http2";
+import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Duplex } from "node:stream";
 import { zstdDecompressSync } from "node:zlib";
 import { formatKey, randomBytes } from "../crypto/keys.ts";
 import { x25519Public } from "../crypto/x25519.ts";
 import { type Listener, listen } from "../net/listener.ts";
+import { NoiseDuplex } from "../net/noise-duplex.ts";
 import { type ControlStream, Ts2021Client } from "../net/ts2021-client.ts";
+import { NoiseInitiator, RESPONSE_LENGTH, readHandshakeReply } from "../wire/noise.ts";
 import type * as tc from "../wire/tailcfg.ts";
 import type { ApiPreAuthKey, ApiUser } from "./commands.ts";
 import { type Control, type ControlOptions, createControl } from "./index.ts";
@@ -194,6 +199,105 @@ export class TestNode {
 
   close(): void {
     this.client.close();
+  }
+}
+
+/** TCP through a cable that can be cut: then nothing arrives any more, in neither direction, and nobody is told. */
+export class Cable implements AsyncDisposable {
+  private isCut = false;
+  private readonly sockets: Socket[] = [];
+
+  private constructor(private readonly server: Server) {}
+
+  static async to(port: number): Promise<Cable> {
+    const server = createServer();
+    const cable = new Cable(server);
+    server.on("connection", (near) => {
+      const far = connect(port, "127.0.0.1");
+      cable.join(near, far);
+      cable.join(far, near);
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    return cable;
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${(this.server.address() as AddressInfo).port}`;
+  }
+
+  cut(): void {
+    this.isCut = true;
+  }
+
+  private join(from: Socket, to: Socket): void {
+    this.sockets.push(from);
+    from.on("data", (bytes) => {
+      if (!this.isCut) to.write(bytes);
+    });
+    from.on("error", () => {});
+    from.on("close", () => {
+      if (!this.isCut) to.destroy();
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const socket of this.sockets) socket.destroy();
+    await new Promise((resolve) => this.server.close(resolve));
+  }
+}
+
+/** A client that reaches the control server by WebSocket, as those in browsers do. */
+export class WebSocketNode {
+  private constructor(
+    private readonly socket: WebSocket,
+    private readonly session: ClientHttp2Session,
+  ) {}
+
+  static async connect(server: TestServer): Promise<WebSocketNode> {
+    const initiator = new NoiseInitiator({
+      version: 138,
+      machinePrivate: randomBytes(32),
+      ephemeralPrivate: randomBytes(32),
+      controlPublic: server.control.noisePublicKey,
+    });
+    const handshake = encodeURIComponent(Buffer.from(initiator.initiation).toString("base64"));
+    const address = `${server.url.replace("http:", "ws:")}/ts2021?X-Tailscale-Handshake=${handshake}`;
+    const socket = new WebSocket(address, "tailscale-control-protocol");
+    socket.binaryType = "arraybuffer";
+    const bytes = new Duplex({
+      read() {},
+      write: (chunk: Uint8Array<ArrayBuffer>, _encoding, done) => {
+        // Boundaries of messages mean nothing: cut in two.
+        socket.send(chunk.subarray(0, 1));
+        if (chunk.length > 1) socket.send(chunk.subarray(1));
+        done();
+      },
+    });
+    socket.onmessage = ({ data }) => bytes.push(Buffer.from(data as ArrayBuffer));
+    socket.onclose = () => bytes.destroy();
+    await new Promise((resolve, reject) => {
+      socket.onopen = resolve;
+      socket.onerror = () => reject(new Error("the WebSocket was refused"));
+    });
+    if (socket.protocol !== "tailscale-control-protocol") throw new Error("the subprotocol was not selected");
+    const first = await until(() => bytes.read(RESPONSE_LENGTH) as Buffer | null, "the handshake response");
+    const reply = readHandshakeReply(new Uint8Array(first));
+    if (!reply || "error" in reply) throw new Error("the handshake was refused");
+    const duplex = new NoiseDuplex({ role: "client", socket: bytes, keys: initiator.finish(reply.response) });
+    return new WebSocketNode(socket, http2Connect("https://unused", { createConnection: () => duplex }));
+  }
+
+  async request(path: string, body: unknown): Promise<string> {
+    const stream = this.session.request({ ":method": "POST", ":path": path });
+    stream.end(JSON.stringify(body));
+    let text = "";
+    for await (const chunk of stream) text += chunk;
+    return text;
+  }
+
+  close(): void {
+    this.session.destroy();
+    this.socket.close();
   }
 }
 

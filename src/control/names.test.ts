@@ -1,0 +1,78 @@
+import { expect, test } from "bun:test";
+import fc from "fast-check";
+import { nextIPv4, nextIPv6 } from "./addresses.ts";
+import { IdSet } from "./idset.ts";
+import { Model, type NodeRecord } from "./model.ts";
+import { labelOf, labelProblem, tagProblem, uniqueLabel, userNameProblem } from "./names.ts";
+
+test("host names become DNS labels", () => {
+  const cases: [string, string][] = [
+    ["Joe's Mac mini", "joes-mac-mini"],
+    ["Test@Host", "test-host"],
+    ["mail.server", "mail-server"],
+    ["日本", "node"],
+    ["", "node"],
+    ["--x--", "x"],
+    ["a".repeat(100), "a".repeat(63)],
+  ];
+  for (const [host, label] of cases) expect(labelOf(host)).toBe(label);
+});
+
+test("any host name becomes a label that an administrator could have chosen", () => {
+  fc.assert(
+    fc.property(fc.string({ unit: "grapheme", maxLength: 200 }), (name) => labelProblem(labelOf(name)) === null),
+  );
+});
+
+test("a taken label gets a number, also when it is as long as labels may be", () => {
+  const model = new Model();
+  const long = "x".repeat(63);
+  const node = (id: number, givenName: string) =>
+    ({ id, givenName, nodeKey: `k${id}`, machineKey: "m", ipv4: `${id}`, ipv6: "", tags: [] }) as unknown as NodeRecord;
+  model.apply({ nodes: [node(1, "a"), node(2, "a-1"), node(3, long)] });
+  expect(uniqueLabel(model, "a")).toBe("a-2");
+  expect(uniqueLabel(model, "a", 1)).toBe("a");
+  expect(uniqueLabel(model, "b")).toBe("b");
+  expect(uniqueLabel(model, long)).toBe(`${"x".repeat(61)}-1`);
+});
+
+test("names and tags that are wrong are called wrong", () => {
+  for (const bad of ["", "-a", "a-", "a.b", "A", "ä", "a".repeat(64)]) expect(labelProblem(bad)).toBeString();
+  for (const bad of ["web", "tag:", "tag:A", "tag:a b", "tag:1a"]) expect(tagProblem(bad)).toBeString();
+  expect(tagProblem("tag:web-1")).toBeNull();
+  for (const bad of ["", "a", "1a", "a b", "a@b@c", "a/b"]) expect(userNameProblem(bad)).toBeString();
+  for (const good of ["alice", "alice@example.com", "a.b-c_d"]) expect(userNameProblem(good)).toBeNull();
+});
+
+test("addresses are given in order, reserved ones are left out, freed ones come last", () => {
+  const none = () => false;
+  expect(nextIPv4("", none)).toBe("100.64.0.1");
+  expect(nextIPv4("100.64.0.255", none)).toBe("100.64.1.0");
+  expect(nextIPv4("100.100.100.99", none)).toBe("100.100.100.101");
+  expect(nextIPv4("100.115.91.255", none)).toBe("100.115.94.0");
+  expect(nextIPv4("100.127.255.254", none)).toBe("100.64.0.1");
+  expect(nextIPv4("100.127.255.253", (ip) => ip !== "100.64.0.7")).toBe("100.64.0.7");
+  expect(nextIPv6("", none)).toBe("fd7a:115c:a1e0::1");
+  expect(nextIPv6("fd7a:115c:a1e0::52", none)).toBe("fd7a:115c:a1e0::54");
+  expect(nextIPv6("fd7a:115c:a1e0::9", (ip) => ip === "fd7a:115c:a1e0::a")).toBe("fd7a:115c:a1e0::b");
+});
+
+test("a set of ids is a set", () => {
+  const id = fc.oneof(fc.nat(3000), fc.nat(2 ** 40));
+  fc.assert(
+    fc.property(fc.array(fc.tuple(fc.boolean(), id), { maxLength: 200 }), (steps) => {
+      const set = new IdSet();
+      const reference = new Set<number>();
+      for (const [add, value] of steps) {
+        if (add) {
+          set.add(value);
+          reference.add(value);
+        } else {
+          set.delete(value);
+          reference.delete(value);
+        }
+      }
+      for (const [, value] of steps) expect(set.has(value)).toBe(reference.has(value));
+    }),
+  );
+});

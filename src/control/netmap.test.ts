@@ -1,0 +1,199 @@
+import { expect, test } from "bun:test";
+import fc from "fast-check";
+import { type Change, Model, type NodeRecord } from "./model.ts";
+import { type TailnetConfig, View } from "./netmap.ts";
+import { DERP_MAP, Mirror } from "./testing.ts";
+
+const CONFIG: TailnetConfig = { baseDomain: "net.test", derpMap: DERP_MAP };
+
+function digits(n: number): string {
+  return n.toString(16).padStart(64, "0");
+}
+
+function makeNode(id: number, more: Partial<NodeRecord> = {}): NodeRecord {
+  return {
+    id,
+    machineKey: `mkey:${digits(id)}`,
+    nodeKey: `nodekey:${digits(id)}`,
+    discoKey: `discokey:${digits(id)}`,
+    userId: 1,
+    tags: [],
+    hostname: `host-${id}`,
+    givenName: `host-${id}`,
+    nameFromHost: true,
+    ipv4: `100.64.0.${id}`,
+    ipv6: `fd7a:115c:a1e0::${id.toString(16)}`,
+    endpoints: [],
+    hostinfo: { OS: "linux" },
+    homeDerp: 0,
+    cap: 138,
+    ephemeral: false,
+    registerMethod: "authkey",
+    authKeyId: null,
+    expiry: null,
+    createdAt: 0,
+    lastSeen: null,
+    online: false,
+    expired: false,
+    ...more,
+  };
+}
+
+/** Changes as they occur: of one field group or several, by the kind of field. */
+const edits: fc.Arbitrary<(node: NodeRecord, salt: number) => Partial<NodeRecord>> = fc.constantFrom(
+  (_: NodeRecord, salt: number) => ({ endpoints: [`192.0.2.${salt % 256}:1`] }),
+  () => ({ endpoints: [] }),
+  (_: NodeRecord, salt: number) => ({ homeDerp: salt % 3 }),
+  (_: NodeRecord, salt: number) => ({ discoKey: salt % 4 === 0 ? "" : `discokey:${digits(salt)}` }),
+  (node: NodeRecord, salt: number) => ({ nodeKey: `nodekey:${digits(node.id * 1_000_003 + salt)}` }),
+  (_: NodeRecord, salt: number) => ({ cap: 113 + (salt % 30) }),
+  () => ({ online: true }),
+  (_: NodeRecord, salt: number) => ({ online: false, lastSeen: salt * 1000 }),
+  (_: NodeRecord, salt: number) => ({ expiry: salt % 3 === 0 ? null : salt * 1000 }),
+  (_: NodeRecord, salt: number) => ({ expired: salt % 2 === 0 }),
+  (_: NodeRecord, salt: number) => ({ givenName: `name-${salt}`, nameFromHost: false }),
+  (_: NodeRecord, salt: number) => ({ tags: [`tag:t${salt % 3}`], userId: null }),
+  (_: NodeRecord, salt: number) => ({ tags: [], userId: 1 + (salt % 2) }),
+  (_: NodeRecord, salt: number) => ({ hostinfo: { OS: "linux", Services: [{ Proto: "peerapi4", Port: salt }] } }),
+  (_: NodeRecord, salt: number) => ({ hostinfo: { OS: "linux", NetInfo: { PreferredDERP: salt } } }),
+);
+
+type Step =
+  | { kind: "add" }
+  | { kind: "edit"; which: number; edit: (node: NodeRecord, salt: number) => Partial<NodeRecord>; salt: number }
+  | { kind: "remove"; which: number }
+  | { kind: "read"; which: number };
+
+const step: fc.Arbitrary<Step> = fc.oneof(
+  { weight: 2, arbitrary: fc.constant<Step>({ kind: "add" }) },
+  {
+    weight: 6,
+    arbitrary: fc.record({ kind: fc.constant("edit" as const), which: fc.nat(), edit: edits, salt: fc.nat(1000) }),
+  },
+  { weight: 1, arbitrary: fc.record({ kind: fc.constant("remove" as const), which: fc.nat() }) },
+  { weight: 4, arbitrary: fc.record({ kind: fc.constant("read" as const), which: fc.nat() }) },
+);
+
+const USERS = [1, 2].map((id) => ({
+  id,
+  name: `user${id}`,
+  displayName: "",
+  email: "",
+  profilePicUrl: "",
+  createdAt: 0,
+}));
+
+/** What the node is told of itself; endpoints, relay and the like it knows better than the server. */
+function selfIdentity(mirror: Mirror) {
+  const { Name, User, Key, KeyExpiry, Addresses, AllowedIPs, Tags, Expired, MachineAuthorized, CapMap } = mirror.self!;
+  return { Name, User, Key, KeyExpiry, Addresses, AllowedIPs, Tags, Expired, MachineAuthorized, CapMap };
+}
+
+test("the sum of the deltas is the full netmap, whatever changes and however long a reader waits", () => {
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
+      const model = new Model();
+      model.apply({ users: USERS });
+      const clients = new Map<number, { view: View; mirror: Mirror }>();
+      let lastId = 0;
+      const commit = (change: Change) => {
+        for (const id of model.apply(change).nodes) for (const { view } of clients.values()) view.mark(id);
+      };
+      const read = (id: number) => {
+        const client = clients.get(id)!;
+        const message = client.view.next(model, 0);
+        if (message) client.mirror.apply(message);
+      };
+      for (const action of steps) {
+        const ids = [...model.nodes.keys()];
+        if (action.kind === "add") {
+          const id = ++lastId;
+          commit({ nodes: [makeNode(id)] });
+          clients.set(id, { view: new View(id, CONFIG), mirror: new Mirror() });
+        } else if (ids.length > 0) {
+          const id = ids[action.which % ids.length]!;
+          const node = model.nodes.get(id)!;
+          if (action.kind === "edit") commit({ nodes: [{ ...node, ...action.edit(node, action.salt) }] });
+          else if (action.kind === "read") read(id);
+          else {
+            commit({ nodesRemoved: [id] });
+            clients.delete(id);
+          }
+        }
+      }
+      for (const [id, { view, mirror }] of clients) {
+        read(id);
+        expect(view.next(model, 0)).toBeNull();
+        const fresh = new Mirror();
+        fresh.apply(new View(id, CONFIG).next(model, 0)!);
+        expect([...mirror.peers.entries()].sort(([a], [b]) => a - b)).toEqual([...fresh.peers.entries()]);
+        expect(selfIdentity(mirror)).toEqual(selfIdentity(fresh));
+        for (const [userId, profile] of fresh.profiles) expect(mirror.profiles.get(userId)).toEqual(profile);
+      }
+    }),
+    { numRuns: 300 },
+  );
+});
+
+test("a change that peers cannot see makes no message", () => {
+  const model = new Model();
+  model.apply({ users: USERS, nodes: [makeNode(1), makeNode(2)] });
+  const view = new View(1, CONFIG);
+  view.next(model, 0);
+  const hostinfo = { OS: "linux", BackendLogID: "secret", NetInfo: { DERPLatency: { "1-v4": 0.02 } } };
+  for (const id of model.apply({ nodes: [makeNode(2, { hostinfo })] }).nodes) view.mark(id);
+  expect(view.next(model, 0)).toBeNull();
+});
+
+test("a peer that came and went while the reader waited is never spoken of", () => {
+  const model = new Model();
+  model.apply({ users: USERS, nodes: [makeNode(1)] });
+  const view = new View(1, CONFIG);
+  view.next(model, 0);
+  model.apply({ nodes: [makeNode(2)] });
+  view.mark(2);
+  model.apply({ nodesRemoved: [2] });
+  view.mark(2);
+  expect(view.next(model, 0)).toBeNull();
+});
+
+test("nodes that may not see each other learn nothing, and what becomes visible comes whole", () => {
+  const model = new Model();
+  const tagged = { tags: ["tag:x"], userId: null };
+  model.apply({ users: USERS, nodes: [makeNode(1), makeNode(2), makeNode(3, tagged)] });
+  const view = new View(1, CONFIG, (_, peer) => peer.tags.length > 0);
+  expect(view.next(model, 0)!.Peers!.map((peer) => peer.ID)).toEqual([3]);
+  const mark = (change: Change) => {
+    for (const id of model.apply(change).nodes) view.mark(id);
+  };
+  mark({ nodes: [makeNode(2, { endpoints: ["192.0.2.1:1"] })] });
+  expect(view.next(model, 0)).toBeNull();
+  mark({ nodes: [makeNode(2, { ...tagged, endpoints: ["192.0.2.1:1"] }), makeNode(3)] });
+  const message = view.next(model, 0)!;
+  expect(message.PeersChanged!.map((peer) => peer.ID)).toEqual([2]);
+  expect(message.PeersRemoved).toEqual([3]);
+});
+
+test("what was undone is as if it had never been", () => {
+  fc.assert(
+    fc.property(fc.array(fc.tuple(edits, fc.nat(1000), fc.integer({ min: 1, max: 4 })), { maxLength: 12 }), (list) => {
+      const model = new Model();
+      model.apply({ users: USERS, nodes: [1, 2, 3].map((id) => makeNode(id)) });
+      const before = JSON.stringify(model.sortedNodes());
+      const undos = list.map(([edit, salt, id]) => {
+        const node = model.nodes.get(id) ?? makeNode(id);
+        const change: Change = salt % 5 === 0 ? { nodesRemoved: [id] } : { nodes: [{ ...node, ...edit(node, salt) }] };
+        return model.apply(change).undo;
+      });
+      for (const undo of undos.reverse()) model.apply(undo);
+      expect(JSON.stringify(model.sortedNodes())).toBe(before);
+      for (const node of model.nodes.values()) {
+        expect(model.nodeByKey(node.nodeKey)).toBe(node);
+        expect(model.nodeByName(node.givenName)).toBe(node);
+        expect(model.hasAddress(node.ipv4)).toBe(true);
+        expect(model.nodesOfMachine(node.machineKey)).toEqual([node]);
+      }
+    }),
+    { numRuns: 200 },
+  );
+});

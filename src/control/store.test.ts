@@ -1,0 +1,126 @@
+import { Database } from "bun:sqlite";
+import { afterEach, beforeEach, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createControl } from "./index.ts";
+import { Journal } from "./journal.ts";
+import { type Change, Model, type UserRecord } from "./model.ts";
+import { Store } from "./store.ts";
+import { DERP_MAP } from "./testing.ts";
+
+let folder = "";
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "weft-store-"));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const OPTIONS = { baseDomain: "net.test", derpMap: DERP_MAP };
+
+function user(id: number): UserRecord {
+  return { id, name: `user${id}`, displayName: "", email: "", profilePicUrl: "", createdAt: id };
+}
+
+test("what was written is read again; a write that fails in the middle leaves nothing", async () => {
+  const path = join(folder, "x.sqlite");
+  const store = await Store.open(path);
+  expect(statSync(path).mode & 0o777).toBe(0o600);
+  await store.write([{ users: [user(1)], counters: { lastUser: 1, lastIPv4: "100.64.0.9" } }]);
+  const orphan = {
+    id: 1,
+    prefix: "p",
+    hash: "h",
+    userId: 99,
+    reusable: false,
+    ephemeral: false,
+    used: false,
+    tags: [],
+  };
+  const broken: Change = { keys: [{ ...orphan, expiration: null, createdAt: 0 }] };
+  expect(store.write([{ users: [user(2)] }, broken])).rejects.toThrow("FOREIGN KEY");
+  await store.close();
+  const again = await Store.open(path);
+  expect(await again.load()).toEqual({
+    users: [user(1)],
+    keys: [],
+    nodes: [],
+    counters: { lastUser: 1, lastKey: 0, lastNode: 0, lastIPv4: "100.64.0.9", lastIPv6: "" },
+  });
+  await again.close();
+});
+
+test("the write-ahead log is synchronous and foreign keys hold", async () => {
+  const path = join(folder, "x.sqlite");
+  await (await Store.open(path)).close();
+  const database = new Database(path);
+  expect(database.query("PRAGMA journal_mode").get()).toEqual({ journal_mode: "wal" });
+  database.close();
+});
+
+test("a second server on the same data folder, a newer schema, and files that are damaged: one sentence each", async () => {
+  const control = await createControl({ ...OPTIONS, dataDir: folder });
+  expect(statSync(folder).mode & 0o777).toBe(0o700);
+  expect(statSync(control.adminSocket).mode & 0o777).toBe(0o600);
+  expect(createControl({ ...OPTIONS, dataDir: folder })).rejects.toThrow("another control server has");
+  await control.close();
+
+  const path = join(folder, "weft.sqlite");
+  const database = new Database(path);
+  database.run("INSERT INTO kysely_migration VALUES ('9999-from-the-future', '2099-01-01')");
+  database.close();
+  expect(createControl({ ...OPTIONS, dataDir: folder })).rejects.toThrow(
+    'written by a newer Weft (its schema has "9999-from-the-future")',
+  );
+
+  writeFileSync(path, "this is no database, and long enough to be looked at as one".repeat(100));
+  expect(createControl({ ...OPTIONS, dataDir: folder })).rejects.toThrow("not an intact SQLite database");
+  rmSync(path);
+  for (const damaged of ["", "privkey:12", `privkey:${"0".repeat(64)}`, `mkey:${"1".repeat(64)}`]) {
+    writeFileSync(join(folder, "noise_private.key"), damaged);
+    expect(createControl({ ...OPTIONS, dataDir: folder })).rejects.toThrow("noise_private.key is damaged");
+  }
+  expect(createControl({ ...OPTIONS, dataDir: path })).rejects.toThrow("there is a file in its place");
+  const deep = join(folder, "x".repeat(120));
+  expect(createControl({ ...OPTIONS, dataDir: deep })).rejects.toThrow("too long for a unix socket");
+});
+
+test("commands of one turn are one transaction", async () => {
+  const batches: Change[][] = [];
+  let durable = 0;
+  const write = async (changes: Change[]) => {
+    batches.push(changes);
+  };
+  const model = new Model();
+  const journal = new Journal(model, write, { onApplied: () => {}, onDurable: () => durable++ });
+  await Promise.all([1, 2, 3].map((id) => journal.commit({ users: [user(id)] })));
+  expect(batches).toEqual([[{ users: [user(1)] }, { users: [user(2)] }, { users: [user(3)] }]]);
+  await journal.commit({ users: [user(4)] });
+  expect(batches).toHaveLength(2);
+  expect(durable).toBe(2);
+});
+
+test("when the disk refuses, whatever was not durable is undone and its callers are told", async () => {
+  let refuse = false;
+  const model = new Model();
+  const write = async () => {
+    if (refuse) throw new Error("disk full");
+  };
+  const journal = new Journal(model, write, { onApplied: () => {}, onDurable: () => {} });
+  await journal.commit({ users: [user(1)] });
+  refuse = true;
+  const lost = [
+    journal.commit({ users: [{ ...user(1), name: "renamed" }, user(2)] }),
+    journal.commit({ usersRemoved: [1] }),
+  ];
+  expect(model.users.has(1)).toBe(false);
+  for (const { status, reason } of (await Promise.allSettled(lost)) as PromiseRejectedResult[]) {
+    expect(status).toBe("rejected");
+    expect(String(reason)).toContain("could not be stored: disk full");
+  }
+  expect([...model.users.values()]).toEqual([user(1)]);
+  expect(model.userByName("user1")).toEqual(user(1));
+  expect(model.userByName("renamed")).toBeUndefined();
+  refuse = false;
+  await journal.commit({ users: [user(3)] });
+  expect([...model.users.keys()]).toEqual([1, 3]);
+});

@@ -1,0 +1,148 @@
+import { expect, test } from "bun:test";
+import { connect } from "node:net";
+import { connect as tlsConnect } from "node:tls";
+import { Hono } from "hono";
+import { type Listener, type ListenOptions, listen, refuseUpgrade } from "./listener.ts";
+
+function app(): Hono {
+  const hono = new Hono();
+  hono.get("/", (c) => c.text("hello"));
+  hono.post("/size", async (c) => c.text(String((await c.req.arrayBuffer()).byteLength)));
+  hono.get("/broken", () => {
+    throw new Error("secret");
+  });
+  return hono;
+}
+
+async function serve(more: Partial<ListenOptions> = {}): Promise<Listener & AsyncDisposable> {
+  const listener = await listen({ host: "127.0.0.1", port: 0, app: app(), upgrades: {}, ...more });
+  return { ...listener, [Symbol.asyncDispose]: () => listener.close() };
+}
+
+/** What a raw client hears until the server closes. */
+function talk(port: number, bytes: string | Uint8Array, secure = false): Promise<string> {
+  return new Promise((resolve, reject) => {
+    let heard = "";
+    const socket = secure
+      ? tlsConnect({ host: "127.0.0.1", port, rejectUnauthorized: false })
+      : connect(port, "127.0.0.1");
+    const timer = setTimeout(() => {
+      socket.destroy();
+      reject(new Error(`still open after 5 s, heard ${JSON.stringify(heard)}`));
+    }, 5000);
+    socket.on("data", (chunk) => {
+      heard += chunk.toString("latin1");
+    });
+    socket.on("error", () => {});
+    socket.on("close", () => {
+      clearTimeout(timer);
+      resolve(heard);
+    });
+    if (bytes.length > 0) socket.write(bytes);
+  });
+}
+
+async function isAlive(port: number): Promise<boolean> {
+  return (await fetch(`http://127.0.0.1:${port}/`).then((r) => r.text())) === "hello";
+}
+
+test("serves the app, bounds bodies, and keeps its errors to itself", async () => {
+  await using server = await serve({ limits: { bodyBytes: 1000 } });
+  const url = `http://127.0.0.1:${server.port}`;
+  expect(await isAlive(server.port)).toBe(true);
+  expect(await (await fetch(`${url}/size`, { method: "POST", body: "x".repeat(1000) })).text()).toBe("1000");
+  expect((await fetch(`${url}/size`, { method: "POST", body: "x".repeat(1001) })).status).toBe(413);
+  const stream = new ReadableStream({
+    pull(controller) {
+      controller.enqueue(new Uint8Array(600));
+    },
+  });
+  const endless = await fetch(`${url}/size`, { method: "POST", body: stream }).catch(() => null);
+  expect(endless === null || endless.status === 413).toBe(true);
+  const broken = await fetch(`${url}/broken`);
+  expect([broken.status, await broken.text()]).toEqual([500, "internal error"]);
+  expect(await isAlive(server.port)).toBe(true);
+});
+
+test("who sends garbage, a head that is too long or never ends, or a body that never comes is cut off", async () => {
+  await using server = await serve({ limits: { headBytes: 4096, headTimeout: 200, requestTimeout: 300 } });
+  const { port } = server;
+  const attempts = await Promise.all([
+    talk(port, "\x16\x03\x01\x02\x00\x01\x00\xff\xff\n\n"),
+    talk(port, crypto.getRandomValues(new Uint8Array(5000))),
+    talk(port, `GET / HTTP/1.1\r\nHost: x\r\nA: ${"a".repeat(10_000)}\r\n\r\n`),
+    talk(port, "GET / HTTP/1.1\r\nHost: x\r\n"),
+    talk(port, ""),
+    talk(port, "POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nab"),
+    talk(port, "POST /size HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+  ]);
+  for (const heard of attempts) expect(heard).not.toContain("200 OK");
+  expect(await isAlive(port)).toBe(true);
+});
+
+test("an upgrade takes the socket, with what came behind the head, and no limit of HTTP touches it any more", async () => {
+  const heads: string[] = [];
+  await using server = await serve({
+    limits: { headTimeout: 100, requestTimeout: 100, connections: 1 },
+    upgrades: {
+      "/take": (_request, socket, head) => {
+        heads.push(Buffer.from(head).toString());
+        socket.write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n");
+        setTimeout(() => socket.end("late answer"), 400);
+      },
+      "/throws": () => {
+        throw new Error("no");
+      },
+      "/refuses": (_request, socket) => refuseUpgrade(socket, 400, "not like this"),
+    },
+  });
+  const request = (path: string) => `POST ${path} HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n`;
+  const first = talk(server.port, `${request("/take?a=b")}early`);
+  while (heads.length === 0) await Bun.sleep(1);
+  // The first has left HTTP, so there is room for another.
+  const second = talk(server.port, `${request("/take")}early`);
+  for (const heard of await Promise.all([first, second])) {
+    expect(heard).toStartWith("HTTP/1.1 101 ");
+    expect(heard).toEndWith("late answer");
+  }
+  expect(heads).toEqual(["early", "early"]);
+  expect(await talk(server.port, request("/throws"))).toBe("");
+  expect(await talk(server.port, request("/refuses"))).toMatch(/^HTTP\/1.1 400 .*not like this\n$/s);
+  expect(await talk(server.port, request("/constructor"))).toMatch(/^HTTP\/1.1 404 /);
+});
+
+test("connections that do not get on are bounded in number", async () => {
+  await using server = await serve({ limits: { connections: 3, headTimeout: 60_000, requestTimeout: 60_000 } });
+  const idle = Array.from({ length: 3 }, () => connect(server.port, "127.0.0.1"));
+  for (const socket of idle) socket.write("GET / HTTP/1.1\r\n");
+  // How soon the server sees the three is up to the kernel; then the next one is turned away.
+  const deadline = performance.now() + 3000;
+  let refused = false;
+  while (!refused && performance.now() < deadline) {
+    const request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    refused = (await talk(server.port, request)) === "";
+  }
+  expect(refused).toBe(true);
+  for (const socket of idle) socket.destroy();
+  const end = performance.now() + 3000;
+  let alive = false;
+  while (!alive && performance.now() < end) alive = await isAlive(server.port).catch(() => false);
+  expect(alive).toBe(true);
+});
+
+test("a port in use and an address of another machine are told in one sentence", async () => {
+  await using server = await serve();
+  expect(serve({ port: server.port })).rejects.toThrow("is in use by another program");
+  expect(serve({ host: "192.0.2.1" })).rejects.toThrow("is not an address of this machine");
+  expect(serve({ tls: { cert: "nonsense", key: "nonsense" } })).rejects.toThrow(
+    "TLS certificate or key cannot be used",
+  );
+});
+
+test("closing ends idle connections at once", async () => {
+  const server = await listen({ host: "127.0.0.1", port: 0, app: app(), upgrades: {} });
+  const idle = talk(server.port, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+  await isAlive(server.port);
+  await server.close();
+  expect(await idle).toContain("hello");
+});
