@@ -8,7 +8,7 @@ import { hex, randomBytes } from "../src/crypto/keys.ts";
 import { generatePrivateKey, x25519Public } from "../src/crypto/x25519.ts";
 import { DerpClient, type DerpClientOptions } from "../src/net/derp-client.ts";
 import { listen } from "../src/net/listener.ts";
-import { createRelay } from "../src/relay/index.ts";
+import { createRelay, metaCertificate } from "../src/relay/index.ts";
 import { encodeStunRequest, parseStunResponse } from "../src/wire/stun.ts";
 import type { DERPNode } from "../src/wire/tailcfg.ts";
 import { missing, peer } from "./lib/peers.ts";
@@ -194,7 +194,9 @@ test.skipIf(meshRefusal !== null)(
     writeFileSync(join(dir, "mesh.key"), `${hex(meshKey)}\n`);
 
     const relay = createRelay({ privateKey: generatePrivateKey(randomBytes), meshKey });
-    const listener = await listen({ host, port: 443, app: relay.app, upgrades: relay.upgrades, tls: { cert, key } });
+    const chain = cert + metaCertificate(relay.publicKey, Date.now());
+    const tls = { cert: chain, key };
+    const listener = await listen({ host, port: 443, app: relay.app, upgrades: relay.upgrades, tls });
     cleanups.push(async () => {
       relay.close();
       await listener.close();

@@ -159,6 +159,7 @@ class Reader {
 }
 
 const REQUEST = "GET /derp HTTP/1.1\r\nHost: relay\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n";
+const WS_REQUEST = `${REQUEST.replace("DERP", "websocket")}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: derp\r\n`;
 
 function loginFrames(relay: Relay, privateKey = generatePrivateKey(randomBytes)) {
   const publicKey = x25519Public(privateKey);
@@ -347,18 +348,20 @@ for (const scheme of schemes) {
             ),
             { maxLength: 5 },
           ),
-          fc.constantFrom("login", "raw", "bare"),
+          fc.constantFrom("login", "raw", "bare", "websocket", "bad websocket"),
           async (chunks, how) => {
             const socket = await served.raw();
             socket.resume();
-            if (how !== "bare") socket.write(`${REQUEST}Derp-Fast-Start: 1\r\n\r\n`);
+            if (how === "login" || how === "raw") socket.write(`${REQUEST}Derp-Fast-Start: 1\r\n\r\n`);
+            if (how === "websocket") socket.write(`${WS_REQUEST}Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n`);
+            if (how === "bad websocket") socket.write(`${WS_REQUEST}Sec-WebSocket-Key: x\r\n\r\n`);
             if (how === "login") socket.write(loginFrames(served.relay).clientInfo);
             for (const chunk of chunks) socket.write(chunk);
             await Bun.sleep(1);
             socket.destroy();
           },
         ),
-        { numRuns: 40 },
+        { numRuns: 60 },
       );
       a.client.send(b.key, Uint8Array.of(1));
       await until(() => b.packets.length === 1, "the relay still serves");

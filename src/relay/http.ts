@@ -90,6 +90,7 @@ export function createRelay(options: RelayOptions): Relay {
       refuse(socket, 503, "the relay has too many connections that are not logged in, try again later");
       return;
     }
+    if (isFastStart) server.counters.fast_starts++;
     socket.setTimeout(0);
     socket.setNoDelay(true);
     const ended = () => conn.closed(now());

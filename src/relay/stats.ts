@@ -29,6 +29,7 @@ export class Counters {
   sclient_write_timeouts = 0;
   counter_total_dup_client_conns = 0;
   websocket_accepts = 0;
+  fast_starts = 0;
   /** Connections that never logged in: refused for being too many, out of time, wrong, or not admitted. */
   logins_busy = 0;
   logins_timed_out = 0;
