@@ -130,7 +130,9 @@ describe("no message", () => {
     fc.assert(
       fc.property(some, ([type, body]) => {
         const message = Uint8Array.of(type, 0, 0, 0, ...body);
-        const parsed = [parseInitiation, parseResponse, parseCookieReply, parseTransport].map((parse) => parse(message));
+        const parsed = [parseInitiation, parseResponse, parseCookieReply, parseTransport].map((parse) =>
+          parse(message),
+        );
         const type2 = messageType(message);
         expect(parsed.map((value, i) => (value ? i + 1 : 0)).filter(Boolean)).toEqual(type2 ? [type2] : []);
       }),
