@@ -694,7 +694,7 @@ test("whatever logged-in clients and strangers send, the relay stays consistent 
     fc.constantFrom(1, 2).map((n) => encodeSendPacket(PUBLIC(n), bytes(n))),
   );
   fc.assert(
-    fc.property(fc.array(fc.tuple(fc.nat(3), anyFrame, fc.nat(3000)), { maxLength: 60 }), (script) => {
+    fc.property(fc.array(fc.tuple(fc.nat(3), anyFrame, fc.nat(3000), fc.boolean()), { maxLength: 60 }), (script) => {
       const world = new World();
       const clients = [
         world.client(1),
@@ -702,8 +702,10 @@ test("whatever logged-in clients and strangers send, the relay stays consistent 
         world.stranger(3),
         world.client(1),
       ];
-      for (const [who, frame, wait] of script) {
+      for (const [who, frame, wait, blocks] of script) {
         clients[who]!.says(frame);
+        if (blocks) clients[(who + 1) % 4]!.isBlocked = true;
+        else clients[who]!.drain();
         world.pass(wait);
       }
       for (const client of clients) client.conn.closed(world.now);
