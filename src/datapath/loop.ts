@@ -291,7 +291,7 @@ export class Loop {
     try {
       if (command.type === "configure") {
         this.#device.configure(command.update, now);
-        if (command.sockets) this.#adopt(command.sockets, now);
+        if (command.sockets) this.#adopt(command.sockets);
         answer = { type: "done", id };
       } else if (command.type === "dump") answer = { type: "done", id, value: this.#device.dump() };
       else if (command.type === "stats") answer = { type: "done", id, value: this.#stats() };
@@ -305,9 +305,11 @@ export class Loop {
     port.postMessage(answer);
   }
 
-  /** Other sockets take over; the main thread closes the old ones when it has our answer. */
-  #adopt(sockets: Sockets, now: number): void {
-    this.#tx.flush(now);
+  /**
+   * Other sockets take over; the main thread closes the old ones when it has our answer. Commands run before anything
+   * waits to be sent: what the same command made the device say leaves from the new port.
+   */
+  #adopt(sockets: Sockets): void {
     for (const fd of [this.#sockets.fd4, this.#sockets.fd6]) if (fd >= 0) epollDelete(this.#epoll, fd);
     this.#sockets = sockets;
     this.#tx.v4.replace(sockets.fd4, sockets.gso4);
