@@ -42,6 +42,28 @@ function talk(port: number, bytes: string | Uint8Array, secure = false): Promise
   });
 }
 
+/** Self-signed for 127.0.0.1, a hundred years. */
+const TLS = {
+  key: `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgtIstcZ81Ly5CAh9j
+CFG6bmve077Hhb5oTSQHmtAZVOWhRANCAAQgQrhmUtBDObWy9lEJuTi/A6QekoZe
+FCaJeTnZjyuxOPqmhGVur/jrCQSUaPUyFtT1IZj/ES7oaUC61RaOL0IX
+-----END PRIVATE KEY-----
+`,
+  cert: `-----BEGIN CERTIFICATE-----
+MIIBmzCCAUGgAwIBAgIURc/uqmfnDzwsaNuCZD6Di399dAUwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJd2VmdC50ZXN0MCAXDTI2MTEyMTA4Mjc1M1oYDzIxMjYxMDI4
+MDgyNzUzWjAUMRIwEAYDVQQDDAl3ZWZ0LnRlc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAQgQrhmUtBDObWy9lEJuTi/A6QekoZeFCaJeTnZjyuxOPqmhGVur/jr
+CQSUaPUyFtT1IZj/ES7oaUC61RaOL0IXo28wbTAdBgNVHQ4EFgQUeoph5r1nnE/5
+ciwuKU3+W3lR24UwHwYDVR0jBBgwFoAUeoph5r1nnE/5ciwuKU3+W3lR24UwDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARggl3ZWZ0LnRlc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSAAwRQIgS7I6E+DQZmnDT2by6G4f2OIJO2L7Kra64KW7YDOxwNICIQD0
+cToVCjuqVKii81qKJHPZyoSavhn10T3UqEBseFRcvw==
+-----END CERTIFICATE-----
+`,
+};
+
 async function isAlive(port: number): Promise<boolean> {
   return (await fetch(`http://127.0.0.1:${port}/`).then((r) => r.text())) === "hello";
 }
@@ -109,6 +131,28 @@ test("an upgrade takes the socket, with what came behind the head, and no limit 
   expect(await talk(server.port, request("/throws"))).toBe("");
   expect(await talk(server.port, request("/refuses"))).toMatch(/^HTTP\/1.1 400 .*not like this\n$/s);
   expect(await talk(server.port, request("/constructor"))).toMatch(/^HTTP\/1.1 404 /);
+});
+
+test("the same over TLS: app, upgrades, garbage and half heads", async () => {
+  await using server = await serve({
+    tls: TLS,
+    limits: { headTimeout: 200, requestTimeout: 300 },
+    upgrades: {
+      "/take": (_request, socket, head) => socket.end(`HTTP/1.1 101 X\r\n\r\n${Buffer.from(head)}`),
+    },
+  });
+  const { port } = server;
+  const isServing = async () => {
+    const response = await fetch(`https://127.0.0.1:${port}/`, { tls: { rejectUnauthorized: false } });
+    return (await response.text()) === "hello";
+  };
+  expect(await isServing()).toBe(true);
+  const upgrade = "POST /take HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nearly";
+  expect(await talk(port, upgrade, true)).toEndWith("\r\n\r\nearly");
+  expect(await talk(port, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")).not.toContain("200");
+  expect(await talk(port, "GET / HTTP/1.1\r\nHost: x\r\n", true)).not.toContain("200");
+  expect(await talk(port, "\0\x01garbage\r\n\r\n", true)).not.toContain("200");
+  expect(await isServing()).toBe(true);
 });
 
 test("connections that do not get on are bounded in number", async () => {
