@@ -37,6 +37,7 @@ export const EADDRNOTAVAIL = 99;
 export const ENETUNREACH = 101;
 export const ENOBUFS = 105;
 export const ETIMEDOUT = 110;
+export const EHOSTUNREACH = 113;
 
 // What an operator reads. A number that is not here prints as its name alone.
 const TEXT: Record<string, string> = {

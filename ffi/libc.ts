@@ -22,7 +22,6 @@ export interface Libc {
   ioctl(fd: number, request: number, argument: Address): number;
   socket(family: number, type: number, protocol: number): number;
   bind(fd: number, address: Address, length: number): number;
-  listen(fd: number, backlog: number): number;
   getsockname(fd: number, address: Address, length: Address): number;
   getsockopt(fd: number, level: number, name: number, value: Address, length: Address): number;
   setsockopt(fd: number, level: number, name: number, value: Address, length: number): number;
@@ -37,7 +36,6 @@ export interface Libc {
   poll(fds: Address, count: number, timeoutMs: number): number;
   setns(fd: number, type: number): number;
   unshare(flags: number): number;
-  mount(source: Address, target: Address, type: Address, flags: number, data: Address): number;
   prctl(option: number, a: number, b: number, c: number, d: number): number;
   getppid(): number;
   flock(fd: number, operation: number): number;
@@ -54,7 +52,6 @@ const SYMBOLS = {
   ioctl: { args: ["i32", "u32", "ptr"], returns: "i32" },
   socket: { args: ["i32", "i32", "i32"], returns: "i32" },
   bind: { args: ["i32", "ptr", "u32"], returns: "i32" },
-  listen: { args: ["i32", "i32"], returns: "i32" },
   getsockname: { args: ["i32", "ptr", "ptr"], returns: "i32" },
   getsockopt: { args: ["i32", "i32", "i32", "ptr", "ptr"], returns: "i32" },
   setsockopt: { args: ["i32", "i32", "i32", "ptr", "u32"], returns: "i32" },
@@ -69,7 +66,6 @@ const SYMBOLS = {
   poll: { args: ["ptr", "u32", "i32"], returns: "i32" },
   setns: { args: ["i32", "i32"], returns: "i32" },
   unshare: { args: ["i32"], returns: "i32" },
-  mount: { args: ["ptr", "ptr", "ptr", "u32", "ptr"], returns: "i32" },
   prctl: { args: ["i32", "u32", "u32", "u32", "u32"], returns: "i32" },
   getppid: { args: [], returns: "i32" },
   flock: { args: ["i32", "i32"], returns: "i32" },

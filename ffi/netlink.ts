@@ -73,6 +73,7 @@ import {
   RT_SCOPE_LINK,
   RT_SCOPE_NOWHERE,
   RT_SCOPE_UNIVERSE,
+  RT_TABLE_LOCAL,
   RT_TABLE_MAIN,
   RTA_DST,
   RTA_GATEWAY,
@@ -366,6 +367,17 @@ export class Netlink implements Disposable {
     });
   }
 
+  /** Packets to `ip` are taken for this namespace's own: the kernel has made the local route. */
+  isLocal(ip: string): boolean {
+    const dst = `${ip}/${ip.includes(":") ? 128 : 32}`;
+    const family = ip.includes(":") ? 6 : 4;
+    return this.routes({ family, table: RT_TABLE_LOCAL }).some((route) => route.type === "local" && route.dst === dst);
+  }
+
+  /**
+   * The address can be bound at once. The kernel finishes an IPv6 one in the background: for some milliseconds more, until
+   * `isLocal`, packets to it are dropped.
+   */
   addAddress(address: NewAddress, options: AddOptions = {}): void {
     const message = this.#addressMessage(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, address);
     this.#request(message, `add ${address.prefix} to ${address.link}`, options.existsOk ? [EEXIST] : []);

@@ -119,6 +119,7 @@ describe.skipIf(noNetns)("a lab of two hosts", () => {
     for (const prefix of ["10.77.1.77/24", "192.0.2.7/32", "fd77:0:0:1::77/64", "2001:db8::7/128"]) {
       const ip = prefix.split("/")[0]!;
       a.addAddress(prefix);
+      await until("the address", () => a.netlink.isLocal(ip));
       expect((await ping(b, ip, QUICK)).received).toBe(3);
       a.removeAddress(prefix);
       expect((await ping(b, ip, { ...QUICK, count: 1 })).received).toBe(0);

@@ -23,6 +23,8 @@ import { killProcessesIn, netnsId } from "./namespaces.ts";
 
 const UDP = 17;
 const HOSTS_MAX = 250;
+/** The kernel takes some milliseconds for an IPv6 address. */
+const ADDRESS_DEADLINE_MS = 10_000;
 /** Before the main table's rule (32766), after the local one (0). */
 const BLOCK_PRIORITY = 1000;
 
@@ -237,11 +239,11 @@ export class Lab implements AsyncDisposable {
     const holderPid = (options.privateFiles ?? true) ? await startHolder(netns) : 0;
     const host = new Host(this, name, number, netns, netlink, holderPid);
     this.hosts.push(host);
-    this.#connect(host, options.mtu ?? 1500);
+    await this.#connect(host, options.mtu ?? 1500);
     return host;
   }
 
-  #connect(host: Host, mtu: number): void {
+  async #connect(host: Host, mtu: number): Promise<void> {
     const { netlink, routerLink, netns } = host;
     skipDuplicateDetection(netns);
     netlink.setLink("lo", { up: true });
@@ -253,6 +255,10 @@ export class Lab implements AsyncDisposable {
     netlink.addAddress({ link: "eth0", prefix: `${host.ip6}/64` });
     netlink.addRoute({ dst: "0.0.0.0/0", via: host.gateway4 });
     netlink.addRoute({ dst: "::/0", via: host.gateway6, dev: "eth0" });
+    const ready = () => netlink.isLocal(host.ip6) && this.router.isLocal(host.gateway6);
+    for (const end = performance.now() + ADDRESS_DEADLINE_MS; !ready(); await Bun.sleep(1)) {
+      if (performance.now() > end) throw new Error(`the addresses of the lab's host ${host.name} do not come up`);
+    }
   }
 
   /** The router's end of a host's wire: `Host.link`. */
