@@ -294,7 +294,8 @@ export class Daemon {
     if (!prefs.WantRunning) return identity?.user && !prefs.LoggedOut ? "Stopped" : "NeedsLogin";
     if (prefs.LoggedOut || this.login.kind === "needs-login") return "NeedsLogin";
     if (!this.netmap) return "Starting";
-    if (keyExpired(this.netmap.self, Date.now())) return "NeedsLogin";
+    // While connecting, an expired key is about to be replaced.
+    if (keyExpired(this.netmap.self, Date.now())) return this.login.kind === "in" ? "NeedsLogin" : "Starting";
     if (this.netmap.self.MachineAuthorized === false) return "NeedsMachineAuth";
     const relayless = Object.keys(this.netmap.derpMap.Regions ?? {}).length === 0;
     return this.engine?.live || relayless || this.lastState === "Running" ? "Running" : "Starting";
@@ -374,6 +375,7 @@ export class Daemon {
         connected: this.connected,
         wireguard,
         path: (key) => engine?.peerStatus(key) ?? null,
+        handshakeTime: (key) => engine?.handshakeTime(key) ?? null,
         nodeKeyOf,
         now: Date.now(),
       },

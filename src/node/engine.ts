@@ -104,6 +104,8 @@ export class Engine {
   private settle: ReturnType<typeof setTimeout> | undefined;
   private pumping = false;
   private knownAddresses = "";
+  /** Node key in hex -> milliseconds from the initiation to the latest session. */
+  private readonly handshakeMs = new Map<string, number>();
   private handshakes = 0;
   private pingId = 0;
   private readonly pings = new Map<number, (result: PingResult) => void>();
@@ -223,6 +225,11 @@ export class Engine {
     return this.paths.peerStatus(nodeKey, performance.now());
   }
 
+  /** Null before the first session with this peer. */
+  handshakeTime(nodeKey: Uint8Array): number | null {
+    return this.handshakeMs.get(hex(nodeKey)) ?? null;
+  }
+
   dump(): Promise<DeviceDump> {
     return this.datapath.dump();
   }
@@ -266,6 +273,7 @@ export class Engine {
     if (updates.length > 0) await this.datapath.configure({ peers: updates });
     this.peers = next;
     for (const text of this.chosenPaths.keys()) if (!next.has(text)) this.chosenPaths.delete(text);
+    for (const text of this.handshakeMs.keys()) if (!next.has(text)) this.handshakeMs.delete(text);
     for (const { key, text } of renewed) {
       const path = this.chosenPaths.get(text);
       if (path) this.datapath.setPath(key, path);
@@ -416,6 +424,7 @@ export class Engine {
 
   private noteHandshake(peer: Uint8Array, ms: number, initiator: boolean): void {
     this.handshakes++;
+    this.handshakeMs.set(hex(peer), ms);
     const role = initiator ? "initiator" : "responder";
     this.events.log("debug", `session with ${hex(peer).slice(0, 8)} in ${ms.toFixed(1)} ms (${role})`);
     if (this.handshakes === 1) this.events.onLiveness();

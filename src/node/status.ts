@@ -42,6 +42,8 @@ export interface PeerStatusJson {
   LastWrite: string;
   LastSeen: string;
   LastHandshake: string;
+  /** Milliseconds from the initiation to the latest session; Weft's own field. */
+  HandshakeMS?: number;
   Online: boolean;
   ExitNode: boolean;
   ExitNodeOption: boolean;
@@ -90,6 +92,8 @@ export interface StatusInput {
   wireguard: ReadonlyMap<string, PeerDump>;
   /** How packets to a peer go now. */
   path: (nodeKey: Uint8Array) => { address: string | null; active: boolean } | null;
+  /** Milliseconds; null before the first session. */
+  handshakeTime: (nodeKey: Uint8Array) => number | null;
   nodeKeyOf: (node: Node) => Uint8Array | null;
   /** Unix time in milliseconds. */
   now: number;
@@ -157,6 +161,7 @@ function describe(node: Node, input: StatusInput): PeerStatusJson {
   const wireguard = key ? input.wireguard.get(hex(key)) : undefined;
   const path = key ? input.path(key) : null;
   const handshake = wireguard?.lastHandshake ?? 0;
+  const handshakeTime = key ? input.handshakeTime(key) : null;
   const exit = (node.AllowedIPs ?? []).some((prefix) => prefix === "0.0.0.0/0" || prefix === "::/0");
   return {
     ...emptyPeer(input),
@@ -179,6 +184,7 @@ function describe(node: Node, input: StatusInput): PeerStatusJson {
     Created: node.Created ?? ZERO_TIME,
     LastSeen: node.LastSeen ?? ZERO_TIME,
     LastHandshake: handshake > 0 ? new Date(handshake).toISOString() : ZERO_TIME,
+    ...(handshakeTime !== null && { HandshakeMS: handshakeTime }),
     Online: node.Online === true,
     ExitNodeOption: exit,
     Active: path?.active ?? false,
