@@ -97,7 +97,7 @@ export class Loop {
       maxAllowedIPs: MAX_ALLOWED_IPS,
     });
     this.#paths = new PeerPaths(asm, mode, MAX_PEERS);
-    this.#lastActivity = new Float64Array(mode === "mesh" ? MAX_PEERS : 0);
+    this.#lastActivity = new Float64Array(mode === "mesh" ? MAX_PEERS : 0).fill(Number.NEGATIVE_INFINITY);
     this.#tx = new Transmitter(
       asm,
       this.#base,

@@ -1,0 +1,243 @@
+// The datapath in mesh mode, over real TUN devices in namespaces: paths, relay ring, datagrams, filter, activity.
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { withNetns } from "../../ffi/netns.ts";
+import { ping, transferHash, udpEcho } from "../../lab/measure.ts";
+import { type Host, Lab } from "../../lab/network.ts";
+import { hex } from "../crypto/keys.ts";
+import { x25519Public } from "../crypto/x25519.ts";
+import type { Datapath, DatapathEvents, DatapathOptions } from "./api.ts";
+import { startDatapath } from "./datapath.ts";
+
+const root = process.getuid?.() === 0;
+if (!root) console.error("SKIP: network namespaces need root");
+
+async function until(what: string, check: () => boolean | Promise<boolean>, seconds = 10): Promise<void> {
+  const deadline = performance.now() + seconds * 1000;
+  while (!(await check())) {
+    if (performance.now() > deadline) throw new Error(`${what}: not within ${seconds} s`);
+    await Bun.sleep(20);
+  }
+}
+
+/** A datapath whose device and sockets live in a host's namespace, and whose Worker in this process. */
+class Node implements AsyncDisposable {
+  readonly host: Host;
+  readonly privateKey: Uint8Array;
+  readonly publicKey: Uint8Array;
+  readonly ip4: string;
+  readonly ip6: string;
+  readonly datagrams: { from: string; data: Uint8Array }[] = [];
+  readonly activity: string[] = [];
+  readonly handshakes: { ms: number; initiator: boolean }[] = [];
+  relayed = 0;
+  fatal: string | null = null;
+  /** What the relay does with a message for `peer`. */
+  onRelay: (peer: Uint8Array, data: Uint8Array) => void = () => {};
+  dp!: Datapath;
+
+  constructor(host: Host, number: number) {
+    this.host = host;
+    this.privateKey = new Uint8Array(32).fill(number);
+    this.publicKey = x25519Public(this.privateKey);
+    this.ip4 = `100.64.0.${number}`;
+    this.ip6 = `fd7a::${number}`;
+  }
+
+  static async start(host: Host, number: number, options: Partial<DatapathOptions> = {}): Promise<Node> {
+    const node = new Node(host, number);
+    const events: DatapathEvents = {
+      onDatagram: (from, data) => node.datagrams.push({ from, data }),
+      onRelay: (peer, data) => {
+        node.relayed++;
+        node.onRelay(peer, data);
+      },
+      onActivity: (peer) => node.activity.push(hex(peer)),
+      onHandshake: (_peer, ms, initiator) => node.handshakes.push({ ms, initiator }),
+      onFatal: (reason) => {
+        node.fatal = reason;
+      },
+    };
+    let started!: Promise<Datapath>;
+    withNetns(host.netns, () => {
+      started = startDatapath({ tun: `d${number}`, mtu: 1280, port: 0, mode: "mesh", ...options }, events);
+    });
+    node.dp = await started;
+    host.netlink.setLink(node.dp.tunIndex, { up: true });
+    host.netlink.addAddress({ link: node.dp.tunIndex, prefix: `${node.ip4}/24` });
+    host.netlink.addAddress({ link: node.dp.tunIndex, prefix: `${node.ip6}/64` });
+    await node.dp.configure({ privateKey: node.privateKey });
+    return node;
+  }
+
+  async knows(other: Node): Promise<void> {
+    const allowedIPs = [`${other.ip4}/32`, `${other.ip6}/128`];
+    await this.dp.configure({ peers: [{ publicKey: other.publicKey, replaceAllowedIPs: true, allowedIPs }] });
+  }
+
+  get udp(): string {
+    return `${this.host.ip4}:${this.dp.port()}`;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dp.close();
+  }
+}
+
+async function reaches(from: Node, to: Node): Promise<void> {
+  for (const ip of [to.ip4, to.ip6]) {
+    expect((await ping(from.host, ip, { count: 3, intervalMs: 30, timeoutMs: 7000 })).received).toBe(3);
+  }
+}
+
+describe.skipIf(!root)("datapath in mesh mode", () => {
+  let lab: Lab;
+  let h1: Host;
+  let h2: Host;
+  beforeAll(async () => {
+    lab = await Lab.create(`dp${process.pid}`);
+    h1 = await lab.host("one");
+    h2 = await lab.host("two");
+  });
+  afterAll(() => lab?.close());
+
+  test("packets wait for a path; then by relay, by both, by UDP, each in both directions", async () => {
+    await using a = await Node.start(h1, 1);
+    await using b = await Node.start(h2, 2);
+    await a.knows(b);
+    await b.knows(a);
+    a.onRelay = (peer, data) => hex(peer) === hex(b.publicKey) && b.dp.relayIn(a.publicKey, data);
+    b.onRelay = (peer, data) => hex(peer) === hex(a.publicKey) && a.dp.relayIn(b.publicKey, data);
+    const waiting = ping(h1, b.ip4, { count: 1, timeoutMs: 7000 });
+    await until("activity", () => a.activity.includes(hex(b.publicKey)));
+    expect(a.relayed).toBe(0);
+    a.dp.setPath(b.publicKey, { relay: true });
+    b.dp.setPath(a.publicKey, { relay: true });
+    expect((await waiting).received).toBe(1);
+    await reaches(a, b);
+    await reaches(b, a);
+    expect(await transferHash(h1, h2, 2 << 20, { address: b.ip4 })).toMatchObject({ ok: true });
+    expect(a.relayed).toBeGreaterThan(1000);
+    expect(a.handshakes).toMatchObject([{ initiator: true }]);
+    expect(b.handshakes).toMatchObject([{ initiator: false }]);
+
+    // Not trusted yet: both ways, and copies are dropped by the replay window.
+    a.dp.setPath(b.publicKey, { relay: true, udp: b.udp });
+    await reaches(a, b);
+    expect((await b.dp.stats()).dropped["rx-replay"]).toBeGreaterThan(0);
+
+    a.dp.setPath(b.publicKey, { udp: b.udp });
+    b.dp.setPath(a.publicKey, { udp: a.udp });
+    await reaches(a, b);
+    const before = a.relayed + b.relayed;
+    expect(await transferHash(h1, h2, 20 << 20, { address: b.ip4 })).toMatchObject({ ok: true });
+    expect(await udpEcho(h2, h1, 20, 2000, { address: a.ip6 })).toMatchObject({ received: 20 });
+    expect(a.relayed + b.relayed).toBe(before);
+    const stats = await a.dp.stats();
+    expect(stats.udpTxPackets).toBeGreaterThan(10000);
+    expect(stats.offload).toEqual({ tunTso: true, tunUso: true, udpGso: true, udpGro: true });
+
+    // In a mesh nobody roams: data from another address does not move the path.
+    expect((await b.dp.dump()).peers[0]).toMatchObject({ allowedIPs: [`${a.ip4}/32`, `${a.ip6}/128`] });
+    const seen = a.activity.length;
+    await ping(h1, b.ip4, { count: 30, intervalMs: 10 });
+    expect(a.activity.length - seen).toBeLessThanOrEqual(2);
+  }, 60_000);
+
+  test("disco and STUN go to the main thread, other datagrams do not; sendDatagram leaves from the same port", async () => {
+    await using a = await Node.start(h1, 1);
+    await using b = await Node.start(h2, 2);
+    const disco = new Uint8Array(124).fill(7);
+    disco.set([0x54, 0x53, 0xf0, 0x9f, 0x92, 0xac]);
+    const stun = new Uint8Array(20);
+    stun.set([0x01, 0x01, 0, 0, 0x21, 0x12, 0xa4, 0x42]);
+    for (const data of [new Uint8Array(1), new Uint8Array(200).fill(9), disco.subarray(0, 37), disco, stun]) {
+      expect(a.dp.sendDatagram(b.udp, data)).toBe(true);
+    }
+    expect(a.dp.sendDatagram(`[${h2.ip6}]:${b.dp.port()}`, disco)).toBe(true);
+    await until("three datagrams", () => b.datagrams.length >= 3);
+    expect(b.datagrams.map((d) => [d.from, d.data.length])).toEqual([
+      [a.udp, 124],
+      [a.udp, 20],
+      [`[${h1.ip6}]:${a.dp.port()}`, 124],
+    ]);
+    expect(b.datagrams[0]!.data).toEqual(disco);
+    expect((await b.dp.stats()).dropped["rx-unknown"]).toBe(3);
+    expect(() => a.dp.sendDatagram("nonsense", disco)).toThrow("not an address and port");
+  }, 30_000);
+
+  test("the filter lets in what the rules say, and replies", async () => {
+    await using a = await Node.start(h1, 1);
+    await using b = await Node.start(h2, 2);
+    await a.knows(b);
+    await b.knows(a);
+    a.dp.setPath(b.publicKey, { udp: b.udp });
+    b.dp.setPath(a.publicKey, { udp: a.udp });
+    await reaches(a, b);
+    await b.dp.setFilter({ rules: [], local: [b.ip4, b.ip6] });
+    expect((await ping(h1, b.ip4, { count: 2, intervalMs: 20, timeoutMs: 200 })).received).toBe(0);
+    await reaches(b, a);
+    expect(await transferHash(h2, h1, 1 << 20, { address: a.ip4 })).toMatchObject({ ok: true });
+    expect(await udpEcho(h2, h1, 10, 500, { address: a.ip4 })).toMatchObject({ received: 10 });
+    expect((await b.dp.stats()).dropped["rx-filter"]).toBeGreaterThan(1);
+    await b.dp.setFilter({
+      rules: [{ SrcIPs: [a.ip4], DstPorts: [{ IP: b.ip4, Ports: { First: 0, Last: 65535 } }] }],
+      local: [b.ip4, b.ip6],
+    });
+    expect(await transferHash(h1, h2, 1 << 20, { address: b.ip4 })).toMatchObject({ ok: true });
+    expect((await ping(h1, b.ip6, { count: 1, timeoutMs: 200 })).received).toBe(0);
+    await b.dp.setFilter(null);
+    await reaches(a, b);
+  }, 30_000);
+
+  test("a packet from an address that is not the peer's is dropped", async () => {
+    await using a = await Node.start(h1, 1);
+    await using b = await Node.start(h2, 2);
+    await a.knows(b);
+    await b.knows(a);
+    a.dp.setPath(b.publicKey, { udp: b.udp });
+    b.dp.setPath(a.publicKey, { udp: a.udp });
+    await reaches(a, b);
+    await b.dp.configure({
+      peers: [{ publicKey: a.publicKey, replaceAllowedIPs: true, allowedIPs: [`${a.ip6}/128`] }],
+    });
+    expect((await ping(h1, b.ip4, { count: 2, intervalMs: 20, timeoutMs: 200 })).received).toBe(0);
+    expect((await b.dp.stats()).dropped["rx-source"]).toBe(2);
+    expect((await ping(h1, b.ip6, { count: 1, timeoutMs: 2000 })).received).toBe(1);
+  }, 30_000);
+
+  test("a wrong configuration is refused in one sentence, and nothing of it takes effect", async () => {
+    await using a = await Node.start(h1, 1);
+    const port = a.dp.port();
+    const wrong = a.dp.configure({ listenPort: 40123, peers: [{ publicKey: new Uint8Array(31) }] });
+    expect(await wrong.catch((error: Error) => error.message)).toMatch(/^[^\n]+$/);
+    expect(a.dp.port()).toBe(port);
+    expect((await a.dp.dump()).peers).toEqual([]);
+  }, 30_000);
+
+  test("the device is deleted: onFatal says so; close leaves no device", async () => {
+    await using a = await Node.start(h1, 1);
+    h1.netlink.deleteLink("d1");
+    await until("onFatal", () => a.fatal !== null);
+    expect(a.fatal).toBe("the TUN device was deleted");
+    await expect(a.dp.dump()).rejects.toThrow("closed");
+    const b = await Node.start(h1, 2);
+    expect(h1.netlink.link("d2")).toMatchObject({ mtu: 1280 });
+    await b.dp.close();
+    expect(h1.netlink.link("d2")).toBeNull();
+    await b.dp.close();
+  }, 30_000);
+
+  test("a flood of messages for a peer without a session, and a slow relay: memory and rings stay bounded", async () => {
+    await using a = await Node.start(h1, 1);
+    await using b = await Node.start(h2, 2);
+    await a.knows(b);
+    a.dp.setPath(b.publicKey, { relay: true });
+    const script = `const s = await Bun.udpSocket({}); const data = new Uint8Array(1200);
+      for (let i = 0; i < 20000; i++) { s.send(data, 9, "${b.ip4}"); if (i % 500 === 0) await Bun.sleep(1); } s.close();`;
+    expect(await h1.run([process.execPath, "-e", script])).toMatchObject({ code: 0 });
+    for (let i = 0; i < 3000; i++) a.dp.relayIn(b.publicKey, new Uint8Array(1400));
+    const { dropped } = await a.dp.stats();
+    expect(dropped["relay-ring-full"]).toBeGreaterThan(0);
+    expect(process.memoryUsage().rss).toBeLessThan(500 << 20);
+  }, 30_000);
+});
