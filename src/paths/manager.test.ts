@@ -374,7 +374,7 @@ describe("5.5: heartbeat", () => {
   test("a good path is not searched again; a slow one once a minute", () => {
     for (const [delay, searches] of [
       [2, 0],
-      [30, 2],
+      [3, 2],
     ] as const) {
       const { sim, a, b } = pair();
       // Announced, but in another LAN.
@@ -554,6 +554,16 @@ describe("4.3: what is answered", () => {
     expect(targets()).toContain("192.0.2.50:1");
   });
 
+  test("what the relay brings counts only with the disco key of the node that sent it", () => {
+    const { manager, peer, random, nodeKey, seal, targets } = lone();
+    const other = { ...peer, nodeKey: random(32), discoKey: x25519Public(random(32)), endpoints: ["192.0.2.66:6"] };
+    manager.updatePeer(other, 1);
+    manager.handleRelayed(1, other.nodeKey, seal(encodeCallMeMaybe(["192.0.2.77:7"])), 6);
+    expect(targets()).toEqual([]);
+    manager.handleRelayed(1, nodeKey, seal(encodeCallMeMaybe(["192.0.2.77:7"])), 6);
+    expect(targets()).toEqual([`${B}:41641`, "192.0.2.77:7"]);
+  });
+
   test("packets that are not disco are the datapath's", () => {
     const { manager, nodeKey } = lone();
     expect(manager.handleRelayed(1, nodeKey, Uint8Array.of(4, 0, 0, 0, 1), 5)).toBe(false);
@@ -586,6 +596,27 @@ describe("5.3: candidates", () => {
     expect(targets()).toContain("192.0.2.50:1");
     manager.noteSend(nodeKey, 51_000);
     expect(targets()).not.toContain("192.0.2.50:1");
+  });
+
+  test("c: an address that pongs confirm stays although no ping comes from it any more", () => {
+    const { manager, peer, nodeKey, ping, seal, sent } = lone();
+    manager.updatePeer({ ...peer, endpoints: [] }, 5);
+    manager.handleDatagram("192.0.2.50:1", ping(1), 1000);
+    for (let now = 1000; now < 150_000; now += 1000) {
+      manager.noteSend(nodeKey, now);
+      for (let due = manager.nextTimeout(); due && due.at <= now; due = manager.nextTimeout())
+        manager.handleTimeout(now);
+      for (const { to, message } of sent()) {
+        if (message.type !== "ping") continue;
+        expect(to).toBe("192.0.2.50:1");
+        manager.handleDatagram(
+          "192.0.2.50:1",
+          seal(encodePong({ txid: message.txid, source: `${A}:41641` })),
+          now + 20,
+        );
+      }
+      expect(manager.peerStatus(nodeKey, now + 20)?.address).toBe("192.0.2.50:1");
+    }
   });
 
   test("deleting the best address deletes the path", () => {
@@ -667,6 +698,17 @@ describe("5.9: CLI ping", () => {
     sim.run(1000);
     expect(a.pongs.at(-1)).toMatchObject({ id: 9, ok: true, via: { udp: `${B}:41641` } });
     expect(region.packets).toBe(before);
+  });
+
+  test("too many at a time: refused, and possible again when they are over", () => {
+    const { manager, nodeKey } = lone();
+    const failures = () => manager.drain().flatMap((action) => (action.type === "pong" ? [action.id] : []));
+    for (let id = 0; id < 66; id++) manager.ping(nodeKey, id, 10);
+    expect(failures()).toEqual([64, 65]);
+    manager.handleTimeout(5010);
+    expect(failures().length).toBe(64);
+    manager.ping(nodeKey, 99, 5011);
+    expect(failures()).toEqual([]);
   });
 
   test("nobody answers: one failure after 5 s; no such peer, no way: at once", () => {
@@ -751,6 +793,63 @@ describe("relays", () => {
     expect(manager.drain().filter((action) => action.type === "path")).toEqual([
       { type: "path", peer: nodeKey, path: { relay: true, region: 1 } },
     ]);
+  });
+
+  /** Our home is region 1; the peer's is 2, and we hear it over 1. */
+  function heard() {
+    const all = lone();
+    const node = (id: number) => ({
+      Name: `${id}a`,
+      RegionID: id,
+      HostName: "d.test",
+      IPv4: `203.0.113.${id}`,
+      IPv6: "none",
+    });
+    const map: DERPMap = {
+      Regions: { ...all.map.Regions, "2": { RegionID: 2, Nodes: [node(2)] } },
+    };
+    all.manager.setDerpMap(map, 1);
+    all.manager.updatePeer({ ...all.peer, homeDerp: 2 }, 2);
+    all.manager.drain();
+    const region = () => all.manager.peerStatus(all.nodeKey, 50)?.region;
+    expect(region()).toBe(2);
+    all.manager.handleRelayed(1, all.nodeKey, Uint8Array.of(4, 0, 0, 0), 3);
+    expect(region()).toBe(1);
+    return { ...all, map, region };
+  }
+
+  test("as soon as the peer's home is connected it is used, not the way back", () => {
+    const { manager, nodeKey, region } = heard();
+    manager.noteRelaySend(2, 4);
+    expect(manager.drain()).toContainEqual({ type: "connect", region: 2 });
+    expect(region()).toBe(1);
+    manager.relayState(2, true, 5);
+    expect(region()).toBe(2);
+    expect(manager.drain().filter((action) => action.type === "path")).toEqual([
+      { type: "path", peer: nodeKey, path: { relay: true, region: 2 } },
+    ]);
+  });
+
+  test("a way back ends with its connection, also when that is made anew", () => {
+    const broken = heard();
+    broken.manager.relayState(1, false, 5);
+    broken.manager.relayState(1, true, 6);
+    expect(broken.region()).toBe(2);
+    const changed = heard();
+    const one = { ...changed.map.Regions!["1"]!, RegionName: "renamed" };
+    changed.manager.setDerpMap({ Regions: { ...changed.map.Regions, "1": one } }, 5);
+    changed.manager.relayState(1, true, 6);
+    expect(changed.region()).toBe(2);
+  });
+
+  test("data for a peer connects its region before there is a message to carry", () => {
+    const { manager, nodeKey, peer, map } = heard();
+    manager.peerGone(1, nodeKey, 4);
+    manager.updatePeer({ ...peer, endpoints: [], homeDerp: 2 }, 5);
+    manager.setDerpMap(map, 6);
+    manager.drain();
+    manager.noteSend(nodeKey, 7);
+    expect(manager.drain()).toContainEqual({ type: "connect", region: 2 });
   });
 
   test("one region only: it is the home at once, before anything is measured", () => {

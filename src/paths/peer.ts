@@ -170,11 +170,8 @@ export class Peer {
       const address = this.#host.candidate(text);
       if (address) listed.add(address);
     }
-    for (const [address, candidate] of this.#candidates) {
-      if (listed.has(address) || !candidate.called) continue;
-      candidate.called = false;
-      this.#forgetUnless(address, candidate.inNetmap || this.#pingedRecently(candidate, now));
-    }
+    for (const [address, candidate] of this.#candidates) candidate.called &&= listed.has(address);
+    this.#expire(now);
     for (const address of listed) {
       const candidate = this.#learn(address, now);
       if (candidate) candidate.called = true;
@@ -237,11 +234,9 @@ export class Peer {
   setDiscoKey(key: Uint8Array | null, text: string, now: number): void {
     this.discoKey = key;
     this.discoText = text;
-    for (const [address, candidate] of this.#candidates) {
-      candidate.called = false;
-      candidate.pingedAt = NEVER;
-      if (!candidate.inNetmap) this.#candidates.delete(address);
-    }
+    const inNetmap = [...this.#candidates].filter(([, candidate]) => candidate.inNetmap);
+    this.#candidates.clear();
+    for (const [address] of inNetmap) this.#learn(address, now)!.inNetmap = true;
     this.reset(now);
   }
 
@@ -328,7 +323,10 @@ export class Peer {
     return candidate;
   }
 
-  /** Candidates known only by pings that stopped (5.3 c). A best path that pongs confirm now is alive all the same. */
+  /**
+   * Forgets the candidates that no list holds (5.3 a) and that no ping came from for a while (5.3 c). A best path that
+   * pongs confirm now is alive all the same.
+   */
   #expire(now: number): void {
     for (const [address, candidate] of this.#candidates) {
       const alive = this.#best?.address === address && this.isTrusted(now);
