@@ -29,6 +29,7 @@ const MAX_ANSWER = 1024 * 1024;
 const REQUEST_TIMEOUT = 15_000;
 /** Silence on the map stream after which it counts as dead; servers send a keep-alive about every 50 s. */
 const WATCHDOG = 120_000;
+const WATCHDOG_CHECKS = 24;
 /** A timer that is set further ahead than this fires at once. */
 const MAX_TIMER = 2 ** 31 - 1;
 
@@ -65,6 +66,8 @@ export interface ControlClientOptions {
   randomBytes: (n: number) => Uint8Array;
   /** Unix time in milliseconds. */
   now: () => number;
+  /** Milliseconds of silence after which the map stream is dead. Default 120 s. */
+  watchdog?: number;
 }
 
 type Registered = "done" | "needs-login";
@@ -352,13 +355,14 @@ export class ControlClient {
     const abort = new AbortController();
     this.streamAbort = abort;
     let lastMessage = this.options.now();
+    const limit = this.options.watchdog ?? WATCHDOG;
     const watchdog = setInterval(() => {
-      if (this.options.now() - lastMessage < WATCHDOG) return;
-      this.events.log("info", `the map stream was silent for ${WATCHDOG / 1000} s`);
+      if (this.options.now() - lastMessage < limit) return;
+      this.events.log("info", `the map stream was silent for ${limit / 1000} s`);
       // The whole connection is suspect: a peer that vanished gives no sign.
       this.connection.drop();
       abort.abort();
-    }, 5000);
+    }, limit / WATCHDOG_CHECKS);
     let connected = false;
     try {
       const stream = await this.connection.stream({
