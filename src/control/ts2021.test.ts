@@ -28,7 +28,7 @@ class RawClient {
   static async connect(server: TestServer): Promise<RawClient> {
     const socket = connect(server.listener.port, "127.0.0.1");
     const client = new RawClient(socket);
-    socket.on("data", (chunk) => {
+    socket.on("data", (chunk: Buffer) => {
       client.heard = Buffer.concat([client.heard, chunk]);
     });
     socket.on("error", () => {});
