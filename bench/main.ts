@@ -4,6 +4,10 @@ const parts: Record<string, { what: string; load: () => Promise<{ main(argv: str
     what: "AEAD, X25519, BLAKE2s and NaCl box beside @noble and node:crypto",
     load: () => import("./crypto.ts"),
   },
+  soak: {
+    what: "WireGuard tunnels for real minutes across real rekeys, with every implementation installed",
+    load: () => import("./soak.ts"),
+  },
 };
 
 export async function main(argv: string[]): Promise<number> {
