@@ -315,6 +315,14 @@ describe("changes of the hosts", () => {
     sim.until(() => a.pathTo(b).udp === `${B}:41641` && a.isDirect(b), 12_000);
   });
 
+  test("without an IPv6 address that leads out, STUN asks over IPv4 only", () => {
+    const sim = new Sim(14);
+    sim.addRegion(1, ["203.0.113.1", "2001:db8:f::1"]);
+    const a = sim.addHost("a", { ips: [A, "::1", "fe80::1"] });
+    sim.run(5000);
+    expect(ofType(a, "udp").map((action) => action.to)).toEqual(["203.0.113.1:3478"]);
+  });
+
   test("a node without an IPv6 socket never pings IPv6", () => {
     const { sim, a, b } = pair({ b: [B, "2001:db8::2"] });
     talk(sim, a, b, 10_000);
@@ -545,13 +553,17 @@ describe("4.3: what is answered", () => {
   });
 
   test("two nodes with one disco key: the address becomes a candidate of both, one pong goes out", () => {
-    const { manager, peer, random, ping, targets } = lone();
+    const { manager, peer, random, ping, sent, targets } = lone();
     const twin = { ...peer, nodeKey: random(32), endpoints: [] };
     manager.updatePeer(twin, 1);
     manager.handleDatagram("192.0.2.50:1", ping(1), 5);
     expect(targets()).toEqual(["192.0.2.50:1"]);
     manager.noteSend(twin.nodeKey, 6);
     expect(targets()).toContain("192.0.2.50:1");
+    // Whether a ping is a copy is the business of the node that it names: here the first, the newcomer has seen none.
+    manager.updatePeer({ ...twin, nodeKey: random(32) }, 7);
+    manager.handleDatagram("192.0.2.50:1", ping(1), 8);
+    expect(sent().filter(({ message }) => message.type === "pong")).toEqual([]);
   });
 
   test("what the relay brings counts only with the disco key of the node that sent it", () => {
@@ -559,7 +571,7 @@ describe("4.3: what is answered", () => {
     const other = { ...peer, nodeKey: random(32), discoKey: x25519Public(random(32)), endpoints: ["192.0.2.66:6"] };
     manager.updatePeer(other, 1);
     manager.handleRelayed(1, other.nodeKey, seal(encodeCallMeMaybe(["192.0.2.77:7"])), 6);
-    expect(targets()).toEqual([]);
+    expect(manager.drain().filter((action) => action.type === "udp")).toEqual([]);
     manager.handleRelayed(1, nodeKey, seal(encodeCallMeMaybe(["192.0.2.77:7"])), 6);
     expect(targets()).toEqual([`${B}:41641`, "192.0.2.77:7"]);
   });
@@ -629,6 +641,16 @@ describe("5.3: candidates", () => {
     expect(paths()).toEqual([{ udp: `${B}:41641` }]);
     manager.updatePeer({ ...peer, endpoints: ["192.0.2.60:1"] }, 30);
     expect(paths()).toEqual([{ relay: true, region: 1 }]);
+  });
+
+  test("another disco key: what the old self called for or pinged from is forgotten, the netmap's addresses stay", () => {
+    const { manager, peer, random, nodeKey, ping, seal } = lone();
+    manager.handleDatagram("192.0.2.50:1", ping(1), 5);
+    manager.handleRelayed(1, nodeKey, seal(encodeCallMeMaybe(["192.0.2.77:7"])), 6);
+    manager.updatePeer({ ...peer, discoKey: x25519Public(random(32)) }, 7);
+    manager.drain();
+    manager.noteSend(nodeKey, 8);
+    expect(manager.drain().flatMap((action) => (action.type === "udp" ? [action.to] : []))).toEqual([`${B}:41641`]);
   });
 
   test("invalid, link-local and tailnet addresses are never candidates", () => {
