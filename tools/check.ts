@@ -12,12 +12,14 @@ export async function main(argv: string[]): Promise<number> {
   }
   const bin = (name: string) => join(root, "node_modules", ".bin", name);
   const results = await Promise.all([
-    run("types", [process.execPath, "--bun", bin("tsc"), "--noEmit", "-p", root]),
+    run("types", [process.execPath, bin("tsc"), "--noEmit", "-p", root]),
+    run("types of asm/", [process.execPath, bin("tsc"), "--noEmit", "-p", join(root, "asm")]),
     run("lint and layers", [
       bin("biome"),
       fix ? "check" : "ci",
       ...(fix ? ["--write"] : []),
       "--error-on-warnings",
+      "--colors=off",
       root,
     ]),
   ]);

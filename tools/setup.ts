@@ -16,7 +16,8 @@ export async function setup(): Promise<void> {
   if (isReady()) return;
   await withLock(async () => {
     install();
-    const { build } = await import("./build.ts");
+    const { build, upToDate } = await import("./build.ts");
+    if (!upToDate()) process.stderr.write("weft: building the WASM module…\n");
     await build();
     rememberBun();
   });
