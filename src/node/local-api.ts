@@ -83,7 +83,11 @@ export class LocalApi {
       credentials.set(socket, credentialsOf(socket));
       http.emit("connection", socket);
     });
-    mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
+    try {
+      mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
+    } catch (error) {
+      throw new Error(`the folder of the socket ${path} cannot be made: ${(error as Error).message}`);
+    }
     await new Promise<void>((resolve, reject) => {
       server.once("error", (error: NodeJS.ErrnoException) =>
         reject(new Error(`cannot listen on the socket ${path}: ${error.message}`)),
