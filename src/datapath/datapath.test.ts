@@ -43,7 +43,7 @@ class Node implements AsyncDisposable {
     this.ip6 = `fd7a::${number}`;
   }
 
-  static async start(host: Host, number: number, options: Partial<DatapathOptions> = {}): Promise<Node> {
+  static async start(host: Host, number: number, options: Partial<DatapathOptions> = {}, v6 = true): Promise<Node> {
     const node = new Node(host, number);
     const events: DatapathEvents = {
       onDatagram: (from, data) => node.datagrams.push({ from, data }),
@@ -64,7 +64,7 @@ class Node implements AsyncDisposable {
     node.dp = await started;
     host.netlink.setLink(node.dp.tunIndex, { up: true });
     host.netlink.addAddress({ link: node.dp.tunIndex, prefix: `${node.ip4}/24` });
-    host.netlink.addAddress({ link: node.dp.tunIndex, prefix: `${node.ip6}/64` });
+    if (v6) host.netlink.addAddress({ link: node.dp.tunIndex, prefix: `${node.ip6}/64` });
     await node.dp.configure({ privateKey: node.privateKey });
     return node;
   }
@@ -142,6 +142,47 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     await ping(h1, b.ip4, { count: 30, intervalMs: 10 });
     expect(a.activity.length - seen).toBeLessThanOrEqual(2);
   }, 60_000);
+
+  test("three nodes, every pair at once: flows that alternate reach whom they are for", async () => {
+    const h3 = await lab.host("three");
+    await using a = await Node.start(h1, 1);
+    await using b = await Node.start(h2, 2);
+    await using c = await Node.start(h3, 3);
+    const all = [a, b, c];
+    for (const x of all) {
+      for (const y of all) {
+        if (x === y) continue;
+        await x.knows(y);
+        x.dp.setPath(y.publicKey, { udp: y === b ? `[${y.host.ip6}]:${y.dp.port()}` : y.udp });
+      }
+    }
+    const pairs = all.flatMap((x) => all.filter((y) => y !== x).map((y) => [x, y] as const));
+    const results = await Promise.all(
+      pairs.map(([x, y], i) => transferHash(x.host, y.host, 3 << 20, { address: i % 2 ? y.ip4 : y.ip6 })),
+    );
+    expect(results.every((r) => r.ok)).toBe(true);
+    for (const { dp } of all)
+      expect((await dp.stats()).dropped).toMatchObject({ "rx-source": 0, "rx-bad-tag": 0, "tx-unsealed": 0 });
+  }, 30_000);
+
+  test("a link that is too narrow for segmentation offload, and a host without IPv6", async () => {
+    const narrow = await lab.host("narrow", { mtu: 1300 });
+    await narrow.run([
+      "sh",
+      "-c",
+      "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6",
+    ]);
+    await using a = await Node.start(narrow, 4, {}, false);
+    await using b = await Node.start(h2, 2);
+    await a.knows(b);
+    await b.knows(a);
+    a.dp.setPath(b.publicKey, { udp: b.udp });
+    b.dp.setPath(a.publicKey, { udp: a.udp });
+    expect(await transferHash(narrow, h2, 3 << 20, { address: b.ip4 })).toMatchObject({ ok: true });
+    expect(await transferHash(h2, narrow, 3 << 20, { address: a.ip4 })).toMatchObject({ ok: true });
+    const { offload } = await a.dp.stats();
+    expect(offload.udpGso).toBe(true);
+  }, 30_000);
 
   test("disco and STUN go to the main thread, other datagrams do not; sendDatagram leaves from the same port", async () => {
     await using a = await Node.start(h1, 1);

@@ -155,6 +155,7 @@ class MainDatapath implements Datapath {
     };
     this.#worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: setup, transferList: [port2] });
     this.#worker.on("error", (error) => this.#fatal(`the datapath failed: ${messageOf(error)}`));
+    this.#worker.on("exit", () => this.#fatal("the datapath failed: its thread has ended"));
     // The MTU may be changed by others (wg-quick does).
     this.#monitor = new NetlinkMonitor((event) => {
       if (event.kind === "link" && event.change === "new" && event.value.index === tun.index)
@@ -214,7 +215,7 @@ class MainDatapath implements Datapath {
   }
 
   relayIn(peer: Key, data: Uint8Array): void {
-    if (this.#state !== "running") return;
+    if (this.#state !== "running" || this.#options.mode !== "mesh") return;
     if (this.#toWorker.write(RING_RELAY_IN, peer, data)) eventfdWake(this.#wakeFd);
   }
 

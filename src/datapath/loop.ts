@@ -42,9 +42,8 @@ import { Transmitter } from "./transmit.ts";
 export const MAX_PEERS = 8192;
 export const MAX_ALLOWED_IPS = 65536;
 const FILTER_BYTES = 8 << 20;
-/** Memory of the buffers and tables of this folder. */
-const BUFFERS_BYTES = 16 << 20;
-const PAGE = 65536;
+/** Sessions, allowed IPs, filter, buffers: sizes are limits, and the kernel backs only the pages that are touched. */
+const MEMORY_PAGES = (192 << 20) >> 16;
 
 const TOKEN_WAKE = 0;
 const TOKEN_V4 = 1;
@@ -82,9 +81,7 @@ export class Loop {
     this.#setup = setup;
     this.#sockets = setup.sockets;
     const { mode, mtu, tun, sockets } = setup;
-    const probe = Asm.create();
-    const bytes = Device.memoryNeeded(probe, MAX_PEERS, MAX_ALLOWED_IPS) + FILTER_BYTES + BUFFERS_BYTES;
-    const asm = Asm.create(Math.ceil(bytes / PAGE));
+    const asm = Asm.create(MEMORY_PAGES);
     this.#asm = asm;
     this.#base = addressOf(asm.u8);
     this.#device = new Device({
