@@ -69,18 +69,19 @@ export class Router implements Disposable {
       this.attempt(`remove the route to ${dst}`, () => netlink.deleteRoute(this.route(dst), { missingOk: true }));
       this.routes.delete(dst);
     }
+    // New addresses before the old ones go: without an address of a family the kernel drops the device's routes of it.
+    for (const prefix of wantedAddresses) {
+      if (this.addresses.has(prefix)) continue;
+      const address = { link: device, prefix, noPrefixRoute: true };
+      if (this.attempt(`add the address ${prefix}`, () => netlink.addAddress(address, { existsOk: true })))
+        this.addresses.add(prefix);
+    }
     for (const prefix of this.addresses) {
       if (wantedAddresses.has(prefix)) continue;
       this.attempt(`remove the address ${prefix}`, () =>
         netlink.deleteAddress({ link: device, prefix }, { missingOk: true }),
       );
       this.addresses.delete(prefix);
-    }
-    for (const prefix of wantedAddresses) {
-      if (this.addresses.has(prefix)) continue;
-      const address = { link: device, prefix, noPrefixRoute: true };
-      if (this.attempt(`add the address ${prefix}`, () => netlink.addAddress(address, { existsOk: true })))
-        this.addresses.add(prefix);
     }
     for (const dst of wantedRoutes) {
       if (this.routes.has(dst)) continue;
