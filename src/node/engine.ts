@@ -14,7 +14,7 @@ import { requestPlain } from "../net/ts2021-client.ts";
 import { type PathAction, PathManager, type PeerStatus, type PingResult } from "../paths/manager.ts";
 import type { NetcheckReport } from "../paths/netcheck.ts";
 import type { DERPMap, DERPRegion, NetInfo, PrefixText } from "../wire/tailcfg.ts";
-import { cleanUp, FWMARK_BYPASS, Router, TUNNEL_MTU } from "./router.ts";
+import { FWMARK_BYPASS, Router, TUNNEL_MTU } from "./router.ts";
 import type { PeerView } from "./view.ts";
 
 /** Changes of interfaces come in bursts. */
@@ -113,8 +113,6 @@ export class Engine {
 
   /** Makes the device. Throws with one sentence, and leaves nothing behind then. */
   static async start(options: EngineOptions, events: EngineEvents): Promise<Engine> {
-    using netlink = new Netlink();
-    cleanUp(netlink);
     let engine: Engine | null = null;
     const datapath = await startDatapath(
       { tun: options.tun, mtu: TUNNEL_MTU, port: options.port, fwmark: FWMARK_BYPASS, mode: "mesh" },
@@ -144,9 +142,9 @@ export class Engine {
     this.router = new Router(datapath.tunIndex, (message) => events.log("info", message));
     this.monitor = new NetlinkMonitor((event) => {
       if ("value" in event && "index" in event.value && event.value.index === datapath.tunIndex) return;
-      if (event.kind === "rule") return;
+      if (event.kind === "rule" && event.change === "new") return;
       clearTimeout(this.settle);
-      this.settle = setTimeout(() => this.readInterfaces(), INTERFACE_SETTLE_MS);
+      this.settle = setTimeout(() => this.hostChanged(), INTERFACE_SETTLE_MS);
     });
     this.readInterfaces();
   }
@@ -453,6 +451,12 @@ export class Engine {
   }
 
   // ---- the host's addresses ----
+
+  private hostChanged(): void {
+    if (this.closed) return;
+    this.router.restoreRules();
+    this.readInterfaces();
+  }
 
   private readInterfaces(): void {
     if (this.closed) return;

@@ -77,14 +77,24 @@ test.skipIf(!isRoot)("addresses, routes and rules become exactly what is asked f
   expect(seen).toEqual([]);
 });
 
-test.skipIf(!isRoot)("what a killed daemon left is cleaned up; doing it twice is no error", () => {
+test.skipIf(!isRoot)("rules that a killed daemon left are cleaned up; those of a living one stay", () => {
   const router = open();
-  router.configure({ addresses: ["100.64.0.1/32"], routes: ["100.64.0.2/32"] });
-  // No close: the process is gone.
+  router.configure({ addresses: ["100.64.0.1/32"], routes: ["100.64.0.2/32", "fd7a:115c:a1e0::2/128"] });
   cleanUp(netlink);
-  expect([routes(), rules()]).toEqual([[], []]);
+  expect(rules()).toHaveLength(8);
+  // The process is killed: its device, and with that its routes, go.
+  for (const dst of routes()) netlink.deleteRoute({ dst, table: 53 });
   cleanUp(netlink);
-  expect(() => open().close()).not.toThrow();
+  expect(rules()).toEqual([]);
+  cleanUp(netlink);
+});
+
+test.skipIf(!isRoot)("rules that someone else removed come back", () => {
+  const router = open();
+  netlink.deleteRule({ family: 4, priority: 5370, table: 53 });
+  router.restoreRules();
+  expect(rules()).toHaveLength(8);
+  router.close();
 });
 
 test.skipIf(!isRoot)("a route that the kernel refuses is said, and the others are made", () => {

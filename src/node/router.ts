@@ -12,7 +12,9 @@
 //               The datapath's own sockets carry the mark: their packets never enter the tunnel that they carry
 //
 // A kernel without policy routing gets the routes in its main table; one without IPv6 gets none for IPv6. Routes and
-// addresses vanish with the device, rules do not: `cleanUp` takes them away after a daemon that was killed.
+// addresses vanish with the device, also when the daemon is killed. Rules do not: they stay as long as the table has routes
+// (another daemon may have made them), and `cleanUp` takes away what a killed daemon left. Rules that someone else removes
+// come back.
 import { Netlink, type RuleSpec } from "../../ffi/netlink.ts";
 import type { PrefixText } from "../wire/tailcfg.ts";
 
@@ -56,7 +58,13 @@ export class Router implements Disposable {
     private readonly log: (message: string) => void,
   ) {
     this.netlink.setLink(device, { up: true, mtu: TUNNEL_MTU });
-    for (const family of FAMILIES) this.tables.set(family, this.addRules(family));
+    this.restoreRules();
+  }
+
+  /** Adds the rules that are missing. */
+  restoreRules(): void {
+    for (const family of FAMILIES)
+      if (this.tables.get(family) !== TABLE_MAIN) this.tables.set(family, this.addRules(family));
   }
 
   /** Makes addresses and routes exactly these. What the kernel refuses is logged and tried again with the next call. */
@@ -127,12 +135,11 @@ export class Router implements Disposable {
   }
 }
 
-/** Removes the rules and routes of every earlier run in this network namespace. */
+/** Removes the rules that a killed daemon left in this network namespace, unless a living one has routes in the table. */
 export function cleanUp(netlink: Netlink): void {
   for (const family of FAMILIES) {
     try {
-      for (const route of netlink.routes({ family, table: TABLE }))
-        netlink.deleteRoute({ dst: route.dst, table: TABLE, type: route.type }, { missingOk: true });
+      if (netlink.routes({ family, table: TABLE }).length > 0) continue;
       for (const rule of rules(family)) netlink.deleteRule(rule, { missingOk: true });
     } catch {
       // The kernel lacks the family or policy routing: then there is nothing of ours either.
