@@ -951,6 +951,20 @@ describe("relays", () => {
     expect(a.home).toBe(2);
   });
 
+  test("a map with holes: null regions, null and nameless nodes, no nodes at all", () => {
+    const { manager, map } = lone();
+    const broken = JSON.parse(
+      '{"2":null,"3":{"RegionID":3},"4":{"RegionID":4,"Nodes":[null,{"Name":"4a","RegionID":4}]}}',
+    );
+    manager.setDerpMap({ Regions: { ...broken, "1": map.Regions!["1"]! } }, 5);
+    expect(manager.home).toBe(1);
+    manager.setDerpMap({ Regions: broken }, 6);
+    for (let due = manager.nextTimeout(); due && due.at < 60_000; due = manager.nextTimeout())
+      manager.handleTimeout(due.at);
+    expect(manager.home).toBe(0);
+    expect(manager.drain().filter((action) => action.type === "log" && action.level === "warn").length).toBe(1);
+  });
+
   test("new HomeParams alone leave the regions as they are", () => {
     const { sim, a } = twoRegions();
     const before = a.actions.length;

@@ -276,7 +276,7 @@ export class PathManager {
   /** The whole map, or HomeParams alone when Regions is absent. Connections of changed regions are closed. */
   setDerpMap(map: DERPMap, now: number): void {
     const old = this.#derpMap;
-    const regions = map.Regions ?? old.Regions ?? {};
+    const regions = map.Regions ? soundRegions(map.Regions) : (old.Regions ?? {});
     const homeParams = map.HomeParams ?? old.HomeParams;
     this.#derpMap = homeParams ? { Regions: regions, HomeParams: homeParams } : { Regions: regions };
     this.#hasDerpMap = true;
@@ -903,6 +903,16 @@ export class PathManager {
   #log(level: "debug" | "info" | "warn", message: string): void {
     this.#actions.push({ type: "log", level, message });
   }
+}
+
+/** Without the regions and nodes that are null or nameless. */
+function soundRegions(regions: Record<string, DERPRegion | null>): Record<string, DERPRegion> {
+  const sound: Record<string, DERPRegion> = {};
+  for (const [id, region] of Object.entries(regions)) {
+    if (!region) continue;
+    sound[id] = { ...region, Nodes: (region.Nodes ?? []).filter((node) => typeof node?.HostName === "string") };
+  }
+  return sound;
 }
 
 function hostNames(region: DERPRegion): string[] {

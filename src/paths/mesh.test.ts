@@ -21,7 +21,8 @@ test("a hundred nodes, a third of them behind NATs, ten virtual minutes with fai
   // 9900 pairs know each other, and nobody says a word.
   expect(sim.udpPackets).toBe(idle);
 
-  const partners = (minute: number) => hosts.map((host, i) => [host, hosts[(i + 1 + minute * 7) % 100]!] as const);
+  const partners = (minute: number) =>
+    hosts.slice(0, 50).map((host, i) => [host, hosts[(i + 1 + minute * 7) % 100]!] as const);
   const sent: { from: SimHost; to: SimHost; number: number }[] = [];
   const say = (from: SimHost, to: SimHost) => sent.push({ from, to, number: from.send(to) });
   for (let minute = 0; minute < 10; minute++) {
@@ -35,7 +36,7 @@ test("a hundred nodes, a third of them behind NATs, ten virtual minutes with fai
     if (minute === 5) for (const host of hosts.slice(0, 20)) host.udpBlocked = false;
     if (minute === 6) setRegionUp(sim, region, false);
     if (minute === 6) sim.at(5000, () => setRegionUp(sim, region, true));
-    if (minute === 7) for (const host of hosts.slice(50, 60)) host.start();
+    if (minute === 7) for (const host of hosts.slice(45, 60)) host.start();
     sim.run(60_000);
     if (minute === 4 || minute === 9) {
       const wanted = partners(minute).filter(([a, b]) => !a.udpBlocked && !b.udpBlocked);
@@ -46,6 +47,6 @@ test("a hundred nodes, a third of them behind NATs, ten virtual minutes with fai
   }
   const lost = sent.filter(({ from, to, number }) => !to.seen.has(`${from.name}|${number}`));
   // One datagram in a hundred is lost on the links; the failures add little, for most of the time there are two ways.
-  expect(sent.length).toBe(20_000);
+  expect(sent.length).toBe(10_000);
   expect(lost.length).toBeLessThan(sent.length * 0.015);
 }, 60_000);
