@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { constants as osConstants, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,6 +10,9 @@ import * as netns from "./netns.ts";
 import * as process_ from "./process.ts";
 import * as rtnetlink from "./rtnetlink.ts";
 import * as tun from "./tun.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 const HEADERS = `
 #define _GNU_SOURCE

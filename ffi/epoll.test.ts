@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   EPOLL_EVENT_DATA,
   EPOLL_EVENT_SIZE,
@@ -12,6 +12,9 @@ import {
 } from "./epoll.ts";
 import { eventfdCreate, eventfdDrain, eventfdWake } from "./eventfd.ts";
 import { buffer, closeFd } from "./libc.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 function setUp() {
   const epoll = epollCreate();

@@ -1,7 +1,10 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import fc from "fast-check";
 import { echoRequest, internetChecksum, Pinger, parseEchoReply, stripIpHeader } from "./icmp.ts";
 import { noNetns, TestNetns } from "./testing.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 describe("ICMP echo", () => {
   test("the checksum is that of RFC 1071's example, and a packet with its checksum sums to zero", () => {

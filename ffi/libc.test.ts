@@ -1,6 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { EBADF, ENOENT, errnoName, SysError } from "./errno.ts";
 import { addressOf, buffer, check, cstring, errno, libc, orErrno } from "./libc.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 function thrown(action: () => unknown): SysError {
   try {

@@ -1,8 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync } from "node:fs";
 import { SysError } from "./errno.ts";
 import { Netlink, type NetlinkEvent, NetlinkMonitor, type RuleSpec } from "./netlink.ts";
 import { asNobody, noNetns, noUnprivileged, TestNetns, until } from "./testing.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 const MAIN = 254;
 /** RTPROT_STATIC: what Weft adds. */
@@ -346,7 +349,7 @@ describe.skipIf(noNetns)("changes", () => {
     const { netlink } = netns;
     using seen = watch(netns);
     // The event loop stands still meanwhile.
-    for (let i = 0; i < 8000; i++) netlink.addRoute({ dst: `10.${i >> 8}.${i & 255}.0/24`, type: "blackhole" });
+    for (let i = 0; i < 4000; i++) netlink.addRoute({ dst: `10.${i >> 8}.${i & 255}.0/24`, type: "blackhole" });
     await until("the overflow", () => seen.events.some((event) => event.kind === "overflow"));
     await until("the later change", () => {
       netlink.addRule({ family: 4, priority: 99, action: "prohibit" }, { existsOk: true });

@@ -1,8 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readlinkSync } from "node:fs";
 import { closeFd } from "./libc.ts";
 import { createNetns, openNetns, withNetns } from "./netns.ts";
 import { noNetns, TestNetns } from "./testing.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 const here = () => readlinkSync("/proc/thread-self/ns/net");
 

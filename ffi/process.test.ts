@@ -1,8 +1,11 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { killGroup } from "./process.ts";
 import { until } from "./testing.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 const { SIGKILL } = constants.signals;
 const MODULE = JSON.stringify(`${import.meta.dir}/process.ts`);

@@ -1,4 +1,5 @@
-// For the tests of this folder: a network namespace that lasts as long as the test.
+// For the tests of this folder and of those that use it: a network namespace that lasts as long as the test.
+
 import { readFileSync } from "node:fs";
 import { closeFd } from "./libc.ts";
 import { Netlink } from "./netlink.ts";
@@ -56,7 +57,7 @@ export class TestNetns implements Disposable {
 }
 
 /** Resolves when `condition` gives something truthy; throws after `deadlineMs`. */
-export async function until<T>(what: string, condition: () => T, deadlineMs = 5000): Promise<NonNullable<T>> {
+export async function until<T>(what: string, condition: () => T, deadlineMs = 20_000): Promise<NonNullable<T>> {
   const end = performance.now() + deadlineMs;
   for (;;) {
     const value = condition();

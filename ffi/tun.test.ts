@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { EBADFD, EIO, SysError } from "./errno.ts";
 import { echoRequest, internetChecksum, parseEchoReply, stripIpHeader } from "./icmp.ts";
 import { addressOf, closeFd } from "./libc.ts";
@@ -17,6 +17,9 @@ import {
   VIRTIO_NET_HDR_GSO_TCPV4,
   VNET_HEADER_SIZE,
 } from "./tun.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 const CHILD = `${import.meta.dir}/../lab/child.ts`;
 

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { EAGAIN, EHOSTUNREACH, EMSGSIZE, SysError } from "./errno.ts";
 import { addressOf, closeFd } from "./libc.ts";
@@ -33,6 +33,9 @@ import {
   type UdpOptions,
   type UdpSocket,
 } from "./udp.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 // One message each way, in WebAssembly memory.
 const memory = new WebAssembly.Memory({ initial: 4, maximum: 4, shared: true });

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync, statSync } from "node:fs";
 import { createServer as createHttpServer } from "node:http";
@@ -7,6 +7,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { until } from "./testing.ts";
 import { type Credentials, lockFile, peerCredentials, socketFd } from "./unix.ts";
+
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
+setDefaultTimeout(60_000);
 
 let folder: string;
 beforeEach(() => {

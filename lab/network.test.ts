@@ -6,7 +6,7 @@ import { ping, rss, tcpThroughput, transferHash, udpEcho } from "./measure.ts";
 import { processesIn } from "./namespaces.ts";
 import { type Host, Lab } from "./network.ts";
 
-// Most of the time is the start of programs, on however busy a machine.
+// Programs start, and the kernel changes its network, as slowly as the machine is busy.
 setDefaultTimeout(60_000);
 
 const QUICK = { count: 3, intervalMs: 10, timeoutMs: 300 };
