@@ -6,7 +6,7 @@ import { parseServerUrl } from "../net/ts2021-client.ts";
 import { Daemon } from "../node/daemon.ts";
 import { isSocketAlive } from "../node/local-api.ts";
 import { cleanUp } from "../node/router.ts";
-import type { Prefs } from "../node/state.ts";
+import { isHostname, type Prefs } from "../node/state.ts";
 import { VERSION } from "../node/version.ts";
 import { parseFlags, UsageError } from "./flags.ts";
 
@@ -124,7 +124,7 @@ export function readAuthKey(text: string): string {
 
 /** Throws UsageError. */
 export function checkHostname(name: string): string {
-  if (name !== "" && !/^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/.test(name))
+  if (!isHostname(name))
     throw new UsageError(`--hostname ${JSON.stringify(name)} is no host name: letters, digits and "-", at most 63`);
   return name;
 }

@@ -22,7 +22,7 @@ import { Engine, type EngineConfig } from "./engine.ts";
 import { hostinfo } from "./hostinfo.ts";
 import { ApiError, type ApiRequest, LocalApi } from "./local-api.ts";
 import { keyExpired, type Netmap } from "./netmap.ts";
-import { DEFAULT_PREFS, NodeState, type Prefs } from "./state.ts";
+import { DEFAULT_PREFS, isHostname, NodeState, type Prefs } from "./state.ts";
 import { addressesOf, type BackendState, buildStatus, regionCode, type StatusJson } from "./status.ts";
 import { VERSION } from "./version.ts";
 import { baseName, filterConfig, findPeer, nodeKeyOf, peerViews, selfAddresses } from "./view.ts";
@@ -504,10 +504,9 @@ function mergePrefs(prefs: Readonly<Prefs>, update: unknown): Prefs {
     if (!fits) throw new ApiError(400, `the preference ${name} has the wrong type`);
     merged[name] = value;
   }
-  const { Hostname } = merged as unknown as Prefs;
-  if (Hostname !== "" && !/^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/.test(Hostname))
+  const { Hostname, ControlURL } = merged as unknown as Prefs;
+  if (!isHostname(Hostname))
     throw new ApiError(400, `${JSON.stringify(Hostname)} is no host name: letters, digits and "-", at most 63`);
-  const { ControlURL } = merged as unknown as Prefs;
   if (ControlURL !== "") {
     try {
       parseServerUrl(ControlURL);

@@ -61,6 +61,11 @@ export const DEFAULT_PREFS: Readonly<Prefs> = {
   OperatorUser: "",
 };
 
+/** A name that a node may ask for; "" asks for the host's own. */
+export function isHostname(name: string): boolean {
+  return name === "" || /^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/.test(name);
+}
+
 /** Who the node is on its control server. Private keys are 32 bytes. */
 export interface Identity {
   nodePrivate: Uint8Array;
