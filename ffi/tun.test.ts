@@ -1,13 +1,16 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { EBADFD, EIO, SysError } from "./errno.ts";
 import { echoRequest, internetChecksum, parseEchoReply, stripIpHeader } from "./icmp.ts";
-import { addressOf, closeFd } from "./libc.ts";
+import { type Address, addressOf, closeFd, type Libc, libc } from "./libc.ts";
 import { writeIovec } from "./msg.ts";
 import { asNobody, noNetns, noUnprivileged, TestNetns, until } from "./testing.ts";
 import {
   badInterfaceName,
+  IFF_VNET_HDR,
   openTun,
   TUN_READ_SIZE,
+  TUNSETIFF,
+  TUNSETOFFLOAD,
   type Tun,
   type TunOptions,
   tunRead,
@@ -166,6 +169,33 @@ describe.skipIf(noNetns)("a TUN device", () => {
     ];
     for (const [options, outcome] of cases) {
       const tun = netns.run(() => openTun({ name: "weft%d", ...options }));
+      expect(tun).toMatchObject({ name: "weft0", ...outcome });
+      closeFd(tun.fd);
+    }
+  });
+
+  test("falls back by itself from each offload that the kernel refuses", () => {
+    using netns = new TestNetns();
+    // An interface that is neither TUN nor TAP, and an offload that no kernel has, leave the errno of a refusal: EINVAL.
+    const refused = (fd: number, request: number) =>
+      libc.ioctl(fd, request, request === TUNSETIFF ? new Uint8Array(40) : 0x8000_0000);
+    const kernel =
+      (refuses: (request: number, argument: Address) => boolean): Libc["ioctl"] =>
+      (fd, request, argument) =>
+        refuses(request, argument) ? refused(fd, request) : libc.ioctl(fd, request, argument);
+    const flagsOf = (argument: Address) => (argument instanceof Uint8Array ? argument[17]! << 8 : 0);
+    const offload = (mask: number) => (request: number, argument: Address) =>
+      request === TUNSETOFFLOAD && (Number(argument) & mask) !== 0;
+    const cases: [Libc["ioctl"], Partial<Tun>][] = [
+      [kernel(offload(0x60)), { vnetHeader: true, checksum: true, tso: true, uso: false }],
+      [kernel(offload(0xff)), { vnetHeader: true, checksum: false, tso: false, uso: false }],
+      [
+        kernel((request, argument) => request === TUNSETIFF && (flagsOf(argument) & IFF_VNET_HDR) !== 0),
+        { vnetHeader: false, checksum: false, tso: false, uso: false },
+      ],
+    ];
+    for (const [ioctl, outcome] of cases) {
+      const tun = netns.run(() => openTun({ name: "weft0", ioctl }));
       expect(tun).toMatchObject({ name: "weft0", ...outcome });
       closeFd(tun.fd);
     }

@@ -10,7 +10,7 @@
 // buffer that is too short truncates silently: TUN_READ_SIZE is always enough.
 import { AF_INET, O_CLOEXEC, O_NONBLOCK, O_RDWR, SOCK_CLOEXEC, SOCK_DGRAM } from "./constants.ts";
 import { EACCES, EBUSY, EINVAL, ENODEV, ENOENT, ENXIO, EPERM } from "./errno.ts";
-import { type Address, buffer, check, closeFd, cstring, errno, libc, orErrno, SysError } from "./libc.ts";
+import { type Address, buffer, check, closeFd, cstring, errno, type Libc, libc, orErrno, SysError } from "./libc.ts";
 
 export const VNET_HEADER_SIZE = 10;
 export const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1;
@@ -51,8 +51,9 @@ export interface TunOptions {
   tso?: boolean;
   /** UDP super-packets (Linux 6.2 and later). Default true: when the kernel has it. */
   uso?: boolean;
-  /** Another path of the clone device, for tests. */
+  /** For tests: another path of the clone device, and a kernel that refuses. */
   device?: string;
+  ioctl?: Libc["ioctl"];
 }
 
 export interface Tun {
@@ -112,16 +113,17 @@ function openError(code: number, path: string): SysError {
 }
 
 function setUp(fd: number, options: TunOptions): Tun {
+  const ioctl = options.ioctl ?? libc.ioctl;
   const ifreq = buffer(IFREQ_SIZE);
   const flags = new DataView(ifreq.buffer);
   ifreq.set(new TextEncoder().encode(options.name));
   let vnetHeader = options.vnetHeader ?? true;
   flags.setUint16(IFNAMSIZ, IFF_TUN | IFF_NO_PI | (vnetHeader ? IFF_VNET_HDR : 0), true);
-  let result = libc.ioctl(fd, TUNSETIFF, ifreq);
+  let result = ioctl(fd, TUNSETIFF, ifreq);
   if (result === -1 && errno() === EINVAL && vnetHeader) {
     vnetHeader = false;
     flags.setUint16(IFNAMSIZ, IFF_TUN | IFF_NO_PI, true);
-    result = libc.ioctl(fd, TUNSETIFF, ifreq);
+    result = ioctl(fd, TUNSETIFF, ifreq);
   }
   if (result === -1) throw attachError(errno(), options.name);
   const name = new TextDecoder().decode(ifreq.subarray(0, ifreq.indexOf(0)));
@@ -129,9 +131,9 @@ function setUp(fd: number, options: TunOptions): Tun {
   // A persistent device may come with another header size.
   if (vnetHeader) {
     const size = new Int32Array([VNET_HEADER_SIZE]);
-    check(libc.ioctl(fd, TUNSETVNETHDRSZ, size), `set the header size of ${name}`);
+    check(ioctl(fd, TUNSETVNETHDRSZ, size), `set the header size of ${name}`);
   }
-  const offload = vnetHeader ? setOffload(fd, options.tso ?? true, options.uso ?? true) : 0;
+  const offload = vnetHeader ? setOffload(fd, ioctl, options.tso ?? true, options.uso ?? true) : 0;
   return {
     fd,
     name,
@@ -162,11 +164,11 @@ function attachError(code: number, name: string): SysError {
 }
 
 /** The offloads in use: the wanted ones, without USO, or none, whichever the kernel takes first. */
-function setOffload(fd: number, tso: boolean, uso: boolean): number {
+function setOffload(fd: number, ioctl: Libc["ioctl"], tso: boolean, uso: boolean): number {
   const tcp = tso ? TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 : 0;
   const udp = uso ? TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6 : 0;
   for (const flags of [tcp | udp, tcp, 0]) {
-    if (libc.ioctl(fd, TUNSETOFFLOAD, flags) === 0) return flags;
+    if (ioctl(fd, TUNSETOFFLOAD, flags) === 0) return flags;
   }
   return 0;
 }

@@ -1,7 +1,8 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
+import { SO_RCVBUFFORCE, SO_SNDBUFFORCE, UDP_GRO, UDP_SEGMENT } from "./constants.ts";
 import { EAGAIN, EHOSTUNREACH, EMSGSIZE, SysError } from "./errno.ts";
-import { addressOf, closeFd } from "./libc.ts";
+import { addressOf, closeFd, libc } from "./libc.ts";
 import {
   addrPortAt,
   CONTROL_ROOM,
@@ -211,15 +212,33 @@ describe.skipIf(noNetns)("UDP sockets", () => {
     }
   });
 
-  test("buffers are what was asked for, or what an ordinary user may have", () => {
+  test("falls back by itself from each option that the kernel refuses", () => {
     using netns = new TestNetns();
-    using pair = sockets(netns, { family: 4, bufferBytes: 16384 }, { family: 4, force: false });
-    const [small, plain] = pair.open as [UdpSocket, UdpSocket];
-    // The kernel doubles it, for its own use.
-    expect(small).toMatchObject({ sendBuffer: 2 * 16384, receiveBuffer: 2 * 16384 });
+    const refuses = (...names: number[]): NonNullable<UdpOptions["calls"]> => ({
+      // A level that no kernel knows leaves the errno of a refusal.
+      getsockopt: (fd, level, name, value, length) =>
+        libc.getsockopt(fd, names.includes(name) ? 9999 : level, name, value, length),
+      setsockopt: (fd, level, name, value, length) =>
+        libc.setsockopt(fd, names.includes(name) ? 9999 : level, name, value, length),
+    });
+    using open = sockets(
+      netns,
+      { family: 4, calls: refuses(UDP_SEGMENT) },
+      { family: 6, calls: refuses(UDP_GRO) },
+      { family: 4, calls: refuses(SO_SNDBUFFORCE, SO_RCVBUFFORCE) },
+    );
+    expect(open.open[0]).toMatchObject({ gso: false, gro: true });
+    expect(open.open[1]).toMatchObject({ gso: true, gro: false });
+    // The kernel doubles what it grants, for its own use.
     const allowed = (name: string) =>
       2 * Math.min(UDP_BUFFER_BYTES, Number(readFileSync(`/proc/sys/net/core/${name}`)));
-    expect(plain).toMatchObject({ sendBuffer: allowed("wmem_max"), receiveBuffer: allowed("rmem_max") });
+    expect(open.open[2]).toMatchObject({ sendBuffer: allowed("wmem_max"), receiveBuffer: allowed("rmem_max") });
+  });
+
+  test("buffers are of the size that was asked for", () => {
+    using netns = new TestNetns();
+    using open = sockets(netns, { family: 4, bufferBytes: 16384 });
+    expect(open.open[0]).toMatchObject({ sendBuffer: 2 * 16384, receiveBuffer: 2 * 16384 });
   });
 
   test.skipIf(noUnprivileged)("buffers are seven megabytes by force of real root", () => {

@@ -35,7 +35,7 @@ import {
   UDP_SEGMENT,
 } from "./constants.ts";
 import { EADDRINUSE, EAFNOSUPPORT, EAGAIN, EINVAL } from "./errno.ts";
-import { type Address, buffer, check, closeFd, libc, orErrno, SysError } from "./libc.ts";
+import { type Address, buffer, check, closeFd, type Libc, libc, orErrno, SysError } from "./libc.ts";
 import { addrPortAt, SOCKADDR_IN6_SIZE, SOCKADDR_ROOM, writeSockaddr } from "./msg.ts";
 
 /** What each socket buffer is asked to be, in bytes: a burst of 7 MiB is not lost while the loop is elsewhere. */
@@ -47,6 +47,8 @@ export const UDP_MAX_GSO_BYTES = 65000;
 
 /** How often the kernel may choose a port that the other family has taken. */
 const PORT_TRIES = 64;
+
+type OptionCalls = Pick<Libc, "getsockopt" | "setsockopt">;
 
 export interface UdpOptions {
   family: 4 | 6;
@@ -63,8 +65,8 @@ export interface UdpOptions {
   pktinfo?: boolean;
   /** Wanted size of each buffer. Default UDP_BUFFER_BYTES. */
   bufferBytes?: number;
-  /** False: do not try the privileged SO_*BUFFORCE. For tests. */
-  force?: boolean;
+  /** For tests: a kernel that refuses. */
+  calls?: OptionCalls;
 }
 
 export interface UdpSocket {
@@ -82,13 +84,13 @@ export interface UdpSocket {
   receiveBuffer: number;
 }
 
-function setInt(fd: number, level: number, name: number, value: number): number {
-  return libc.setsockopt(fd, level, name, new Int32Array([value]), 4);
+function setInt(fd: number, level: number, name: number, value: number, calls: OptionCalls = libc): number {
+  return calls.setsockopt(fd, level, name, new Int32Array([value]), 4);
 }
 
-function getInt(fd: number, level: number, name: number): number | null {
+function getInt(fd: number, level: number, name: number, calls: OptionCalls = libc): number | null {
   const value = new Int32Array(1);
-  return libc.getsockopt(fd, level, name, value, new Uint32Array([4])) === 0 ? value[0]! : null;
+  return calls.getsockopt(fd, level, name, value, new Uint32Array([4])) === 0 ? value[0]! : null;
 }
 
 /** A bound socket. Throws SysError: EADDRINUSE, EAFNOSUPPORT when the kernel has no IPv6, EPERM for a mark. */
@@ -103,14 +105,14 @@ export function openUdp(options: UdpOptions): UdpSocket {
     else check(setInt(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DONT), "set IPV6_MTU_DISCOVER");
     if (options.mark) setMark(fd, options.mark);
     const bytes = options.bufferBytes ?? UDP_BUFFER_BYTES;
-    const force = options.force ?? true;
-    const sendBuffer = setBuffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, bytes, force);
-    const receiveBuffer = setBuffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, bytes, force);
+    const calls = options.calls ?? libc;
+    const sendBuffer = setBuffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, bytes, calls);
+    const receiveBuffer = setBuffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, bytes, calls);
     const pktinfo = options.pktinfo ?? false;
     if (pktinfo && family === 4) check(setInt(fd, IPPROTO_IP, IP_PKTINFO, 1), "set IP_PKTINFO");
     if (pktinfo && family === 6) check(setInt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1), "set IPV6_RECVPKTINFO");
-    const gso = (options.gso ?? true) && getInt(fd, SOL_UDP, UDP_SEGMENT) !== null;
-    const gro = (options.gro ?? true) && setInt(fd, SOL_UDP, UDP_GRO, 1) === 0;
+    const gso = (options.gso ?? true) && getInt(fd, SOL_UDP, UDP_SEGMENT, calls) !== null;
+    const gro = (options.gro ?? true) && setInt(fd, SOL_UDP, UDP_GRO, 1, calls) === 0;
     bindUdp(fd, family, options.address ?? (family === 4 ? "0.0.0.0" : "::"), options.port ?? 0);
     return { fd, family, port: localPort(fd), gso, gro, pktinfo, sendBuffer, receiveBuffer };
   } catch (error) {
@@ -150,8 +152,8 @@ function openIfPresent(options: UdpOptions): UdpSocket | null {
   }
 }
 
-function setBuffer(fd: number, forced: number, plain: number, bytes: number, force: boolean): number {
-  if (!force || setInt(fd, SOL_SOCKET, forced, bytes) !== 0) setInt(fd, SOL_SOCKET, plain, bytes);
+function setBuffer(fd: number, forced: number, plain: number, bytes: number, calls: OptionCalls): number {
+  if (setInt(fd, SOL_SOCKET, forced, bytes, calls) !== 0) setInt(fd, SOL_SOCKET, plain, bytes);
   return getInt(fd, SOL_SOCKET, plain) ?? 0;
 }
 
