@@ -371,7 +371,7 @@ function nodesTable(list: ApiNode[]): string {
     node.user.name,
     node.tags.join(","),
     node.ipAddresses.join(", "),
-    String(node.preAuthKey?.ephemeral ?? false),
+    String(node.ephemeral),
     showTime(node.lastSeen, "-"),
     showTime(node.expiry, "N/A"),
     node.online ? "online" : "offline",

@@ -60,6 +60,7 @@ export interface ApiNode {
   availableRoutes: string[];
   subnetRoutes: string[];
   tags: string[];
+  ephemeral: boolean;
 }
 
 const MAX_NAME = 200;
@@ -282,6 +283,7 @@ export class Commands {
       availableRoutes: Array.isArray(routes) ? routes.filter((route) => typeof route === "string") : [],
       subnetRoutes: [],
       tags: [...node.tags],
+      ephemeral: node.ephemeral,
     };
   }
 }

@@ -258,7 +258,7 @@ class ControlServer implements Control {
   }
 
   private openStream(nodeId: number, input: MapInput, stream: ServerHttp2Stream): void {
-    if (this.closing) throw new BadRequest("the server is stopping", 404);
+    if (this.closing) throw new BadRequest("the server is stopping", 503);
     this.streams.get(nodeId)?.end();
     const timer = this.offlineTimers.get(nodeId);
     if (timer) clearTimeout(timer);

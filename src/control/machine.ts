@@ -2,7 +2,7 @@
 //
 // Any machine key completes a handshake, so strangers reach this: bodies are bounded, and a node key counts only together
 // with the machine key that registered it.
-import type { IncomingHttpHeaders, ServerHttp2Stream } from "node:http2";
+import { constants, type IncomingHttpHeaders, type ServerHttp2Stream } from "node:http2";
 import { MIN_CAPABILITY_VERSION, type RegisterResponse } from "../wire/tailcfg.ts";
 import { BadRequest } from "./requests.ts";
 import type { Connection } from "./ts2021.ts";
@@ -10,6 +10,10 @@ import type { Connection } from "./ts2021.ts";
 const MAX_BODY = 1024 * 1024;
 /** Milliseconds for a whole request body. */
 const BODY_TIMEOUT = 30_000;
+/** Bytes of all request bodies that are being received: strangers may open many streams. */
+const MAX_BODIES = 64 * 1024 * 1024;
+/** Milliseconds that a client has to stop sending what was refused. */
+const REFUSED_LINGER = 5_000;
 
 /** What the control server does for machines. Both throw BadRequest. */
 export interface MachineHandlers {
@@ -88,28 +92,41 @@ export function respond(
   stream.end(body);
 }
 
+let bodiesReceiving = 0;
+
 function readBody(stream: ServerHttp2Stream): Promise<Uint8Array> {
   return new Promise((resolve, reject) => {
     const chunks: Uint8Array[] = [];
     let length = 0;
-    const timer = setTimeout(() => fail(new BadRequest("the request body did not arrive in time")), BODY_TIMEOUT);
-    const fail = (error: Error) => {
+    const timer = setTimeout(() => refuse(new BadRequest("the request body did not arrive in time")), BODY_TIMEOUT);
+    const settle = () => {
       clearTimeout(timer);
-      chunks.length = 0;
-      stream.removeAllListeners("data");
+      stream.removeListener("data", onData);
+      bodiesReceiving -= length;
+      length = 0;
+    };
+    const refuse = (error: BadRequest) => {
+      settle();
       stream.resume();
+      const linger = setTimeout(() => stream.close(constants.NGHTTP2_CANCEL), REFUSED_LINGER);
+      stream.on("close", () => clearTimeout(linger));
       reject(error);
     };
-    stream.on("data", (chunk: Uint8Array) => {
+    const onData = (chunk: Uint8Array) => {
       length += chunk.length;
-      if (length > MAX_BODY) fail(new BadRequest(`the request body exceeds ${MAX_BODY} bytes`, 413));
-      else chunks.push(chunk);
-    });
+      bodiesReceiving += chunk.length;
+      chunks.push(chunk);
+      if (length > MAX_BODY) refuse(new BadRequest(`the request body exceeds ${MAX_BODY} bytes`, 413));
+      else if (bodiesReceiving > MAX_BODIES) refuse(new BadRequest("the server is busy: try again later", 503));
+    };
+    stream.on("data", onData);
     stream.on("end", () => {
-      clearTimeout(timer);
+      settle();
       resolve(Buffer.concat(chunks));
     });
-    stream.on("aborted", () => fail(new Abandoned()));
-    stream.on("close", () => fail(new Abandoned()));
+    stream.on("close", () => {
+      settle();
+      reject(new Abandoned());
+    });
   });
 }

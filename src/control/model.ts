@@ -155,7 +155,7 @@ function stampsAfter(old: NodeRecord, next: NodeRecord, stamps: Stamps, version:
     derp: old.homeDerp !== next.homeDerp ? version : stamps.derp,
     cap: old.cap !== next.cap ? version : stamps.cap,
     expiry: expiry ? version : stamps.expiry,
-    online: old.online !== next.online ? version : stamps.online,
+    online: old.online !== next.online || old.lastSeen !== next.lastSeen ? version : stamps.online,
     self: identity || key || expiry ? version : stamps.self,
   };
 }

@@ -36,6 +36,8 @@ export interface Liveness {
 const LIVENESS: Liveness = { interval: 5_000, pingAfter: 20_000, pingTimeout: 15_000, idleTimeout: 120_000 };
 /** Connections of one machine; the oldest goes when there are more. Clients pool by authority and need two or three. */
 const MAX_PER_MACHINE = 8;
+/** Connections of all machines; more are refused. */
+const MAX_CONNECTIONS = 20_000;
 
 /** One Noise connection. */
 export interface Connection {
@@ -107,6 +109,7 @@ export class NoiseServer {
 
   readonly upgrade: UpgradeHandler = (request, socket, head) => {
     if (this.closed) refuseUpgrade(socket, 503, "the server is stopping");
+    else if (this.connections.size >= MAX_CONNECTIONS) refuseUpgrade(socket, 503, "too many connections");
     else if (request.method === "GET") this.upgradeWebSocket(request, socket, head);
     else if (request.method === "POST") this.upgradePost(request, socket, head);
     else refuseUpgrade(socket, 405, "POST, or a WebSocket by GET");
