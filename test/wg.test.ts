@@ -133,6 +133,13 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     await b.knows(a);
     await a.knows(b, { endpoint: b.outer4, keepalive: 1 });
     await until("a handshake", async () => (await b.endpoint()) === a.outer4);
+    await a.must(
+      a.wg("set", a.device, "fwmark", "0x1234", "peer", b.publicKey, "allowed-ips", `${b.ip4}/32,10.9.0.0/16`),
+    );
+    expect((await a.wg("show", a.device, "fwmark")).stdout).toBe("0x1234\n");
+    expect((await a.wg("show", a.device, "allowed-ips")).stdout).toBe(`${b.publicKey}\t${b.ip4}/32 10.9.0.0/16\n`);
+    expect((await ping(h1, b.ip4, { count: 2, intervalMs: 30 })).received).toBe(2);
+    expect((await ping(h1, b.ip6, { count: 1, timeoutMs: 300 })).received).toBe(0);
   }, 20_000);
 
   test("garbage on the port and on the socket: the tunnel goes on", async () => {

@@ -43,6 +43,10 @@ export class Outbox {
   readonly #bytes = new Int32Array(MESSAGES);
   readonly #segment = new Int32Array(MESSAGES);
   readonly #slot = new Int32Array(MESSAGES);
+  /** Bytes of the source address's control message. */
+  readonly #source = new Int32Array(MESSAGES);
+  readonly #name = new Int32Array(MESSAGES);
+  readonly #nameLength = new Int32Array(MESSAGES);
   #waiter = -1;
   #waiterEvent: number;
 
@@ -110,9 +114,12 @@ export class Outbox {
     this.#bytes[i] = bytes;
     this.#segment[i] = segment;
     this.#slot[i] = slot;
+    this.#name[i] = name;
+    this.#nameLength[i] = nameLength;
     const { view } = this.#asm;
     const control = this.#controls + i * CONTROL_ROOM;
     let controlLength = slot < 0 ? 0 : this.#paths.controlLength[slot]!;
+    this.#source[i] = controlLength;
     if (controlLength > 0) {
       const from = this.#paths.control(slot);
       this.#asm.u8.copyWithin(control, from, from + controlLength);
@@ -201,44 +208,38 @@ export class Outbox {
   #refused(i: number, code: number): void {
     const slot = this.#slot[i]!;
     const segment = this.#segment[i]!;
-    const suspect = code === EINVAL || code === EIO || code === EMSGSIZE;
-    if (!suspect && (slot < 0 || this.#paths.controlLength[slot] === 0)) {
+    let reason = code;
+    if (this.#source[i]! > 0) {
+      // The local address may have gone: forget it, whatever the reason given.
+      this.#paths.clearSource(slot);
+      const result = this.#sendPart(i, this.#start[i]!, this.#bytes[i]!, segment);
+      if (result > 0) {
+        this.sentPackets += this.#packets(i);
+        return;
+      }
+      reason = -result;
+    }
+    if (segment === 0 || (reason !== EINVAL && reason !== EIO && reason !== EMSGSIZE)) {
       this.failed += this.#packets(i);
       return;
     }
-    // The local address may have gone: forget it, whatever the reason given.
-    if (slot >= 0 && !(suspect && segment > 0)) this.#paths.clearSource(slot);
-    if (segment > 0 && suspect) {
-      // Too long for this peer's link, or not possible on this socket (a device without checksum offload).
-      if (code === EMSGSIZE && slot >= 0) this.#paths.noGso[slot] = 1;
-      else this.gso = false;
-    }
-    const source = slot >= 0 && segment > 0 && suspect ? this.#paths.controlLength[slot]! : 0;
-    this.#sendSingly(i, source);
-  }
-
-  #sendSingly(i: number, controlLength: number): void {
-    const { view } = this.#asm;
-    const slot = this.#slot[i]!;
+    // Too long for this peer's link, or not possible on this socket (a device without checksum offload).
+    if (reason === EMSGSIZE && slot >= 0) this.#paths.noGso[slot] = 1;
+    else this.gso = false;
     const end = this.#start[i]! + this.#bytes[i]!;
-    const step = this.#segment[i] || this.#bytes[i]!;
-    const name = view.getUint32(this.#messages + i * MMSGHDR_SIZE, true);
-    const nameHigh = view.getUint32(this.#messages + i * MMSGHDR_SIZE + 4, true);
-    const nameAt = nameHigh * 0x1_0000_0000 + name - this.#base;
-    const nameLength = view.getUint32(this.#messages + i * MMSGHDR_SIZE + 8, true);
-    const iovec = this.#iovecs + MESSAGES * IOVEC_SIZE;
-    for (let start = this.#start[i]!; start < end; start += step) {
-      const control = controlLength > 0 && this.#paths.controlLength[slot]! > 0 ? this.#paths.control(slot) : 0;
-      const length = control > 0 ? controlLength : 0;
-      this.#header(this.#single, iovec, nameAt, nameLength, start, Math.min(step, end - start), control, length);
-      let result = sendmmsg(this.#fd, this.#base + this.#single, 1);
-      if (result < 0 && control > 0) {
-        this.#paths.clearSource(slot);
-        this.#header(this.#single, iovec, nameAt, nameLength, start, Math.min(step, end - start), 0, 0);
-        result = sendmmsg(this.#fd, this.#base + this.#single, 1);
-      }
-      if (result > 0) this.sentPackets++;
+    for (let start = this.#start[i]!; start < end; start += segment) {
+      if (this.#sendPart(i, start, Math.min(segment, end - start), 0) > 0) this.sentPackets++;
       else this.failed++;
     }
+  }
+
+  /** Sends `bytes` at `start` to where message `i` goes, without source address. 1, or minus errno. */
+  #sendPart(i: number, start: number, bytes: number, segment: number): number {
+    const { view } = this.#asm;
+    const control = this.#controls + MESSAGES * CONTROL_ROOM;
+    const controlLength = segment > 0 ? writeSegmentCmsg(view, control, segment) : 0;
+    const iovec = this.#iovecs + MESSAGES * IOVEC_SIZE;
+    this.#header(this.#single, iovec, this.#name[i]!, this.#nameLength[i]!, start, bytes, control, controlLength);
+    return sendmmsg(this.#fd, this.#base + this.#single, 1);
   }
 }
