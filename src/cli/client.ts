@@ -1,6 +1,7 @@
 // The verbs of `weft` that speak to a running node, with the words of the tailscale CLI (spec/node-features.md, sections 9
 // and 10): up, down, status, ping, ip, netcheck, version, and logout.
 import { request } from "node:http";
+import { parseServerUrl } from "../net/ts2021-client.ts";
 import type { PingResultJson } from "../node/daemon.ts";
 import { LOCAL_API_HOST } from "../node/local-api.ts";
 import type { Prefs } from "../node/state.ts";
@@ -134,7 +135,7 @@ async function up(argv: string[]): Promise<number> {
   const daemon = connect(flags);
   const before = await daemon.call<Prefs>("GET", "prefs");
   const { HaveNodeKey, BackendState } = await daemon.status(false);
-  const server = flags["login-server"] === undefined ? before.ControlURL : new URL(flags["login-server"]).origin;
+  const server = flags["login-server"] === undefined ? before.ControlURL : parseServerUrl(flags["login-server"]).origin;
   if (HaveNodeKey && before.ControlURL !== "" && server !== before.ControlURL && !flags["force-reauth"])
     throw new UsageError(
       `this node is logged in to ${before.ControlURL}: add --force-reauth to leave it for ${server}`,

@@ -212,7 +212,7 @@ export class Ts2021Client {
 
   private async dial(): Promise<ClientHttp2Session> {
     try {
-      const { duplex } = await this.handshake();
+      const duplex = await this.handshake();
       const session = http2Connect(`https://${this.base.host}`, {
         createConnection: () => duplex,
         settings: { enablePush: false, initialWindowSize: 4 * 1024 * 1024 },
@@ -243,7 +243,7 @@ export class Ts2021Client {
     duplex?.destroy();
   }
 
-  private async handshake(): Promise<{ duplex: NoiseDuplex }> {
+  private async handshake(): Promise<NoiseDuplex> {
     this.controlPublic ??= await fetchControlKey(this.base, this.options.version, this.closed.signal);
     const initiator = new NoiseInitiator({
       version: this.options.version,
@@ -263,7 +263,7 @@ export class Ts2021Client {
       verifyCertificate: false,
     });
     const { keys, rest } = await finishHandshake(upgraded, initiator);
-    return { duplex: new NoiseDuplex({ role: "client", socket: upgraded.socket, keys, head: rest }) };
+    return new NoiseDuplex({ role: "client", socket: upgraded.socket, keys, head: rest });
   }
 }
 

@@ -200,6 +200,28 @@ describe("login", () => {
     await until(() => seen.netmap !== null, "the netmap");
     expect(control.registers.at(-1)?.Followup).toBe(url);
   });
+
+  test("a key that comes while a person is awaited is used at once", async () => {
+    const control = await startControl();
+    control.onRegister = (request) => {
+      if (request.Auth) return { User: { ID: 1 } };
+      // As servers do: the follow-up is held until someone decides.
+      return request.Followup ? null : { AuthURL: `${control.url}/register/abc` };
+    };
+    const { client, seen } = startClient(control, { authKey: "" });
+    await until(() => control.registers.some(({ Followup }) => Followup !== ""), "the follow-up");
+    client.retryLogin("key-2");
+    await until(() => seen.netmap !== null, "the netmap");
+    expect(control.registers.at(-1)?.Auth?.AuthKey).toBe("key-2");
+  });
+
+  test("a known node that is refused asks again after a while", async () => {
+    const control = await startControl();
+    control.onRegister = () => (control.registers.length < 3 ? 403 : { User: { ID: 1 } });
+    const { seen } = startClient(control, { identity: known(), authKey: "", askAgain: 20 });
+    await until(() => seen.netmap !== null, "the netmap");
+    expect(seen.logins.map(({ kind }) => kind)).toEqual(["needs-login", "needs-login", "in"]);
+  });
 });
 
 describe("the map stream", () => {

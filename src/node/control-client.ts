@@ -30,6 +30,8 @@ const REQUEST_TIMEOUT = 15_000;
 /** Silence on the map stream after which it counts as dead; servers send a keep-alive about every 50 s. */
 const WATCHDOG = 120_000;
 const WATCHDOG_CHECKS = 24;
+/** A node that was let in before and is refused now asks again: an operator may have mended what was wrong. */
+const ASK_AGAIN = 60_000;
 /** A timer that is set further ahead than this fires at once. */
 const MAX_TIMER = 2 ** 31 - 1;
 
@@ -68,6 +70,8 @@ export interface ControlClientOptions {
   now: () => number;
   /** Milliseconds of silence after which the map stream is dead. Default 120 s. */
   watchdog?: number;
+  /** Milliseconds after which a known node that was refused asks again. Default 60 s. */
+  askAgain?: number;
 }
 
 type Registered = "done" | "needs-login";
@@ -97,7 +101,9 @@ export class ControlClient {
   private updating = false;
   private lastPingUrl = "";
   private expiryTimer: ReturnType<typeof setTimeout> | undefined;
-  private streamAbort: AbortController | null = null;
+  /** Ends the map stream, or the wait for a person's decision. */
+  private longPoll: AbortController | null = null;
+  private lastError = "";
   private wakeUp: (() => void) | null = null;
   private running: Promise<void> | null = null;
 
@@ -127,7 +133,7 @@ export class ControlClient {
   async stop(): Promise<void> {
     this.stopped.abort();
     clearTimeout(this.expiryTimer);
-    this.streamAbort?.abort();
+    this.longPoll?.abort();
     this.wakeUp?.();
     this.connection.close();
     await this.running;
@@ -140,7 +146,7 @@ export class ControlClient {
     if (this.login.kind === "in") return;
     this.setLogin({ kind: "connecting" });
     this.registered = false;
-    this.streamAbort?.abort();
+    this.longPoll?.abort();
     this.wakeUp?.();
   }
 
@@ -182,7 +188,7 @@ export class ControlClient {
       try {
         if (!this.registered) {
           if ((await this.register()) === "needs-login") {
-            await this.sleep(null);
+            await this.sleep(this.identity?.user ? (this.options.askAgain ?? ASK_AGAIN) : null);
             continue;
           }
           this.registered = true;
@@ -190,10 +196,16 @@ export class ControlClient {
         await this.followMap();
       } catch (error) {
         if (this.stopped.signal.aborted) return;
-        this.events.log("info", (error as Error).message);
+        this.logError((error as Error).message);
       }
       await this.sleep(this.backoff.next());
     }
+  }
+
+  /** A server that stays away is news once. */
+  private logError(message: string): void {
+    this.events.log(message === this.lastError ? "debug" : "info", message);
+    this.lastError = message;
   }
 
   /** Null: until someone wakes us. */
@@ -258,32 +270,41 @@ export class ControlClient {
     }
   }
 
-  /** Waits while a person decides at `url`. */
+  /** Waits while a person decides at `url`, or until `retryLogin` brings another way in. */
   private async followUp(candidate: Identity, url: string): Promise<Registered> {
-    let current = url;
-    for (;;) {
-      this.needsLogin("", current);
-      if (this.stopped.signal.aborted || this.login.kind !== "needs-login") return "needs-login";
-      let answer: RegisterResponse;
-      try {
-        answer = await this.postRegister(candidate, "", current);
-      } catch (error) {
-        if (error instanceof Refused) return this.needsLogin(`the control server refused the login: ${error.message}`);
-        await this.sleep(this.backoff.next());
-        if (this.registerInterrupted()) return this.register();
-        continue;
+    this.needsLogin("", url);
+    const wait = new AbortController();
+    this.longPoll = wait;
+    try {
+      for (let current = url; ; ) {
+        const answer = await this.askForDecision(candidate, current, wait.signal);
+        if (this.stopped.signal.aborted) return "needs-login";
+        if (wait.signal.aborted) return await this.register();
+        if (!answer) continue;
+        if (answer.Error) return this.needsLogin(`the control server refused the login: ${answer.Error}`);
+        if (!answer.AuthURL) return this.accept(candidate, answer);
+        if (answer.AuthURL === current) await this.sleep(this.backoff.next());
+        else this.needsLogin("", answer.AuthURL);
+        current = answer.AuthURL;
       }
-      if (this.registerInterrupted()) return this.register();
-      if (answer.Error) return this.needsLogin(`the control server refused the login: ${answer.Error}`);
-      if (!answer.AuthURL) return this.accept(candidate, answer);
-      if (answer.AuthURL === current) await this.sleep(this.backoff.next());
-      current = answer.AuthURL;
+    } finally {
+      if (this.longPoll === wait) this.longPoll = null;
     }
   }
 
-  /** `retryLogin` was called while we waited for a person. */
-  private registerInterrupted(): boolean {
-    return this.login.kind === "connecting";
+  /** Null when the server could not be asked; a while has passed then. */
+  private async askForDecision(
+    candidate: Identity,
+    url: string,
+    signal: AbortSignal,
+  ): Promise<RegisterResponse | null> {
+    try {
+      return await this.postRegister(candidate, "", url, signal);
+    } catch (error) {
+      if (error instanceof Refused) return { Error: error.message };
+      if (!signal.aborted) await this.sleep(this.backoff.next());
+      return null;
+    }
   }
 
   private accept(candidate: Identity, answer: RegisterResponse): Registered {
@@ -321,7 +342,12 @@ export class ControlClient {
     };
   }
 
-  private async postRegister(identity: Identity, auth: string, followup: string): Promise<RegisterResponse> {
+  private async postRegister(
+    identity: Identity,
+    auth: string,
+    followup: string,
+    signal: AbortSignal = this.stopped.signal,
+  ): Promise<RegisterResponse> {
     const body: RegisterRequest = {
       ...this.registerRequest(identity),
       ...(auth ? { Auth: { AuthKey: auth } } : {}),
@@ -331,7 +357,7 @@ export class ControlClient {
       method: "POST" as const,
       path: "/machine/register",
       body: JSON.stringify(body),
-      signal: this.stopped.signal,
+      signal,
     };
     // A follow-up is a long poll: the server holds it for as long as the person takes.
     const timeout = followup ? 10 * 60_000 : REQUEST_TIMEOUT;
@@ -353,7 +379,7 @@ export class ControlClient {
   /** One map stream, from the request to its end. */
   private async followMap(): Promise<void> {
     const abort = new AbortController();
-    this.streamAbort = abort;
+    this.longPoll = abort;
     let lastMessage = this.options.now();
     const limit = this.options.watchdog ?? WATCHDOG;
     const watchdog = setInterval(() => {
@@ -384,6 +410,7 @@ export class ControlClient {
           if (connected || !session.netmap) continue;
           connected = true;
           this.backoff.reset();
+          this.lastError = "";
           this.events.onConnected(true);
           // Servers take nothing about this node from a stream request.
           this.noteChange();
@@ -393,7 +420,7 @@ export class ControlClient {
     } finally {
       clearInterval(watchdog);
       abort.abort();
-      this.streamAbort = null;
+      this.longPoll = null;
       if (connected) this.events.onConnected(false);
     }
   }
@@ -438,7 +465,7 @@ export class ControlClient {
       }
       this.registered = false;
       this.setLogin({ kind: "connecting" });
-      this.streamAbort?.abort();
+      this.longPoll?.abort();
       return;
     }
     this.rotate = false;
@@ -474,7 +501,7 @@ export class ControlClient {
     if (this.updating) return;
     this.updating = true;
     try {
-      while (this.dirty && this.registered && this.streamAbort && !this.stopped.signal.aborted) {
+      while (this.dirty && this.registered && this.longPoll && !this.stopped.signal.aborted) {
         this.dirty = false;
         try {
           await this.sendUpdate();

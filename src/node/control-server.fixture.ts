@@ -38,8 +38,8 @@ export class FixtureControl {
   readonly streams: MapStream[] = [];
   /** Every other request: "METHOD /path". */
   readonly others: { request: string; body: Uint8Array }[] = [];
-  /** A number is an HTTP status. */
-  onRegister: (request: RegisterRequest) => RegisterResponse | number = () => ({
+  /** A number is an HTTP status; null never answers. */
+  onRegister: (request: RegisterRequest) => RegisterResponse | number | null = () => ({
     User: { ID: 1 },
     MachineAuthorized: true,
   });
@@ -133,6 +133,7 @@ export class FixtureControl {
       const json = JSON.parse(Buffer.from(body).toString()) as RegisterRequest;
       this.registers.push(json);
       const answer = this.onRegister(json);
+      if (answer === null) return;
       if (typeof answer === "number") end(answer, "no");
       else end(200, JSON.stringify(answer));
     } else if (request === "POST /machine/map") {
