@@ -21,6 +21,7 @@ import {
   readTls,
   showAddress,
   untilSignal,
+  withMetaCertificate,
 } from "./serve.ts";
 
 const USAGE = `Usage: bun run box [flags]
@@ -105,7 +106,7 @@ export async function main(argv: string[]): Promise<number> {
     app.route("/", relay.app);
     const listener = await listen({
       ...address,
-      ...(tls && { tls }),
+      ...(tls && { tls: withMetaCertificate(tls, relay.publicKey) }),
       app,
       upgrades: { ...control.upgrades, ...relay.upgrades },
     });

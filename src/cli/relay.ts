@@ -19,6 +19,7 @@ import {
   readTls,
   showAddress,
   untilSignal,
+  withMetaCertificate,
 } from "./serve.ts";
 
 const USAGE = `Usage: bun run relay [flags]
@@ -79,7 +80,12 @@ export async function main(argv: string[]): Promise<number> {
       const stun = await startStun(stunAddress);
       cleanups.push(() => stun.close());
     }
-    const listener = await listen({ ...address, ...(tls && { tls }), app: relay.app, upgrades: relay.upgrades });
+    const listener = await listen({
+      ...address,
+      ...(tls && { tls: withMetaCertificate(tls, relay.publicKey) }),
+      app: relay.app,
+      upgrades: relay.upgrades,
+    });
     cleanups.push(() => listener.close());
     const stunText = stunAddress ? `STUN on ${showAddress(stunAddress)}` : "no STUN";
     console.log(`relay ready: ${url.origin}, listening on ${showAddress(listener)}, ${stunText}, data in ${dataDir}`);

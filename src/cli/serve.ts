@@ -2,6 +2,7 @@
 // the DERP map, and an orderly end on a signal.
 import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
+import { metaCertificate } from "../relay/metacert.ts";
 import { formatAddrPort, formatIP, parseAddrPort, parseIP, parsePrefix, prefixContains } from "../wire/ip.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
 import { UsageError } from "./flags.ts";
@@ -146,6 +147,11 @@ export function checkBaseDomain(domain: string, url: URL): string {
       `--base-domain ${domain} contains ${url.hostname}, where this server is found: clients could not resolve it any more; choose another domain`,
     );
   return domain;
+}
+
+/** The relay's key behind the chain: official clients then log in to it without waiting for an HTTP answer. */
+export function withMetaCertificate(tls: { cert: string; key: string }, relayPublicKey: Uint8Array): typeof tls {
+  return { ...tls, cert: `${tls.cert.trimEnd()}\n${metaCertificate(relayPublicKey, Date.now())}` };
 }
 
 /** Resolves with SIGINT or SIGTERM. */
