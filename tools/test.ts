@@ -12,6 +12,9 @@ interface Counts {
   skipped: number;
 }
 
+/** For tests that name none of their own: a busy machine is no failure. */
+const TIMEOUT_MS = 60_000;
+
 const children = new Set<Bun.Subprocess>();
 
 export async function main(argv: string[]): Promise<number> {
@@ -54,12 +57,15 @@ async function buildPeers(): Promise<number> {
 async function bunTest(args: string[], reasons: Set<string>): Promise<Counts> {
   const dir = mkdtempSync(join(tmpdir(), "weft-test-"));
   const report = join(dir, "junit.xml");
-  const child = Bun.spawn([process.execPath, "test", "--reporter=junit", `--reporter-outfile=${report}`, ...args], {
-    cwd: root,
-    stdin: "ignore",
-    stdout: "inherit",
-    stderr: "pipe",
-  });
+  const child = Bun.spawn(
+    [process.execPath, "test", `--timeout=${TIMEOUT_MS}`, "--reporter=junit", `--reporter-outfile=${report}`, ...args],
+    {
+      cwd: root,
+      stdin: "ignore",
+      stdout: "inherit",
+      stderr: "pipe",
+    },
+  );
   children.add(child);
   try {
     await copy(child.stderr, reasons);
