@@ -255,6 +255,25 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     expect((await a.dp.dump()).peers).toEqual([]);
   }, 30_000);
 
+  test("configurations and paths take effect in the order of their calls", async () => {
+    await using a = await Node.start(h1, 1);
+    await using b = await Node.start(h2, 2);
+    const ways = [a.dp, b.dp].map((dp, i) => {
+      const other = i === 0 ? b : a;
+      const steps = [
+        dp.configure({ fwmark: 7 + i }),
+        dp.configure({ peers: [{ publicKey: other.publicKey, allowedIPs: [`${other.ip4}/32`, `${other.ip6}/128`] }] }),
+      ];
+      dp.setPath(other.publicKey, { udp: "192.0.2.1:9" });
+      dp.setPath(other.publicKey, { relay: true });
+      return Promise.all(steps);
+    });
+    a.onRelay = (_peer, data) => b.dp.relayIn(a.publicKey, data);
+    b.onRelay = (_peer, data) => a.dp.relayIn(b.publicKey, data);
+    await Promise.all(ways);
+    await reaches(a, b);
+  }, 30_000);
+
   test("the device is deleted: onFatal says so; close leaves no device", async () => {
     await using a = await Node.start(h1, 1);
     h1.netlink.deleteLink("d1");

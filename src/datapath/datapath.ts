@@ -116,6 +116,7 @@ class MainDatapath implements Datapath {
   #nextId = 1;
   /** Configurations run one after the other: each may change the sockets. */
   #configuring: Promise<unknown> = Promise.resolve();
+  #queued = 0;
   #state: "starting" | "running" | "closing" | "closed" = "starting";
   readonly #addresses = new Map<AddrPort, Uint8Array>();
   #readySettled!: { resolve: () => void; reject: (error: Error) => void };
@@ -170,8 +171,17 @@ class MainDatapath implements Datapath {
 
   configure(update: DeviceUpdate): Promise<void> {
     const result = this.#configuring.then(() => this.#configure(update));
-    this.#configuring = result.catch(() => {});
+    this.#queue(result);
     return result;
+  }
+
+  #queue(step: Promise<unknown>): void {
+    this.#queued++;
+    this.#configuring = step
+      .catch(() => {})
+      .finally(() => {
+        this.#queued--;
+      });
   }
 
   async #configure(update: DeviceUpdate): Promise<void> {
@@ -211,7 +221,10 @@ class MainDatapath implements Datapath {
   }
 
   setPath(peer: Key, path: PeerPath): void {
-    this.#send({ type: "path", peer, path });
+    const send = () => this.#send({ type: "path", peer, path });
+    // A peer that is being configured must be there first.
+    if (this.#queued === 0) send();
+    else this.#queue(this.#configuring.then(send));
   }
 
   relayIn(peer: Key, data: Uint8Array): void {
