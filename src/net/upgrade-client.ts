@@ -22,8 +22,6 @@ export interface UpgradeRequest {
   /** Milliseconds for name, connection, TLS and answer together. */
   timeout: number;
   signal?: AbortSignal;
-  /** Address to connect to instead of resolving the host. */
-  address?: string;
   /** TLS name (SNI and certificate) instead of the host. */
   serverName?: string;
   /** False: take any certificate, because the protocol inside authenticates the server. Default true. */
@@ -102,8 +100,9 @@ export function dialUpgrade(request: UpgradeRequest): Promise<Upgraded> {
         return;
       }
       if (head.status !== 101 || head.headers.get("upgrade")?.toLowerCase() !== request.protocol.toLowerCase()) {
-        const body = new TextDecoder().decode(buffered.subarray(end + 4, end + 4 + MAX_ERROR_BODY)).trim();
-        const detail = body && !/[\0-\x08]|<html/i.test(body) ? ` (${body})` : "";
+        const body = new TextDecoder().decode(buffered.subarray(end + 4, end + 4 + MAX_ERROR_BODY));
+        const text = body.replace(/\s+/g, " ").trim();
+        const detail = text && !/[\0-\x1f]|<html/i.test(text) ? ` (${text})` : "";
         const message = `${url.origin} answered ${request.path} with status ${head.status} instead of an upgrade${detail}`;
         fail(new UpgradeRefused(message, head.status));
         return;
@@ -125,11 +124,10 @@ export function dialUpgrade(request: UpgradeRequest): Promise<Upgraded> {
 function open(request: UpgradeRequest): Duplex {
   const { url } = request;
   const secure = url.protocol === "https:";
-  const hostname = url.hostname.replace(/^\[|\]$/g, "");
-  const host = request.address ?? hostname;
+  const host = url.hostname.replace(/^\[|\]$/g, "");
   const port = url.port ? Number(url.port) : secure ? 443 : 80;
   if (!secure) return request.socket ?? createConnection({ host, port });
-  const name = request.serverName ?? hostname;
+  const name = request.serverName ?? host;
   return tlsConnect({
     ...(request.socket ? { socket: request.socket } : { host, port }),
     ...(isIP(name) ? {} : { servername: name }),

@@ -378,30 +378,18 @@ export class Engine {
   }
 
   /** After a change of the network: a connection that no longer answers is made anew at once. */
-  private async checkRelays(): Promise<void> {
-    await Promise.all(
-      [...this.derps].map(async ([region, derp]) => {
-        if (!derp.state.connected) return;
-        const alive = await derp.ping().then(
-          () => true,
-          () => false,
-        );
-        if (alive || this.closed || this.derps.get(region) !== derp) return;
-        this.replaceRelay(region, derp);
-      }),
-    );
+  private checkRelays(): void {
+    for (const derp of this.derps.values()) if (derp.state.connected) derp.ping().catch(() => derp.reconnect());
   }
 
   /** The relays know a node by its key: a new key needs new connections. */
   private replaceRelays(): void {
-    for (const [region, derp] of [...this.derps]) this.replaceRelay(region, derp);
-  }
-
-  private replaceRelay(region: number, derp: DerpClient): void {
-    derp.close();
-    this.derps.delete(region);
-    this.input((paths, now) => paths.relayState(region, false, now));
-    this.connectRelay(region);
+    for (const [region, derp] of [...this.derps]) {
+      derp.close();
+      this.derps.delete(region);
+      this.input((paths, now) => paths.relayState(region, false, now));
+      this.connectRelay(region);
+    }
   }
 
   private receiveFromRelay(region: number, source: Uint8Array, packet: Uint8Array): void {
@@ -469,7 +457,7 @@ export class Engine {
       const hasIPv6 = addresses.some(({ ip }) => ip.includes(":"));
       this.input((paths, now) => paths.setLocalAddresses(ips, port, hasIPv6 ? port : undefined, now));
       const text = ips.join();
-      if (this.knownAddresses !== "" && text !== this.knownAddresses) void this.checkRelays();
+      if (this.knownAddresses !== "" && text !== this.knownAddresses) this.checkRelays();
       this.knownAddresses = text;
     } catch (error) {
       this.events.log("info", `the interfaces cannot be read: ${(error as Error).message}`);
