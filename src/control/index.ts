@@ -271,6 +271,7 @@ class ControlServer implements Control {
       model: this.model,
       zstd: input.zstd,
       keepAlive: input.keepAlive ? (this.options.keepAlive ?? KEEP_ALIVE) : null,
+      openStreams: () => this.streams.size,
       now: this.now,
       random: Math.random,
       onClose: () => this.onStreamClosed(nodeId, mapStream),

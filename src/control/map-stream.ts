@@ -12,8 +12,13 @@ import type { View } from "./netmap.ts";
 
 /** Milliseconds between the last message and a keep-alive, and how much longer it may take, at random. */
 export const KEEP_ALIVE = { every: 50_000, jitter: 9_000 };
-/** A stream writes no more than one message in this time: joins by the hundred merge. Milliseconds. */
-const PACE = 50;
+/**
+ * Milliseconds between messages of one stream, when `streams` are open: the first change goes out at once, those that
+ * follow on its heels merge, the more the more readers there are. Half a second at most: a deletion must be told in one.
+ */
+function paceOf(streams: number): number {
+  return Math.min(500, 50 + streams / 2);
+}
 /** Bytes that may lie in Node's buffer before the writer waits for the client. */
 const HIGH_WATER = 256 * 1024;
 
@@ -58,6 +63,8 @@ export interface MapStreamOptions {
   zstd: boolean;
   /** Null: the client wants none. */
   keepAlive: { every: number; jitter: number } | null;
+  /** How many map streams are open. */
+  openStreams: () => number;
   now: () => number;
   /** 0 to 1. */
   random: () => number;
@@ -96,7 +103,7 @@ export class MapStream {
   /** Writes what is due, now or when the client and the pace allow. */
   poke(): void {
     if (this.ended || this.waitsForDrain || this.paceTimer || !this.options.view.hasWork) return;
-    const wait = this.lastWrite + PACE - this.options.now();
+    const wait = this.lastWrite + paceOf(this.options.openStreams()) - this.options.now();
     if (wait <= 0) this.write();
     else
       this.paceTimer = setTimeout(() => {
