@@ -9,6 +9,7 @@ import {
   cannotUseNamespaces,
   certificate,
   type Member,
+  pathIs,
   skip,
   Tailscaled,
   tempDir,
@@ -111,20 +112,6 @@ async function reaches(a: Member, b: Member): Promise<void> {
       ip,
       received: 5,
     });
-}
-
-async function pathIs(path: string, a: Member, b: Member): Promise<void> {
-  await until(
-    `${a.name} reaches ${b.name} by a ${path} path`,
-    async () => {
-      await ping(a.host, b.ip4, { count: 1, intervalMs: 10 });
-      const now = await a.pathTo(b);
-      if (now !== path) throw new Error(`now ${now}`);
-      return true;
-    },
-    40,
-    200,
-  );
 }
 
 if (skip(cannotUseNamespaces, absent)) test.skip("Weft nodes joined to an official headscale", () => {});

@@ -8,6 +8,7 @@ import {
   cannotUseNamespaces,
   certificate,
   type Member,
+  pathIs,
   skip,
   Tailscaled,
   tempDir,
@@ -47,20 +48,6 @@ async function traffic(a: Member, b: Member): Promise<void> {
     const udp = await udpEcho(from.host, to.host, 200, 1100, { address });
     expect({ address, received: udp.received }).toEqual({ address, received: 200 });
   }
-}
-
-async function pathIs(path: "direct" | "relay", a: Member, b: Member): Promise<void> {
-  await until(
-    `${a.name} reaches ${b.name} by a ${path} path`,
-    async () => {
-      await ping(a.host, b.ip4, { count: 1, intervalMs: 10 });
-      const [there, back] = [await a.pathTo(b), await b.pathTo(a)];
-      if (there !== path || back !== path) throw new Error(`now ${there} / ${back}`);
-      return true;
-    },
-    40,
-    200,
-  );
 }
 
 function mesh(

@@ -3,7 +3,17 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { ping } from "../lab/measure.ts";
 import { Lab } from "../lab/network.ts";
-import { Box, cannotUseNamespaces, type Member, type Status, skip, tempDir, until, WeftNode } from "./lib/mesh.ts";
+import {
+  Box,
+  cannotUseNamespaces,
+  type Member,
+  pathIs,
+  type Status,
+  skip,
+  tempDir,
+  until,
+  WeftNode,
+} from "./lib/mesh.ts";
 
 interface NodeRow {
   id: string | number;
@@ -31,17 +41,6 @@ else {
         seconds,
       );
     };
-    const pathIs = (path: string) =>
-      until(
-        `the path is ${path}`,
-        async () => {
-          await ping(a.host, b.ip4, { count: 1, intervalMs: 10 });
-          return (await a.pathTo(b)) === path && (await b.pathTo(a)) === path;
-        },
-        40,
-        200,
-      );
-
     beforeAll(async () => {
       lab = await Lab.create("recovery");
       box = await Box.start(await lab.host("box"), join(dir.path, "box"));
@@ -60,7 +59,7 @@ else {
     });
 
     test("pings go on while the control server is stopped for a minute; nodes reconnect by themselves", async () => {
-      await pathIs("direct");
+      await pathIs("direct", a, b);
       await box.stop();
       const during = await ping(a.host, b.ip4, { count: 600, intervalMs: 100 });
       expect({ sent: during.sent, lost: during.sent - during.received }).toEqual({ sent: 600, lost: 0 });
@@ -74,7 +73,7 @@ else {
 
     test("the relay stopped and started again carries the traffic again", async () => {
       lab.blockUdp();
-      await pathIs("relay");
+      await pathIs("relay", a, b);
       await box.stop("SIGKILL");
       await until(
         "the relay is gone",
@@ -83,7 +82,7 @@ else {
       await box.start();
       await reachable(a, b, 30);
       lab.unblockUdp();
-      await pathIs("direct");
+      await pathIs("direct", a, b);
     }, 180_000);
 
     test("kill -9 of a node and of the box at random moments: both restart into a working mesh", async () => {

@@ -4,6 +4,7 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { Daemon } from "../../lab/daemon.ts";
+import { ping } from "../../lab/measure.ts";
 import type { Host, Lab } from "../../lab/network.ts";
 import { peer } from "./peers.ts";
 
@@ -286,6 +287,21 @@ export class Tailscaled extends Member {
       );
     await this.running();
   }
+}
+
+/** Waits, with a packet now and then to keep both sides at it, until each sees the other by this path. */
+export async function pathIs(path: "direct" | "relay", a: Member, b: Member): Promise<void> {
+  await until(
+    `${a.name} and ${b.name} reach each other by a ${path} path`,
+    async () => {
+      await ping(a.host, b.ip4, { count: 1, intervalMs: 10 });
+      const [there, back] = [await a.pathTo(b), await b.pathTo(a)];
+      if (there !== path || back !== path) throw new Error(`now ${there} / ${back}`);
+      return true;
+    },
+    40,
+    200,
+  );
 }
 
 /** A CA and a server certificate for an IP address, made by openssl. */
