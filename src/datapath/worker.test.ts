@@ -1,0 +1,77 @@
+import { expect, test } from "bun:test";
+import { MessageChannel, Worker } from "node:worker_threads";
+import { eventfdCreate, eventfdWake } from "../../ffi/eventfd.ts";
+import { closeFd } from "../../ffi/libc.ts";
+import type { Command, Reply, WorkerSetup } from "./messages.ts";
+import { Ring } from "./ring.ts";
+
+function start(setup: Partial<WorkerSetup>) {
+  const { port1, port2 } = new MessageChannel();
+  const wakeFd = eventfdCreate();
+  const tunLike = eventfdCreate();
+  const workerData: WorkerSetup = {
+    mode: "wg",
+    mtu: 1420,
+    tun: { fd: tunLike, vnetHeader: true, tso: true, uso: true },
+    sockets: { fd4: -1, fd6: -1, gso4: false, gso6: false, gro: false },
+    wakeFd,
+    toMain: new Ring(1 << 14).buffer,
+    toWorker: new Ring(1 << 14).buffer,
+    port: port2,
+    ...setup,
+  };
+  const replies: Reply[] = [];
+  let arrived: () => void = () => {};
+  port1.on("message", (reply: Reply) => {
+    replies.push(reply);
+    arrived();
+  });
+  const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData, transferList: [port2] });
+  return {
+    replies,
+    send: (command: Command) => {
+      port1.postMessage(command);
+      eventfdWake(wakeFd);
+    },
+    async until(type: Reply["type"]): Promise<Reply> {
+      for (;;) {
+        const found = replies.find((reply) => reply.type === type);
+        if (found) return found;
+        await new Promise<void>((resolve) => {
+          arrived = resolve;
+        });
+      }
+    },
+    async [Symbol.asyncDispose]() {
+      port1.close();
+      await worker.terminate();
+      closeFd(wakeFd);
+      closeFd(tunLike);
+    },
+  };
+}
+
+test("what goes wrong in the Worker reaches the main thread as one sentence", async () => {
+  await using worker = start({ tun: { fd: -1, vnetHeader: true, tso: true, uso: true } });
+  const fatal = await worker.until("fatal");
+  expect(fatal).toEqual({ type: "fatal", reason: expect.stringMatching(/^the datapath failed: [^\n]+$/) });
+}, 20_000);
+
+test("commands are answered by id while the Worker sleeps in epoll; close ends it", async () => {
+  await using worker = start({});
+  await worker.until("ready");
+  worker.send({ id: 1, type: "configure", update: { privateKey: new Uint8Array(32).fill(5) }, sockets: null });
+  worker.send({ id: 2, type: "configure", update: { privateKey: new Uint8Array(3) }, sockets: null });
+  worker.send({ id: 3, type: "filter", filter: { rules: [], local: ["10.0.0.0/8"] } });
+  worker.send({ id: 4, type: "dump" });
+  worker.send({ type: "close" });
+  await worker.until("closed");
+  expect(worker.replies).toEqual([
+    { type: "ready" },
+    { type: "done", id: 1 },
+    { type: "failed", id: 2, reason: expect.stringMatching(/^[^\n]+$/) },
+    { type: "done", id: 3 },
+    { type: "done", id: 4, value: expect.objectContaining({ privateKey: new Uint8Array(32).fill(5), peers: [] }) },
+    { type: "closed" },
+  ]);
+}, 20_000);
