@@ -101,6 +101,7 @@ export class Engine {
   /** As JSON; nothing is told of a map without regions before there was one with some. */
   private appliedDerpMap = JSON.stringify({ Regions: {} });
   private timer: ReturnType<typeof setTimeout> | undefined;
+  private timerAt = Number.POSITIVE_INFINITY;
   private settle: ReturnType<typeof setTimeout> | undefined;
   private pumping = false;
   private knownAddresses = "";
@@ -297,11 +298,20 @@ export class Engine {
     } finally {
       this.pumping = false;
     }
-    clearTimeout(this.timer);
+    this.arm();
+  }
+
+  /** Sees to it that `handleTimeout` runs in time. A timer that fires early does no harm, so a later one is not set anew. */
+  private arm(): void {
     const next = this.paths.nextTimeout();
-    if (!next) return;
+    if (!next || next.at >= this.timerAt) return;
+    clearTimeout(this.timer);
+    this.timerAt = next.at;
     const wait = Math.max(0, Math.ceil(next.at - performance.now()));
-    this.timer = setTimeout(() => this.input((paths, now) => paths.handleTimeout(now)), wait);
+    this.timer = setTimeout(() => {
+      this.timerAt = Number.POSITIVE_INFINITY;
+      this.input((paths, now) => paths.handleTimeout(now));
+    }, wait);
   }
 
   private act(action: PathAction): void {
