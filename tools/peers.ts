@@ -20,24 +20,25 @@ export async function main(argv: string[]): Promise<number> {
     for (const s of sources) console.log(`${s.name} ${s.version}\t${complete(s) ? installDir(s) : "not built"}`);
     return 0;
   }
-  let failed = 0;
-  for (const source of sources) if (!(await install(source))) failed++;
+  let failed = false;
+  for (const source of sources) if ((await install(source)) === "failed") failed = true;
   return failed ? 1 : 0;
 }
 
 const complete = (source: PeerSource) =>
   source.programs.every((program) => existsSync(join(installDir(source), program)));
 
-async function install(source: PeerSource): Promise<boolean> {
+/** "absent": the language's tools are not there, which is no failure: the tests that want this peer skip. */
+async function install(source: PeerSource): Promise<"ready" | "absent" | "failed"> {
   const label = `${source.name} ${source.version}`;
   if (complete(source)) {
     console.error(`peers: ${label} is in the cache`);
-    return true;
+    return "ready";
   }
   const tool = "go" in source.from ? "go" : "cargo";
-  if (!Bun.which(tool)) {
-    console.error(`peers: ${label} needs ${tool}, which is not installed; tests that want it will skip`);
-    return false;
+  if (!works(tool)) {
+    console.error(`peers: ${label} needs ${tool}, which is not installed here; tests that want it will skip`);
+    return "absent";
   }
   console.error(`peers: building ${label}…`);
   const started = Date.now();
@@ -64,17 +65,25 @@ async function install(source: PeerSource): Promise<boolean> {
       console.error(
         `peers: ${label} did not build (${tool} exit ${code}):\n${`${stdout}${stderr}`.trim().split("\n").slice(-15).join("\n")}`,
       );
-      return false;
+      return "failed";
     }
     if ("crate" in source.from)
       for (const program of source.programs) renameSync(join(temporary, "bin", program), join(temporary, program));
     rmSync(target, { recursive: true, force: true });
     renameSync(temporary, target);
     console.error(`peers: built ${label} in ${Math.round((Date.now() - started) / 1000)} s`);
-    return true;
+    return "ready";
   } finally {
     rmSync(temporary, { recursive: true, force: true });
   }
+}
+
+/** A proxy of rustup without a toolchain is on the PATH and works all the same not at all. */
+function works(tool: "go" | "cargo"): boolean {
+  const args = tool === "go" ? ["version"] : ["--version"];
+  return (
+    Bun.which(tool) !== null && Bun.spawnSync([tool, ...args], { stdout: "ignore", stderr: "ignore" }).exitCode === 0
+  );
 }
 
 function command(source: PeerSource, out: string): string[] {
