@@ -16,6 +16,7 @@ import { isZeroKey, parseKey } from "../crypto/keys.ts";
 import { NoiseInitiator, type NoiseKeys, readHandshakeReply } from "../wire/noise.ts";
 import type { OverTLSPublicKeyResponse } from "../wire/tailcfg.ts";
 import { NoiseDuplex } from "./noise-duplex.ts";
+import { readPreface } from "./read-preface.ts";
 import { dialUpgrade, trustedRoots, type Upgraded } from "./upgrade-client.ts";
 
 const DIAL_TIMEOUT = 10_000;
@@ -262,7 +263,7 @@ export class Ts2021Client {
       // The server proves itself by its Noise key, which came over verified TLS.
       verifyCertificate: false,
     });
-    const { keys, rest } = await finishHandshake(upgraded, initiator);
+    const { keys, rest } = await finishHandshake(upgraded, initiator, this.closed.signal);
     return new NoiseDuplex({ role: "client", socket: upgraded.socket, keys, head: rest });
   }
 }
@@ -338,51 +339,26 @@ export function requestPlain(
 
 /** Reads the server's handshake frame from the socket. Destroys the socket when it throws. */
 function finishHandshake(
-  upgraded: Upgraded,
+  { socket, head }: Upgraded,
   initiator: NoiseInitiator,
+  signal: AbortSignal,
 ): Promise<{ keys: NoiseKeys; rest: Uint8Array }> {
-  const { socket } = upgraded;
-  return new Promise((resolve, reject) => {
-    let buffered: Uint8Array = new Uint8Array(0);
-    const timer = setTimeout(() => fail(new Error("it did not finish the Noise handshake")), DIAL_TIMEOUT);
-    const onClose = () => fail(new Error("it closed the connection in the Noise handshake"));
-
-    function release(): void {
-      clearTimeout(timer);
-      socket.pause();
-      socket.off("data", onData);
-      socket.off("error", fail);
-      socket.off("close", onClose);
-      socket.off("end", onClose);
-    }
-
-    function fail(error: Error): void {
-      release();
-      socket.on("error", () => {});
-      socket.destroy();
-      reject(error);
-    }
-
-    function onData(chunk: Uint8Array): void {
-      buffered = Buffer.concat([buffered, chunk]);
-      try {
-        const reply = readHandshakeReply(buffered);
-        if (!reply) return;
-        if ("error" in reply) throw new Error(`it refused the Noise handshake: ${reply.error}`);
-        const keys = initiator.finish(reply.response);
-        release();
-        resolve({ keys, rest: reply.rest });
-      } catch (error) {
-        fail(error as Error);
-      }
-    }
-
-    socket.on("error", fail);
-    socket.on("close", onClose);
-    socket.on("end", onClose);
-    socket.on("data", onData);
-    socket.resume();
-    if (upgraded.head.length > 0) onData(upgraded.head);
+  return readPreface(socket, {
+    parse: (buffered) => {
+      const reply = readHandshakeReply(buffered);
+      if (!reply) return null;
+      if ("error" in reply) throw new Error(`it refused the Noise handshake: ${reply.error}`);
+      return { keys: initiator.finish(reply.response), rest: reply.rest };
+    },
+    timeout: DIAL_TIMEOUT,
+    signal,
+    head,
+    errors: {
+      late: "it did not finish the Noise handshake",
+      closed: "it closed the connection in the Noise handshake",
+      broken: (reason) => `the connection broke in the Noise handshake: ${reason}`,
+      calledOff: "connecting to it was called off",
+    },
   });
 }
 

@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import { createConnection, isIP, type Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { type ConnectionOptions, connect as tlsConnect } from "node:tls";
+import { readPreface } from "./read-preface.ts";
 
 const MAX_HEAD = 16 * 1024;
 const MAX_ERROR_BODY = 200;
@@ -52,73 +53,42 @@ export class UpgradeRefused extends Error {
 }
 
 /** Resolves with a paused socket without listeners. Rejects with one sentence; nothing is left open then. */
-export function dialUpgrade(request: UpgradeRequest): Promise<Upgraded> {
-  const { url, timeout, signal } = request;
-  return new Promise((resolve, reject) => {
-    if (signal?.aborted) {
-      reject(new Error(`connecting to ${url.origin} was called off`));
-      return;
-    }
-    const socket = open(request);
-    let buffered: Uint8Array = new Uint8Array(0);
-    const timer = setTimeout(
-      () => fail(new Error(`${url.origin} did not answer ${request.path} within ${timeout / 1000} s`)),
-      timeout,
-    );
-    const onError = (error: Error) => fail(new Error(`cannot connect to ${url.origin}: ${error.message || error}`));
-    const onClose = () => fail(new Error(`${url.origin} closed the connection before it answered ${request.path}`));
-    const onAbort = () => fail(new Error(`connecting to ${url.origin} was called off`));
-
-    function release(): void {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", onAbort);
-      socket.off("data", onData);
-      socket.off("close", onClose);
-      socket.off("end", onClose);
-      socket.off("error", onError);
-    }
-
-    function fail(error: Error): void {
-      release();
-      // A socket that is being torn down may still report errors.
-      socket.on("error", () => {});
-      socket.destroy();
-      reject(error);
-    }
-
-    function onData(chunk: Uint8Array): void {
-      buffered = Buffer.concat([buffered, chunk]);
-      const end = Buffer.from(buffered.buffer, buffered.byteOffset, buffered.length).indexOf("\r\n\r\n");
-      if (end < 0 || end > MAX_HEAD) {
-        if (buffered.length > MAX_HEAD)
-          fail(new Error(`${url.origin} answered ${request.path} with an endless header`));
-        return;
-      }
-      const head = parseHead(buffered.subarray(0, end));
-      if (!head) {
-        fail(new Error(`${url.origin} does not speak HTTP on that port`));
-        return;
-      }
-      if (head.status !== 101 || head.headers.get("upgrade")?.toLowerCase() !== request.protocol.toLowerCase()) {
-        const body = new TextDecoder().decode(buffered.subarray(end + 4, end + 4 + MAX_ERROR_BODY));
-        const text = body.replace(/\s+/g, " ").trim();
-        const detail = text && !/[\0-\x1f]|<html/i.test(text) ? ` (${text})` : "";
-        const message = `${url.origin} answered ${request.path} with status ${head.status} instead of an upgrade${detail}`;
-        fail(new UpgradeRefused(message, head.status));
-        return;
-      }
-      release();
-      socket.pause();
-      resolve({ socket, head: buffered.slice(end + 4), headers: head.headers });
-    }
-
-    socket.on("error", onError);
-    socket.on("close", onClose);
-    socket.on("end", onClose);
-    socket.on("data", onData);
-    signal?.addEventListener("abort", onAbort, { once: true });
-    socket.write(formatRequest(request));
+export async function dialUpgrade(request: UpgradeRequest): Promise<Upgraded> {
+  const { url, path, timeout, signal } = request;
+  const calledOff = `connecting to ${url.origin} was called off`;
+  if (signal?.aborted) throw new Error(calledOff);
+  const socket = open(request);
+  socket.write(formatRequest(request));
+  const answer = await readPreface(socket, {
+    parse: (buffered) => parseAnswer(buffered, request),
+    timeout,
+    signal,
+    errors: {
+      late: `${url.origin} did not answer ${path} within ${timeout / 1000} s`,
+      closed: `${url.origin} closed the connection before it answered ${path}`,
+      broken: (reason) => `cannot connect to ${url.origin}: ${reason}`,
+      calledOff,
+    },
   });
+  return { socket, ...answer };
+}
+
+/** Null while the head is not complete. Throws with one sentence when it is no upgrade. */
+function parseAnswer(buffered: Uint8Array, { url, path, protocol }: UpgradeRequest): Omit<Upgraded, "socket"> | null {
+  const end = Buffer.from(buffered.buffer, buffered.byteOffset, buffered.length).indexOf("\r\n\r\n");
+  if (end < 0 || end > MAX_HEAD) {
+    if (buffered.length > MAX_HEAD) throw new Error(`${url.origin} answered ${path} with an endless header`);
+    return null;
+  }
+  const head = parseHead(buffered.subarray(0, end));
+  if (!head) throw new Error(`${url.origin} does not speak HTTP on that port`);
+  if (head.status === 101 && head.headers.get("upgrade")?.toLowerCase() === protocol.toLowerCase())
+    return { head: buffered.slice(end + 4), headers: head.headers };
+  const body = new TextDecoder().decode(buffered.subarray(end + 4, end + 4 + MAX_ERROR_BODY));
+  const text = body.replace(/\s+/g, " ").trim();
+  const detail = text && !/[\0-\x1f]|<html/i.test(text) ? ` (${text})` : "";
+  const message = `${url.origin} answered ${path} with status ${head.status} instead of an upgrade${detail}`;
+  throw new UpgradeRefused(message, head.status);
 }
 
 function open(request: UpgradeRequest): Duplex {

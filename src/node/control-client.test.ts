@@ -215,6 +215,18 @@ describe("login", () => {
     expect(control.registers.at(-1)?.Auth?.AuthKey).toBe("key-2");
   });
 
+  test("a key that comes while another is being refused is used at once", async () => {
+    const control = await startControl();
+    control.onRegister = (request) => {
+      if (request.Auth?.AuthKey === "key-2") return { User: { ID: 1 } };
+      client.retryLogin("key-2");
+      return { Error: "authkey expired" };
+    };
+    const { client, seen } = startClient(control);
+    await until(() => seen.netmap !== null, "the netmap");
+    expect(control.registers.map(({ Auth }) => Auth?.AuthKey)).toEqual(["key-1", "key-2"]);
+  });
+
   test("a known node that is refused asks again after a while", async () => {
     const control = await startControl();
     control.onRegister = () => (control.registers.length < 3 ? 403 : { User: { ID: 1 } });

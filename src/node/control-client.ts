@@ -104,6 +104,8 @@ export class ControlClient {
   /** Ends the map stream, or the wait for a person's decision. */
   private longPoll: AbortController | null = null;
   private lastError = "";
+  /** `retryLogin` was called since the last attempt began. */
+  private loginAsked = false;
   private wakeUp: (() => void) | null = null;
   private running: Promise<void> | null = null;
 
@@ -144,6 +146,7 @@ export class ControlClient {
     if (authKey !== "") this.authKey = authKey;
     this.backoff.reset();
     if (this.login.kind === "in") return;
+    this.loginAsked = true;
     this.setLogin({ kind: "connecting" });
     this.registered = false;
     this.longPoll?.abort();
@@ -187,7 +190,10 @@ export class ControlClient {
     while (!this.stopped.signal.aborted) {
       try {
         if (!this.registered) {
+          this.loginAsked = false;
           if ((await this.register()) === "needs-login") {
+            // What came in the meantime may open the door.
+            if (this.loginAsked) continue;
             await this.sleep(this.identity?.user ? (this.options.askAgain ?? ASK_AGAIN) : null);
             continue;
           }
