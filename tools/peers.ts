@@ -78,7 +78,7 @@ async function install(source: PeerSource): Promise<"ready" | "absent" | "failed
   }
 }
 
-/** A proxy of rustup without a toolchain is on the PATH and works all the same not at all. */
+/** Being on the PATH is not enough: a rustup proxy without a toolchain runs nothing. */
 function works(tool: "go" | "cargo"): boolean {
   const args = tool === "go" ? ["version"] : ["--version"];
   return (
