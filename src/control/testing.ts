@@ -1,6 +1,6 @@
 // For tests: a control server in a folder of its own behind a real port, and nodes that speak the real protocol to it.
 import { mkdtempSync, rmSync } from "node:fs";
-import { type ClientHttp2Session, connect as http2Connect } from "node:http2";
+import { type ClientHttp2Session, type ClientHttp2Stream, connect as http2Connect } from "node:http2";
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -287,9 +287,15 @@ export class WebSocketNode {
     return new WebSocketNode(socket, http2Connect("https://unused", { createConnection: () => duplex }));
   }
 
-  async request(path: string, body: unknown): Promise<string> {
+  open(path: string, body: unknown): ClientHttp2Stream {
     const stream = this.session.request({ ":method": "POST", ":path": path });
+    stream.on("error", () => {});
     stream.end(JSON.stringify(body));
+    return stream;
+  }
+
+  async request(path: string, body: unknown): Promise<string> {
+    const stream = this.open(path, body);
     let text = "";
     for await (const chunk of stream) text += chunk;
     return text;
