@@ -174,6 +174,38 @@ test("nodes that may not see each other learn nothing, and what becomes visible 
   expect(message.PeersRemoved).toEqual([3]);
 });
 
+test("a peer that was hidden for a while comes back whole, and is not told gone twice", () => {
+  const model = new Model();
+  model.apply({ users: USERS, nodes: [makeNode(1), makeNode(2)] });
+  let hidden = false;
+  const view = new View(1, CONFIG, () => !hidden);
+  view.next(model, 0);
+  hidden = true;
+  view.mark(2);
+  expect(view.next(model, 0)).toEqual({ PeersRemoved: [2] });
+  view.mark(2);
+  expect(view.next(model, 0)).toBeNull();
+  hidden = false;
+  view.mark(2);
+  expect(view.next(model, 0)?.PeersChanged?.map((peer) => peer.ID)).toEqual([2]);
+});
+
+test("nodes that swap names and addresses in one change are both found afterwards", () => {
+  const model = new Model();
+  const [a, b] = [makeNode(1), makeNode(2)];
+  model.apply({ nodes: [a, b] });
+  const swapped = [
+    { ...a, givenName: b.givenName, ipv4: b.ipv4, nodeKey: b.nodeKey },
+    { ...b, givenName: a.givenName, ipv4: a.ipv4, nodeKey: a.nodeKey },
+  ];
+  const { undo } = model.apply({ nodes: swapped });
+  expect([model.nodeByName("host-1")?.id, model.nodeByName("host-2")?.id]).toEqual([2, 1]);
+  expect([model.nodeByKey(a.nodeKey)?.id, model.nodeByKey(b.nodeKey)?.id]).toEqual([2, 1]);
+  expect(model.hasAddress(a.ipv4) && model.hasAddress(b.ipv4)).toBe(true);
+  model.apply(undo);
+  expect([model.nodeByName("host-1"), model.nodeByName("host-2")]).toEqual([a, b]);
+});
+
 test("what was undone is as if it had never been", () => {
   fc.assert(
     fc.property(
