@@ -276,6 +276,21 @@ describe("the map stream", () => {
     expect(control.registers).toHaveLength(1);
   });
 
+  test("a wait ends when there is reason to try again", async () => {
+    const control = await startControl();
+    const { port } = control;
+    await control.close();
+    const { client, seen } = startClient(control);
+    // Left to its back-off the client would need a minute for so many attempts.
+    for (let attempts = 1; attempts <= 15; attempts++) {
+      await until(() => seen.logs.length >= attempts, `attempt ${attempts}`);
+      client.hurry();
+    }
+    const again = await startControl(port);
+    client.hurry();
+    await until(() => again.streams.length === 1, "the stream");
+  });
+
   test("a node that was deleted registers again; with its key it is let in as before", async () => {
     const control = await startControl();
     const { seen } = startClient(control);

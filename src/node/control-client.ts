@@ -153,6 +153,13 @@ export class ControlClient {
     this.wakeUp?.();
   }
 
+  /** There is reason to think that the server can be reached again: cuts the present wait short. */
+  hurry(): void {
+    if (this.login.kind === "needs-login") return;
+    this.backoff.reset();
+    this.wakeUp?.();
+  }
+
   setEndpoints(endpoints: string[], types: number[]): void {
     this.endpoints = endpoints;
     this.endpointTypes = types;

@@ -124,6 +124,7 @@ export class Daemon {
           this.control?.setNetInfo(netInfo);
         },
         onLiveness: () => this.noteState(),
+        onWayOut: () => this.control?.hurry(),
         onFatal: (reason) => this.die(reason),
         log: options.log,
       },

@@ -34,6 +34,8 @@ export interface EngineEvents {
   onNetInfo(netInfo: NetInfo): void;
   /** A relay connected or was lost, or a session came up: the backend state may be another now. */
   onLiveness(): void;
+  /** A relay connected, or the host's addresses changed: what could not be reached may be reachable now. */
+  onWayOut(): void;
   /** The datapath ended by itself. */
   onFatal(reason: string): void;
   log(level: "info" | "debug", message: string): void;
@@ -381,6 +383,7 @@ export class Engine {
         if (lastError) this.events.log("debug", `relay ${region.RegionCode || id}: ${lastError}`);
         this.input((paths, now) => paths.relayState(id, connected, now));
         this.events.onLiveness();
+        if (connected) this.events.onWayOut();
       },
     });
     this.derps.set(id, derp);
@@ -467,7 +470,10 @@ export class Engine {
       const hasIPv6 = addresses.some(({ ip }) => ip.includes(":"));
       this.input((paths, now) => paths.setLocalAddresses(ips, port, hasIPv6 ? port : undefined, now));
       const text = ips.join();
-      if (this.knownAddresses !== "" && text !== this.knownAddresses) this.checkRelays();
+      if (this.knownAddresses !== "" && text !== this.knownAddresses) {
+        this.checkRelays();
+        this.events.onWayOut();
+      }
       this.knownAddresses = text;
     } catch (error) {
       this.events.log("info", `the interfaces cannot be read: ${(error as Error).message}`);
