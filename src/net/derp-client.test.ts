@@ -17,7 +17,7 @@ import {
   ServerLogin,
 } from "../wire/derp.ts";
 import type { DERPNode } from "../wire/tailcfg.ts";
-import { Backoff, DerpClient, type DerpClientOptions, TokenBucket } from "./derp-client.ts";
+import { DerpClient, type DerpClientOptions, TokenBucket } from "./derp-client.ts";
 import { derpPort, dialTargets } from "./derp-dial.ts";
 
 const cleanups: (() => void)[] = [];
@@ -253,17 +253,6 @@ describe("the client", () => {
 });
 
 describe("pure parts", () => {
-  test("back-off: at once, then doubling to 5 s with up to half taken off", () => {
-    const full = new Backoff();
-    const delays = Array.from({ length: 10 }, () => full.next(0));
-    expect(delays).toEqual([0, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
-    const half = new Backoff();
-    half.next(1);
-    expect(half.next(1)).toBe(50);
-    full.reset();
-    expect(full.next(0)).toBe(0);
-  });
-
   test("the token bucket fills at its rate up to its burst", () => {
     const bucket = new TokenBucket(1000, 500, 0);
     expect(bucket.take(500, 0)).toBe(true);

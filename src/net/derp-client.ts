@@ -28,6 +28,7 @@ import {
   NONCE_LENGTH,
   type Restarting,
 } from "../wire/derp.ts";
+import { Backoff } from "./backoff.ts";
 import { type DerpDialOptions, dialRegion } from "./derp-dial.ts";
 
 export interface DerpState {
@@ -68,7 +69,6 @@ const QUEUE_DEPTH = 32;
 const CONNECT_TIMEOUT_MS = 10_000;
 const PING_TIMEOUT_MS = 5000;
 const MAX_PINGS = 16;
-const BACKOFF_FIRST_MS = 100;
 const BACKOFF_MAX_MS = 5000;
 /** A connection that lived this long was a good one. */
 const GOOD_CONNECTION_MS = 10_000;
@@ -82,7 +82,7 @@ export class DerpClient {
   readonly #now: () => number;
   readonly #random: (n: number) => Uint8Array;
   readonly #abort = new AbortController();
-  readonly #backoff = new Backoff();
+  readonly #backoff = new Backoff(BACKOFF_MAX_MS);
   readonly #pings = new Map<string, (error: Error | null) => void>();
   readonly stats: DerpClientStats = { sent: 0, received: 0, dropped: 0 };
   #state: DerpState;
@@ -403,23 +403,6 @@ class Session {
 }
 
 // ---- pure parts ----
-
-/** Delays between attempts: none before the second, then doubling from 0.1 s up to 5 s, each shortened by up to half. */
-export class Backoff {
-  #failures = 0;
-
-  /** `random`: from 0 to 1. Milliseconds. */
-  next(random: number): number {
-    const attempt = this.#failures++;
-    if (attempt === 0) return 0;
-    const full = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** Math.min(attempt - 1, 20));
-    return full * (1 - random / 2);
-  }
-
-  reset(): void {
-    this.#failures = 0;
-  }
-}
 
 /** The rate at which a relay wants to be sent to. */
 export class TokenBucket {

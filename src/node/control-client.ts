@@ -6,6 +6,7 @@
 // longer knows the node makes it register again: without the auth key first, with it if there is one.
 import { formatKey } from "../crypto/keys.ts";
 import { x25519Public } from "../crypto/x25519.ts";
+import { Backoff } from "../net/backoff.ts";
 import { ControlUnreachable, requestPlain, Ts2021Client } from "../net/ts2021-client.ts";
 import type {
   Hostinfo,
@@ -19,7 +20,6 @@ import type {
   UserProfile,
 } from "../wire/tailcfg.ts";
 import { CAPABILITY_VERSION, LOGOUT_EXPIRY, ZERO_TIME } from "../wire/tailcfg.ts";
-import { Backoff } from "./backoff.ts";
 import { answerC2N } from "./c2n.ts";
 import { decodeMapFrame, MapFrameReader } from "./map-stream.ts";
 import { keyExpired, type Netmap, type NetmapChange, NetmapSession, timeOf } from "./netmap.ts";
@@ -30,6 +30,9 @@ const REQUEST_TIMEOUT = 15_000;
 /** Silence on the map stream after which it counts as dead; servers send a keep-alive about every 50 s. */
 const WATCHDOG = 120_000;
 const WATCHDOG_CHECKS = 24;
+const MAX_BACKOFF = 15_000;
+/** A map stream that lived this long was a good one: the next attempts are fast again. */
+const GOOD_STREAM = 10_000;
 /** A node that was let in before and is refused now asks again: an operator may have mended what was wrong. */
 const ASK_AGAIN = 60_000;
 /** A timer that is set further ahead than this fires at once. */
@@ -84,8 +87,8 @@ class Refused extends Error {
 export class ControlClient {
   private readonly connection: Ts2021Client;
   private readonly stopped = new AbortController();
-  private readonly backoff: Backoff;
-  private readonly updateBackoff: Backoff;
+  private readonly backoff = new Backoff(MAX_BACKOFF);
+  private readonly updateBackoff = new Backoff(MAX_BACKOFF);
   private identity: Identity | null;
   private authKey: string;
   private hostinfo: Hostinfo;
@@ -122,9 +125,6 @@ export class ControlClient {
       version: CAPABILITY_VERSION,
       randomBytes: options.randomBytes,
     });
-    const random = () => new DataView(options.randomBytes(4).buffer).getUint32(0) / 2 ** 32;
-    this.backoff = new Backoff(random);
-    this.updateBackoff = new Backoff(random);
   }
 
   start(): void {
@@ -211,8 +211,14 @@ export class ControlClient {
         if (this.stopped.signal.aborted) return;
         this.logError((error as Error).message);
       }
-      await this.sleep(this.backoff.next());
+      await this.sleep(this.backoff.next(this.random()));
     }
+  }
+
+  /** From 0 to 1. */
+  private random(): number {
+    const bytes = this.options.randomBytes(4);
+    return new DataView(bytes.buffer, bytes.byteOffset).getUint32(0) / 2 ** 32;
   }
 
   /** A server that stays away is news once. */
@@ -296,7 +302,7 @@ export class ControlClient {
         if (!answer) continue;
         if (answer.Error) return this.needsLogin(`the control server refused the login: ${answer.Error}`);
         if (!answer.AuthURL) return this.accept(candidate, answer);
-        if (answer.AuthURL === current) await this.sleep(this.backoff.next());
+        if (answer.AuthURL === current) await this.sleep(this.backoff.next(this.random()));
         else this.needsLogin("", answer.AuthURL);
         current = answer.AuthURL;
       }
@@ -315,7 +321,7 @@ export class ControlClient {
       return await this.postRegister(candidate, "", url, signal);
     } catch (error) {
       if (error instanceof Refused) return { Error: error.message };
-      if (!signal.aborted) await this.sleep(this.backoff.next());
+      if (!signal.aborted) await this.sleep(this.backoff.next(this.random()));
       return null;
     }
   }
@@ -402,6 +408,7 @@ export class ControlClient {
       this.connection.drop();
       abort.abort();
     }, limit / WATCHDOG_CHECKS);
+    const began = this.options.now();
     let connected = false;
     try {
       const stream = await this.connection.stream({
@@ -422,7 +429,6 @@ export class ControlClient {
           this.onMessage(session, decodeMapFrame(frame, true));
           if (connected || !session.netmap) continue;
           connected = true;
-          this.backoff.reset();
           this.lastError = "";
           this.events.onConnected(true);
           // Servers take nothing about this node from a stream request.
@@ -434,6 +440,7 @@ export class ControlClient {
       clearInterval(watchdog);
       abort.abort();
       this.longPoll = null;
+      if (connected && this.options.now() - began >= GOOD_STREAM) this.backoff.reset();
       if (connected) this.events.onConnected(false);
     }
   }
@@ -522,7 +529,7 @@ export class ControlClient {
         } catch (error) {
           this.dirty = true;
           this.events.log("debug", (error as Error).message);
-          await new Promise((resolve) => setTimeout(resolve, this.updateBackoff.next()));
+          await new Promise((resolve) => setTimeout(resolve, this.updateBackoff.next(this.random())));
         }
       }
     } finally {
