@@ -156,6 +156,14 @@ describe("login", () => {
     expect(seen.logins.at(-1)?.kind).toBe("needs-login");
   });
 
+  test("a stream that ends without an answer is a failure, and is tried again", async () => {
+    const control = await startControl();
+    control.onRegister = () => (control.registers.length === 1 ? 0 : { User: { ID: 1 } });
+    const { seen } = startClient(control);
+    await until(() => seen.netmap !== null, "the netmap");
+    expect(control.registers).toHaveLength(2);
+  });
+
   test("an expired node key is replaced: new key, old key named, one more request", async () => {
     const control = await startControl();
     const identity = known();

@@ -38,7 +38,7 @@ export class FixtureControl {
   readonly streams: MapStream[] = [];
   /** Every other request: "METHOD /path". */
   readonly others: { request: string; body: Uint8Array }[] = [];
-  /** A number is an HTTP status; null never answers. */
+  /** A number is an HTTP status, 0 closes the stream without an answer; null never answers. */
   onRegister: (request: RegisterRequest) => RegisterResponse | number | null = () => ({
     User: { ID: 1 },
     MachineAuthorized: true,
@@ -134,6 +134,10 @@ export class FixtureControl {
       this.registers.push(json);
       const answer = this.onRegister(json);
       if (answer === null) return;
+      if (answer === 0) {
+        stream.close();
+        return;
+      }
       if (typeof answer === "number") end(answer, "no");
       else end(200, JSON.stringify(answer));
     } else if (request === "POST /machine/map") {
