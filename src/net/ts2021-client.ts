@@ -182,6 +182,11 @@ export class Ts2021Client {
     if (request.signal?.aborted) onAbort();
     return new Promise((resolve, reject) => {
       body.onFailure = reject;
+      // A connection that is killed right after it was made ends its streams in order, only without any answer.
+      const unanswered = new ControlUnreachable(
+        `${this.base.origin} closed the connection before it answered ${request.path}`,
+      );
+      stream.on("close", () => setImmediate(() => reject(unanswered)));
       stream.on("response", (headers) => resolve({ status: Number(headers[":status"]), chunks: body, close }));
       stream.end(request.body ?? "");
     });
