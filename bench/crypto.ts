@@ -1,14 +1,16 @@
-// `bun run bench crypto`: Weft's primitives beside @noble's and the runtime's, the two in turns, on one thread.
-// Columns are medians, with the 25th and 75th percentile; the ratio is that of the medians.
+// `bun run bench crypto`: Weft's primitives beside @noble's and the runtime's, in turns, on one thread.
 import { createPrivateKey, createPublicKey, diffieHellman } from "node:crypto";
 import { chacha20poly1305 } from "@noble/ciphers/chacha.js";
 import { xsalsa20poly1305 } from "@noble/ciphers/salsa.js";
 import { blake2s as nobleBlake2s } from "@noble/hashes/blake2.js";
-import { measure } from "mitata";
 import { blake2s } from "../src/crypto/blake2s.ts";
 import { boxOpen, boxSeal } from "../src/crypto/box.ts";
 import { AEAD_STATE_SIZE, Asm } from "../src/crypto/wasm.ts";
 import { x25519, x25519Public } from "../src/crypto/x25519.ts";
+import { packageVersion } from "./lib/machine.ts";
+import { race } from "./lib/micro.ts";
+import type { BenchOptions } from "./lib/options.ts";
+import { progress, type Report } from "./lib/report.ts";
 
 interface Contest {
   name: string;
@@ -22,51 +24,18 @@ interface Contest {
 const KEY = new Uint8Array(32).fill(7);
 const NONCE = new Uint8Array(12);
 const NONCE_24 = new Uint8Array(24);
-/** Samples come in this many turns: what disturbs the machine for a while disturbs both. */
-const TURNS = 4;
 
-/** Prints the table. Exit status 0. */
-export async function main(_argv: string[]): Promise<number> {
+export async function run(options: BenchOptions, report: Report): Promise<void> {
   const contests = [...[64, 1420, 16384].flatMap(aead), ...dh(), ...[64, 1024].map(hash), ...[46, 1024].flatMap(box)];
-  console.log(`Bun ${Bun.version}, ${process.arch}; microseconds per call: median (25 % .. 75 %)\n`);
-  console.log(`${"".padEnd(22)}${"Weft".padEnd(26)}${"".padEnd(11)}${"other".padEnd(42)}ratio`);
+  report.versions["@noble/ciphers"] = packageVersion("@noble/ciphers");
   for (const { name, other, bytes, weft, theirs } of contests) {
-    const mine: number[] = [];
-    const others: number[] = [];
-    for (let turn = 0; turn < TURNS; turn++) {
-      mine.push(...(await sample(weft)));
-      others.push(...(await sample(theirs)));
+    progress(`crypto: ${name}`);
+    for (const [impl, samples] of Object.entries(await race({ weft, [other]: theirs }, options))) {
+      report.add({ case: name, impl, metric: "time per call", unit: "ns" }, ...samples);
+      if (bytes === undefined) continue;
+      report.add({ case: name, impl, metric: "throughput", unit: "GB/s" }, ...samples.map((ns) => bytes / ns));
     }
-    const [a, b] = [quartiles(mine), quartiles(others)];
-    const rate = bytes ? `${((bytes / a[1]) * 8).toFixed(2)} Gbit/s` : "";
-    console.log(
-      name.padEnd(22) +
-        show(a).padEnd(24) +
-        rate.padStart(11) +
-        `  ${other} ${show(b)}`.padEnd(44) +
-        ratio(b[1] / a[1]),
-    );
   }
-  return 0;
-}
-
-async function sample(run: () => unknown): Promise<number[]> {
-  return (await measure(run, { min_cpu_time: 50e6, min_samples: 12, batch_samples: 256 })).samples;
-}
-
-function quartiles(samples: number[]): [number, number, number] {
-  samples.sort((a, b) => a - b);
-  const at = (q: number) => samples[Math.floor((samples.length - 1) * q)]!;
-  return [at(0.25), at(0.5), at(0.75)];
-}
-
-function show([low, median, high]: [number, number, number]): string {
-  const us = (ns: number) => (ns / 1000).toFixed(2);
-  return `${us(median)} (${us(low)} .. ${us(high)})`;
-}
-
-function ratio(value: number): string {
-  return `${value.toFixed(value < 10 ? 2 : 0)}x`;
 }
 
 /** In place in WASM memory, as the datapath does it; @noble likewise with an output buffer. */
@@ -161,5 +130,3 @@ function box(size: number): Contest[] {
     },
   ];
 }
-
-if (import.meta.main) process.exit(await main(process.argv.slice(2)));
