@@ -3,9 +3,9 @@
 import { join } from "node:path";
 import { createInterface } from "node:readline/promises";
 import type { ApiNode, ApiPreAuthKey, ApiUser } from "../control/commands.ts";
-import { defaultDataDir } from "./box.ts";
 import { type FlagSpec, type Flags, nearest, parseFlags, UsageError } from "./flags.ts";
 import { parseFormat, serialize, showTime, table } from "./output.ts";
+import { defaultDataDir } from "./serve.ts";
 
 export const ADMIN_USAGE = `  users create NAME [-d DISPLAY-NAME] [-e EMAIL] [-p PICTURE-URL]
   users list [-i ID] [-n NAME] [-e EMAIL]

@@ -10,15 +10,13 @@ import { createRelay, startStun } from "../relay/index.ts";
 import { parseFlags } from "./flags.ts";
 import {
   checkBaseDomain,
-  deriveUrl,
+  DEFAULT_BASE_DOMAIN,
   derpMapOf,
   endWithin,
   logLine,
-  parseListen,
   parseStun,
-  parseUrl,
-  plainHttpWarning,
-  readTls,
+  SERVER_FLAGS,
+  serverSettings,
   showAddress,
   untilSignal,
   withMetaCertificate,
@@ -38,27 +36,15 @@ Control server, relay and STUN in one process.
   --ephemeral-timeout DURATION
                        ephemeral nodes are deleted after this time offline (default 30m)`;
 
-export const DEFAULT_LISTEN = "127.0.0.1:8080";
-export const DEFAULT_BASE_DOMAIN = "weft.internal";
-
-export function defaultDataDir(): string {
-  return process.env.WEFT_DATA || "/var/lib/weft";
-}
-
 export async function main(argv: string[]): Promise<number> {
   const flags = parseFlags(
     "bun run box",
     argv,
     {
-      data: "string",
-      listen: "string",
-      url: "string",
+      ...SERVER_FLAGS,
       stun: "string",
-      "tls-cert": "string",
-      "tls-key": "string",
       "base-domain": "string",
       "ephemeral-timeout": "duration",
-      help: { kind: "boolean", short: "h" },
     },
     USAGE,
   );
@@ -66,21 +52,12 @@ export async function main(argv: string[]): Promise<number> {
     console.log(USAGE);
     return 0;
   }
-  const address = parseListen("listen", flags.listen ?? DEFAULT_LISTEN);
+  const { address, tls, url, dataDir } = serverSettings(flags, "clients");
   const stunAddress = parseStun(flags.stun, address);
-  const tls = readTls(flags["tls-cert"], flags["tls-key"]);
-  const url = flags.url === undefined ? deriveUrl(address, tls !== undefined) : parseUrl("url", flags.url);
   const baseDomain = checkBaseDomain(flags["base-domain"] ?? DEFAULT_BASE_DOMAIN, url);
-  if (flags.url === undefined)
-    console.error(
-      `warning: no --url was given: clients are told ${url.origin}, which must reach this server from theirs`,
-    );
-  const warning = plainHttpWarning(url);
-  if (warning) console.error(warning);
 
   // A signal during the start counts as well.
   const signal = untilSignal();
-  const dataDir = flags.data ?? defaultDataDir();
   const cleanups: (() => unknown)[] = [];
   try {
     const control = await createControl({

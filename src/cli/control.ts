@@ -3,19 +3,17 @@ import { readFileSync } from "node:fs";
 import { createControl } from "../control/index.ts";
 import { listen } from "../net/listener.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
-import { DEFAULT_BASE_DOMAIN, DEFAULT_LISTEN, defaultDataDir } from "./box.ts";
 import { parseFlags, UsageError } from "./flags.ts";
 import {
   checkBaseDomain,
-  deriveUrl,
+  DEFAULT_BASE_DOMAIN,
   derpMapOf,
   endWithin,
   logLine,
-  parseListen,
   parseUrl,
-  plainHttpWarning,
-  readTls,
+  SERVER_FLAGS,
   STUN_PORT,
+  serverSettings,
   showAddress,
   untilSignal,
 } from "./serve.ts";
@@ -42,16 +40,11 @@ export async function main(argv: string[]): Promise<number> {
     "bun run control",
     argv,
     {
-      data: "string",
-      listen: "string",
-      url: "string",
+      ...SERVER_FLAGS,
       "relay-url": "string",
       "derp-map": "string",
-      "tls-cert": "string",
-      "tls-key": "string",
       "base-domain": "string",
       "ephemeral-timeout": "duration",
-      help: { kind: "boolean", short: "h" },
     },
     USAGE,
   );
@@ -59,18 +52,11 @@ export async function main(argv: string[]): Promise<number> {
     console.log(USAGE);
     return 0;
   }
-  const address = parseListen("listen", flags.listen ?? DEFAULT_LISTEN);
-  const tls = readTls(flags["tls-cert"], flags["tls-key"]);
-  const url = flags.url === undefined ? deriveUrl(address, tls !== undefined) : parseUrl("url", flags.url);
+  const { address, tls, url, dataDir } = serverSettings(flags, "clients");
   const baseDomain = checkBaseDomain(flags["base-domain"] ?? DEFAULT_BASE_DOMAIN, url);
   const derpMap = chooseDerpMap(flags["relay-url"], flags["derp-map"]);
-  if (flags.url === undefined)
-    console.error(`warning: no --url was given: clients are expected to find this server at ${url.origin}`);
-  const warning = plainHttpWarning(url);
-  if (warning) console.error(warning);
 
   const signal = untilSignal();
-  const dataDir = flags.data ?? defaultDataDir();
   const cleanups: (() => unknown)[] = [];
   try {
     const control = await createControl({

@@ -6,17 +6,14 @@ import { generatePrivateKey } from "../crypto/x25519.ts";
 import { loadOrCreateKey } from "../net/keyfile.ts";
 import { listen } from "../net/listener.ts";
 import { createRelay, startStun } from "../relay/index.ts";
-import { DEFAULT_LISTEN, defaultDataDir } from "./box.ts";
 import { parseFlags } from "./flags.ts";
 import {
-  deriveUrl,
   endWithin,
   logLine,
-  parseListen,
   parseStun,
   parseUrl,
-  plainHttpWarning,
-  readTls,
+  SERVER_FLAGS,
+  serverSettings,
   showAddress,
   untilSignal,
   withMetaCertificate,
@@ -42,14 +39,9 @@ export async function main(argv: string[]): Promise<number> {
     "bun run relay",
     argv,
     {
-      data: "string",
-      listen: "string",
-      url: "string",
+      ...SERVER_FLAGS,
       stun: "string",
       "verify-url": "string",
-      "tls-cert": "string",
-      "tls-key": "string",
-      help: { kind: "boolean", short: "h" },
     },
     USAGE,
   );
@@ -57,17 +49,12 @@ export async function main(argv: string[]): Promise<number> {
     console.log(USAGE);
     return 0;
   }
-  const address = parseListen("listen", flags.listen ?? DEFAULT_LISTEN);
+  const { address, tls, url, dataDir } = serverSettings(flags, null);
   const stunAddress = parseStun(flags.stun, address);
-  const tls = readTls(flags["tls-cert"], flags["tls-key"]);
-  const url = flags.url === undefined ? deriveUrl(address, tls !== undefined) : parseUrl("url", flags.url);
   const verifyUrl = flags["verify-url"] === undefined ? null : verifyEndpoint(flags["verify-url"]);
   if (!verifyUrl) console.error("warning: no --verify-url was given: any node of any network may use this relay");
-  const warning = plainHttpWarning(url);
-  if (warning) console.error(warning);
 
   const signal = untilSignal();
-  const dataDir = flags.data ?? defaultDataDir();
   const cleanups: (() => unknown)[] = [];
   try {
     prepareDataDir(dataDir);

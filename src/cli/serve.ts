@@ -10,6 +10,12 @@ import { UsageError } from "./flags.ts";
 /** Region of a relay that a Weft operator runs; 900 to 999 are for custom regions. */
 const REGION_ID = 999;
 export const STUN_PORT = 3478;
+const DEFAULT_LISTEN = "127.0.0.1:8080";
+export const DEFAULT_BASE_DOMAIN = "weft.internal";
+
+export function defaultDataDir(): string {
+  return process.env.WEFT_DATA || "/var/lib/weft";
+}
 
 export interface Address {
   host: string;
@@ -152,6 +158,40 @@ export function checkBaseDomain(domain: string, url: URL): string {
 /** The relay's key behind the chain: official clients then log in to it without waiting for an HTTP answer. */
 export function withMetaCertificate(tls: { cert: string; key: string }, relayPublicKey: Uint8Array): typeof tls {
   return { ...tls, cert: `${tls.cert.trimEnd()}\n${metaCertificate(relayPublicKey, Date.now())}` };
+}
+
+/** What box, control and relay have in common on their command lines. */
+export const SERVER_FLAGS = {
+  data: "string",
+  listen: "string",
+  url: "string",
+  "tls-cert": "string",
+  "tls-key": "string",
+  help: { kind: "boolean", short: "h" },
+} as const;
+
+export interface ServerSettings {
+  address: Address;
+  tls: { cert: string; key: string } | undefined;
+  url: URL;
+  dataDir: string;
+}
+
+/** Checks the common flags, and warns of what is dangerous. `told`: who is told the URL; null for nobody. */
+export function serverSettings(
+  flags: { data?: string; listen?: string; url?: string; "tls-cert"?: string; "tls-key"?: string },
+  told: string | null,
+): ServerSettings {
+  const address = parseListen("listen", flags.listen ?? DEFAULT_LISTEN);
+  const tls = readTls(flags["tls-cert"], flags["tls-key"]);
+  const url = flags.url === undefined ? deriveUrl(address, tls !== undefined) : parseUrl("url", flags.url);
+  if (flags.url === undefined && told !== null)
+    console.error(
+      `warning: no --url was given: ${told} are told ${url.origin}, which must reach this server from theirs`,
+    );
+  const warning = plainHttpWarning(url);
+  if (warning) console.error(warning);
+  return { address, tls, url, dataDir: flags.data ?? defaultDataDir() };
 }
 
 /** Resolves with SIGINT or SIGTERM. */
