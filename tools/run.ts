@@ -31,7 +31,8 @@ try {
   process.exit(await (await load()).main(argv));
 } catch (error) {
   // An operator's mistake never ends in a stack trace; WEFT_DEBUG=1 shows it to those who work on Weft.
-  console.error(`weft ${verb}: ${error instanceof Error ? error.message : error}`);
+  const name = verb === "weft" ? "weft" : `weft ${verb}`;
+  console.error(`${name}: ${error instanceof Error ? error.message : error}`);
   if (process.env.WEFT_DEBUG) console.error(error);
   process.exit((error as { exitCode?: number })?.exitCode ?? 1);
 }
