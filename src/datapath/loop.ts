@@ -191,7 +191,7 @@ export class Loop {
     for (const output of this.#device.drain()) {
       if (output.type === "send") this.#output(output, now, reply);
       else if (output.type === "forgetSource") this.#paths.clearSource(output.slot);
-      else this.#handshake(output.slot, output.ms, output.initiator);
+      else if (output.type === "handshake") this.#handshake(output.slot, output.ms, output.initiator);
     }
   }
 

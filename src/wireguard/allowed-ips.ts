@@ -3,6 +3,7 @@
 import type { Asm } from "../crypto/wasm.ts";
 import { formatPrefix, type IP, maskPrefix, type Prefix } from "../wire/ip.ts";
 import "./asm.ts";
+import type { Sealer } from "./sealer.ts";
 
 interface Entry {
   prefix: Prefix;
@@ -16,10 +17,15 @@ export class AllowedIPs {
   readonly #address: number;
   readonly #owner = new Map<string, Entry>();
   readonly #bySlot = new Map<number, Map<string, Prefix>>();
+  readonly #sealer: Sealer | null;
 
-  /** Takes the trie of this module instance: one AllowedIPs per Asm. `capacity`: prefixes, all peers together. */
-  constructor(asm: Asm, capacity: number) {
+  /**
+   * Takes the trie of this module instance: one AllowedIPs per Asm. `capacity`: prefixes, all peers together. `sealer`
+   * is told of every change.
+   */
+  constructor(asm: Asm, capacity: number, sealer: Sealer | null = null) {
     this.#asm = asm;
+    this.#sealer = sealer;
     this.capacity = capacity;
     this.#address = asm.alloc(16, 16);
     const nodes = 2 * capacity;
@@ -57,6 +63,7 @@ export class AllowedIPs {
     if (this.#asm.exports.trieInsert(this.#address, masked.bits, family(masked.ip), slot) !== 1) {
       throw new Error(`allowed IP ${key}: the trie refused it`);
     }
+    this.#sealer?.allow(masked.ip, masked.bits, slot);
     this.#owner.set(key, { prefix: masked, slot });
     let own = this.#bySlot.get(slot);
     if (!own) {
@@ -75,6 +82,7 @@ export class AllowedIPs {
     this.#bySlot.get(slot)?.delete(key);
     this.#write(masked.ip);
     this.#asm.exports.trieRemove(this.#address, masked.bits, family(masked.ip));
+    this.#sealer?.disallow(masked.ip, masked.bits);
   }
 
   removeAll(slot: number): void {

@@ -13,6 +13,7 @@ declare module "../crypto/wasm.ts" {
       remoteIndex: number,
       peerSlot: number,
     ): void;
+    sessionNeverSeal(slot: number): void;
     sessionWipe(slot: number): void;
     sessionPeer(slot: number): number;
     sessionSendCounterLo(slot: number): number;

@@ -40,6 +40,7 @@ import {
 } from "./handshake.ts";
 import { LoadMeter, RateLimiter } from "./load.ts";
 import { Peer, Timer } from "./peer.ts";
+import type { Sealer } from "./sealer.ts";
 import { type Session, SessionTable } from "./sessions.ts";
 import { checkUpdate, type DeviceChange, type PeerChange } from "./update.ts";
 
@@ -52,6 +53,8 @@ export type Output =
    * the peer is not known, as for cookie replies, which always carry `to`.
    */
   | { type: "send"; slot: number; data: Uint8Array; to?: Source }
+  /** A packet, or nothing (a keepalive), that the sealer must seal and send on this session. */
+  | { type: "seal"; slot: number; session: number; data: Uint8Array }
   /** A session came up; `ms` from the initiation to here. */
   | { type: "handshake"; slot: number; ms: number; initiator: boolean }
   /** The peer is silent: do not insist on the source address and interface used so far. */
@@ -86,6 +89,8 @@ export interface DeviceOptions {
   maxPeers?: number;
   /** All peers together; default 8 for each peer. */
   maxAllowedIPs?: number;
+  /** Another thread that seals: then `prepareSend` and `stage` are not for use, `want` and `told` are. */
+  sealer?: Sealer;
 }
 
 const DEFAULT_MAX_PEERS = 128;
@@ -100,6 +105,7 @@ const TIMESTAMP_STEP = 1n << 24n;
 const SECOND_NS = 1_000_000_000n;
 const TIMERS = Object.values(Timer);
 const NOTHING: Output[] = [];
+const EMPTY = new Uint8Array(0);
 
 export class Device {
   readonly mode: "wg" | "mesh";
@@ -113,6 +119,7 @@ export class Device {
   readonly #maxPeers: number;
   readonly #sessions: SessionTable;
   readonly #scratch: number;
+  readonly #sealer: Sealer | null;
 
   #identity: Identity | null = null;
   #cookies: CookieChecker | null = null;
@@ -140,15 +147,16 @@ export class Device {
     this.unixOffset = options.unixOffset;
     this.mtu = options.mtu ?? 0;
     this.#maxPeers = options.maxPeers ?? DEFAULT_MAX_PEERS;
-    this.#sessions = new SessionTable(asm, options.random, tableSize(this.#maxPeers));
-    this.allowedIPs = new AllowedIPs(asm, options.maxAllowedIPs ?? this.#maxPeers * ALLOWED_IPS_PER_PEER);
+    this.#sealer = options.sealer ?? null;
+    this.#sessions = new SessionTable(asm, options.random, sessionTableSlots(this.#maxPeers), this.#sealer);
+    this.allowedIPs = new AllowedIPs(asm, options.maxAllowedIPs ?? this.#maxPeers * ALLOWED_IPS_PER_PEER, this.#sealer);
     this.#scratch = asm.alloc(SCRATCH_SIZE, 64);
   }
 
   /** Bytes of wasm memory that a device takes (most of them untouched until they are needed). */
   static memoryNeeded(asm: Asm, maxPeers = DEFAULT_MAX_PEERS, maxAllowedIPs = maxPeers * ALLOWED_IPS_PER_PEER): number {
     return (
-      SessionTable.memoryNeeded(asm, tableSize(maxPeers)) +
+      SessionTable.memoryNeeded(asm, sessionTableSlots(maxPeers)) +
       AllowedIPs.memoryNeeded(asm, maxAllowedIPs) +
       SCRATCH_SIZE +
       256
@@ -229,6 +237,21 @@ export class Device {
     this.#stagedBytes += packet.length;
     this.#stagedBytes -= peer.pushStaged(packet.slice());
     this.#flushStaged(peer, now);
+  }
+
+  /** The sealer has packets for this peer and no session: starts a handshake unless one is under way. */
+  want(slot: number, now: number): void {
+    const peer = this.#bySlot[slot];
+    if (!peer || (this.#usable(peer, now) && this.#reachable(peer))) return;
+    // It stands for what waits there: handshakes are repeated for it, and it leaves as a keepalive.
+    if (peer.staged.length === 0) peer.pushStaged(EMPTY);
+    this.#flushStaged(peer, now);
+  }
+
+  /** How far the sealer has counted on a session: high 32 bits of the next counter. */
+  told(session: number, sendCounterHigh: number): void {
+    const known = this.#sessions.bySlot(session);
+    if (known?.live) known.sendCounterHigh = sendCounterHigh;
   }
 
   /** After a batch of data to this peer was sealed: `bytes` of whole messages. Rules 3, 4, 10, 11. */
@@ -432,6 +455,7 @@ export class Device {
     peer.forgetStaticShared();
     wipe(peer.presharedKey);
     this.#deadlines.set(peer.slot, Number.POSITIVE_INFINITY);
+    this.#sealer?.forget(peer.slot);
     this.#byKey.delete(hex(peer.publicKey));
     this.#bySlot[peer.slot] = null;
     this.#freeSlots.push(peer.slot);
@@ -528,7 +552,7 @@ export class Device {
     // The peer has this one from our response and may send on it before it has seen ours.
     if (peer.next) this.#retire(peer, peer.next);
     peer.next = null;
-    peer.current = session;
+    this.#sendOn(peer, session, now);
     this.#sessionDerived(peer, now);
     this.#handshakeComplete(peer, now);
     this.#outputs.push({ type: "handshake", slot: peer.slot, ms: now - pending.started, initiator: true });
@@ -618,10 +642,20 @@ export class Device {
     return current;
   }
 
+  #sendOn(peer: Peer, session: Session | null, now: number): void {
+    if (peer.current === session) return;
+    peer.current = session;
+    this.#sealer?.use(
+      peer.slot,
+      session ? session.slot : -1,
+      session ? session.created + T.REJECT_AFTER_TIME - now : 0,
+    );
+  }
+
   /** The first packet came on the session that our response made: from now on we send on it. */
   #promote(peer: Peer, session: Session, now: number): void {
     if (peer.current) this.#retire(peer, peer.current);
-    peer.current = session;
+    this.#sendOn(peer, session, now);
     peer.next = null;
     this.#dropHandshake(peer);
     this.#handshakeComplete(peer, now);
@@ -659,8 +693,9 @@ export class Device {
 
   #wipeSessions(peer: Peer): void {
     this.#dropHandshake(peer);
-    for (const session of [peer.current, peer.next, ...peer.retired]) if (session) this.#sessions.release(session);
-    peer.current = null;
+    const sessions = [peer.current, peer.next, ...peer.retired];
+    this.#sendOn(peer, null, 0);
+    for (const session of sessions) if (session) this.#sessions.release(session);
     peer.next = null;
     peer.retired = [];
   }
@@ -671,7 +706,7 @@ export class Device {
       this.#sessions.release(session);
       return true;
     };
-    if (expired(peer.current)) peer.current = null;
+    if (expired(peer.current)) this.#sendOn(peer, null, now);
     if (expired(peer.next)) peer.next = null;
     peer.retired = peer.retired.filter((session) => !expired(session));
     this.#armExpire(peer);
@@ -702,12 +737,12 @@ export class Device {
     let bytes = 0;
     for (;;) {
       const packet = peer.staged[0];
-      const message = packet ? this.#seal(session, packet) : null;
+      const message = packet ? this.#seal(peer, session, packet) : null;
       if (!packet || !message) break;
       peer.staged.shift();
       this.#stagedBytes -= packet.length;
-      bytes += message.length;
-      this.#outputs.push({ type: "send", slot: peer.slot, data: message });
+      bytes += message.type === "send" ? message.data.length : TRANSPORT_OVERHEAD;
+      this.#outputs.push(message);
     }
     if (bytes > 0) this.#dataSent(peer, bytes, now);
     if (peer.staged.length > 0) this.#initiate(peer, now, false);
@@ -720,17 +755,20 @@ export class Device {
       return;
     }
     const session = this.#usable(peer, now);
-    const message = session && this.#reachable(peer) ? this.#seal(session, new Uint8Array(0)) : null;
+    const message = session && this.#reachable(peer) ? this.#seal(peer, session, EMPTY) : null;
     if (!message) {
       this.#initiate(peer, now, false);
       return;
     }
-    this.#emit(peer, message);
+    peer.txBytes += TRANSPORT_OVERHEAD;
+    this.#outputs.push(message);
     this.#anySent(peer, now);
     this.#rekeyOnSend(peer, now);
   }
 
-  #seal(session: Session, packet: Uint8Array): Uint8Array | null {
+  /** Null when the session is used up. */
+  #seal(peer: Peer, session: Session, packet: Uint8Array): (Output & { type: "send" | "seal" }) | null {
+    if (this.#sealer) return { type: "seal", slot: peer.slot, session: session.slot, data: packet };
     const { u8, exports } = this.#asm;
     const p = this.#scratch + TRANSPORT_HEADER_SIZE;
     const length = paddedLength(packet.length, this.mtu);
@@ -740,10 +778,12 @@ export class Device {
       u8.fill(0, p, p + packet.length);
       return null;
     }
-    return u8.slice(this.#scratch, this.#scratch + length + TRANSPORT_OVERHEAD);
+    const data = u8.slice(this.#scratch, this.#scratch + length + TRANSPORT_OVERHEAD);
+    return { type: "send", slot: peer.slot, data };
   }
 
   #dropStaged(peer: Peer): void {
+    this.#sealer?.dropStaged(peer.slot);
     for (const packet of peer.staged) this.#stagedBytes -= packet.length;
     peer.staged.length = 0;
   }
@@ -874,7 +914,7 @@ export class Device {
 }
 
 /** A power of two that holds the sessions of so many peers. */
-function tableSize(maxPeers: number): number {
+export function sessionTableSlots(maxPeers: number): number {
   return 2 ** Math.ceil(Math.log2(maxPeers * SESSIONS_PER_PEER));
 }
 

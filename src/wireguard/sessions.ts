@@ -3,6 +3,7 @@
 import { wipe } from "../crypto/keys.ts";
 import type { Asm } from "../crypto/wasm.ts";
 import type { TransportKeys } from "./handshake.ts";
+import type { Sealer } from "./sealer.ts";
 import "./asm.ts";
 
 export interface Session {
@@ -15,6 +16,8 @@ export interface Session {
   initiator: boolean;
   /** ms; when the keys were derived. */
   created: number;
+  /** Told by a sealer. */
+  sendCounterHigh: number;
 }
 
 export class SessionTable {
@@ -24,10 +27,12 @@ export class SessionTable {
   readonly #free: number[] = [];
   /** 64 bytes for keys on their way into the table. */
   readonly #keys: number;
+  readonly #sealer: Sealer | null;
 
-  /** `size`: a power of two. */
-  constructor(asm: Asm, random: (n: number) => Uint8Array, size: number) {
+  /** `size`: a power of two. With a `sealer` this table only opens: keys to send with go there. */
+  constructor(asm: Asm, random: (n: number) => Uint8Array, size: number, sealer: Sealer | null = null) {
     this.#asm = asm;
+    this.#sealer = sealer;
     this.#random = random;
     this.#slots = new Array(size).fill(null);
     for (let slot = size - 1; slot >= 0; slot--) this.#free.push(slot);
@@ -47,7 +52,15 @@ export class SessionTable {
     const high = new DataView(random.buffer, random.byteOffset, 4).getUint32(0, true);
     const mask = this.#slots.length - 1;
     const localIndex = ((high & ~mask) | slot) >>> 0;
-    const session: Session = { slot, localIndex, peerSlot, live: false, initiator: false, created: 0 };
+    const session: Session = {
+      slot,
+      localIndex,
+      peerSlot,
+      live: false,
+      initiator: false,
+      created: 0,
+      sendCounterHigh: 0,
+    };
     this.#slots[slot] = session;
     return session;
   }
@@ -55,7 +68,8 @@ export class SessionTable {
   /** Makes a reserved index a session. `keys` are wiped. */
   install(session: Session, keys: TransportKeys, remoteIndex: number, initiator: boolean, now: number): void {
     const { u8, exports } = this.#asm;
-    u8.set(keys.send, this.#keys);
+    if (this.#sealer) this.#sealer.install(session.slot, session.peerSlot, session.localIndex, remoteIndex, keys.send);
+    else u8.set(keys.send, this.#keys);
     u8.set(keys.receive, this.#keys + 32);
     wipe(keys.send);
     wipe(keys.receive);
@@ -68,6 +82,7 @@ export class SessionTable {
       session.peerSlot,
     );
     u8.fill(0, this.#keys, this.#keys + 64);
+    if (this.#sealer) exports.sessionNeverSeal(session.slot);
     session.live = true;
     session.initiator = initiator;
     session.created = now;
@@ -76,7 +91,10 @@ export class SessionTable {
   /** Wipes the keys and gives the index back. */
   release(session: Session): void {
     if (this.#slots[session.slot] !== session) return;
-    if (session.live) this.#asm.exports.sessionWipe(session.slot);
+    if (session.live) {
+      this.#asm.exports.sessionWipe(session.slot);
+      this.#sealer?.wipe(session.slot);
+    }
     session.live = false;
     this.#slots[session.slot] = null;
     this.#free.push(session.slot);
@@ -97,12 +115,15 @@ export class SessionTable {
     return this.#slots.length - this.#free.length;
   }
 
+  /** False when the counter is used up; a sealer of its own sees to that itself. */
   canSend(session: Session): boolean {
+    if (this.#sealer) return session.live;
     return this.#asm.exports.sessionCanSend(session.slot) === 1;
   }
 
-  /** High 32 bits of the counter of the next message. */
+  /** High 32 bits of the counter of the next message; with a sealer, as it last told. */
   sendCounterHigh(session: Session): number {
+    if (this.#sealer) return session.sendCounterHigh;
     return this.#asm.exports.sessionSendCounterHi(session.slot) >>> 0;
   }
 }
