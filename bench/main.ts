@@ -20,6 +20,10 @@ const parts: Record<string, { what: string; load: () => Promise<Part> }> = {
     what: "AEAD, X25519, BLAKE2s and NaCl box beside OpenSSL, node:crypto and @noble",
     load: () => import("./crypto.ts"),
   },
+  datapath: {
+    what: "whole tunnels beside wireguard-go, gotatun, boringtun and tailscaled: TCP, UDP, ping, CPU, start, fairness",
+    load: () => import("./datapath.ts"),
+  },
 };
 
 const commands: Record<string, { what: string; load: () => Promise<Command> }> = {

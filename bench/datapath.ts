@@ -1,0 +1,282 @@
+// `bun run bench datapath`: whole tunnels between two network namespaces of this machine, both ends and both ends of the load
+// on its cores. The programs take turns: each round measures every program once, beginning with another one.
+import { existsSync, realpathSync } from "node:fs";
+import { ping } from "../lab/measure.ts";
+import { type Host, Lab } from "../lab/network.ts";
+import { type Implementation, WgEnd } from "../test/lib/wg.ts";
+import { type LoadOptions, load } from "./lib/iperf.ts";
+import { MESH_MTU, mesh } from "./lib/mesh.ts";
+import type { BenchOptions } from "./lib/options.ts";
+import { progress, quartiles, type Report } from "./lib/report.ts";
+import { cannotTunnel, talks, tunnel, wire, wireguards } from "./lib/tunnels.ts";
+
+const DEFAULT_MTU = 1420;
+const ROUNDS = 5;
+const OFFLOADS = ["--no-tun-tso", "--no-tun-uso", "--no-udp-gso", "--no-udp-gro"];
+
+/** Seconds of each load. iperf3 takes whole ones. */
+interface Durations {
+  tcp: number;
+  udp: number;
+  pings: number;
+}
+const FULL: Durations = { tcp: 3, udp: 2, pings: 500 };
+const QUICK: Durations = { tcp: 1, udp: 1, pings: 20 };
+
+/** Something to send through: a tunnel of one program, or the bare wire. */
+interface Subject {
+  impl: string;
+  from: Host;
+  to: Host;
+  address: string;
+  /** The tunnel's processes. */
+  pids: number[];
+}
+
+export async function run(options: BenchOptions, report: Report): Promise<void> {
+  if (cannotTunnel) {
+    report.note(`everything is left out: ${cannotTunnel}`);
+    return;
+  }
+  await using lab = await Lab.create("bench");
+  const programs = wireguards(options, report);
+  const rounds = options.rounds ?? (options.quick ? 1 : ROUNDS);
+  await race(lab, programs, rounds, options, report);
+  if (options.quick) report.note("--quick leaves the mesh (Weft nodes beside tailscaled) out");
+  else if (options.mtu === null) await raceMesh(lab, rounds, options, report);
+  await offloads(lab, rounds, options, report);
+  await startUp(lab, programs, rounds, options, report);
+  await fairness(lab, programs, rounds, options, report);
+}
+
+function label(what: string, { segment }: BenchOptions): string {
+  return segment ? `${what}, single packets` : what;
+}
+
+async function race(
+  lab: Lab,
+  programs: Implementation[],
+  rounds: number,
+  options: BenchOptions,
+  report: Report,
+): Promise<void> {
+  const mtu = options.mtu ?? DEFAULT_MTU;
+  await using stack = new AsyncDisposableStack();
+  const subjects: Subject[] = [];
+  for (const program of programs) {
+    const on = await wire(lab, program, options);
+    if (subjects.length === 0) subjects.push({ impl: "raw veth", from: on.a, to: on.b, address: on.ipB, pids: [] });
+    const { impl, a, b } = stack.use(await tunnel(on, program, { mtu }));
+    await talks(a.host, b.ip4, impl);
+    subjects.push({ impl, from: a.host, to: b.host, address: b.ip4, pids: [a.pid, b.pid] });
+  }
+  await turns(subjects, label(`WireGuard, MTU ${mtu}`, options), rounds, options, report);
+}
+
+async function raceMesh(lab: Lab, rounds: number, options: BenchOptions, report: Report): Promise<void> {
+  await using daemons = await mesh(lab, options, report);
+  const subjects = daemons.pairs.map(
+    ({ impl, a, b }): Subject => ({
+      impl,
+      from: a.host,
+      to: b.host,
+      address: b.ip4,
+      pids: [a.process.pid, b.process.pid],
+    }),
+  );
+  await turns(subjects, label(`mesh, MTU ${MESH_MTU}`, options), rounds, options, report);
+}
+
+/** Everything that one program is asked, program after program, round after round. */
+async function turns(
+  subjects: Subject[],
+  name: string,
+  rounds: number,
+  options: BenchOptions,
+  report: Report,
+): Promise<void> {
+  for (let round = 0; round < rounds; round++) {
+    for (let i = 0; i < subjects.length; i++) {
+      const subject = subjects[(i + round) % subjects.length]!;
+      progress(`datapath: ${name}: round ${round + 1} of ${rounds}: ${subject.impl}`);
+      await measure(subject, name, options, report);
+    }
+  }
+}
+
+async function measure(subject: Subject, name: string, { quick }: BenchOptions, report: Report): Promise<void> {
+  const { impl, from, to, address, pids } = subject;
+  const time = quick ? QUICK : FULL;
+  const add = (metric: string, unit: string, value: number) => report.add({ case: name, impl, metric, unit }, value);
+  const through = (seconds: number, more: Partial<LoadOptions>) => load({ from, to, address, seconds, pids, ...more });
+  const tunneled = pids.length > 0;
+
+  const idle = await ping(from, address, { count: time.pings, intervalMs: 2 });
+  add("ping p50, idle", "ms", idle.p50);
+  add("ping p99, idle", "ms", idle.p99);
+
+  const one = await through(time.tcp, {});
+  add("TCP x1", "Mb/s", one.mbps);
+  // That the others run at all is shown.
+  if (quick && impl !== "weft") return;
+  if (tunneled) {
+    add("TCP x1 per CPU-second", "Mb", one.megabits / one.cpu);
+    add("TCP x1 per CPU-second of the machine", "Mb", one.megabits / one.machine);
+  }
+  const beside = ping(from, address, { count: time.tcp * 40, intervalMs: 20, timeoutMs: 2000 });
+  const four = await through(time.tcp, { streams: 4 });
+  add("TCP x4", "Mb/s", four.mbps);
+  add("ping p99, during TCP x4", "ms", (await beside).p99);
+  if (!tunneled) return;
+  add("TCP x4 per CPU-second", "Mb", four.megabits / four.cpu);
+
+  const modest = await through(time.udp, { udp: { mbps: 200, bytes: 1200 } });
+  add("200 Mb/s of 1200-byte UDP", "cores", modest.cpu / modest.seconds);
+  add("200 Mb/s of 1200-byte UDP, lost", "%", lossOf(modest));
+  for (const bytes of quick ? [64] : [64, 300]) {
+    const small = await through(time.udp, { udp: { mbps: 0, bytes } });
+    add(`${bytes}-byte UDP`, "packets/s", small.packets / small.seconds);
+    add(`${bytes}-byte UDP per CPU-second`, "packets", small.packets / small.cpu);
+  }
+}
+
+function lossOf({ packets, lost }: { packets: number; lost: number }): number {
+  return (100 * lost) / Math.max(1, packets + lost);
+}
+
+/** Weft with each offload turned off on both ends, beside Weft with all of them. */
+async function offloads(lab: Lab, rounds: number, options: BenchOptions, report: Report): Promise<void> {
+  const mtu = options.mtu ?? DEFAULT_MTU;
+  const name = label(`offloads, MTU ${mtu}`, options);
+  const on = await wire(lab, "offload", options);
+  const variants = options.quick ? [OFFLOADS] : [[], ...OFFLOADS.map((flag) => [flag]), OFFLOADS];
+  for (let round = 0; round < Math.min(rounds, 3); round++) {
+    for (const flags of variants) {
+      await using ends = await tunnel(on, "weft", { mtu, flags });
+      const impl = flags.length === OFFLOADS.length ? "weft, none" : ends.impl;
+      progress(`datapath: ${name}: round ${round + 1}: ${impl}`);
+      const { a, b } = ends;
+      await talks(a.host, b.ip4, impl);
+      const pids = [a.pid, b.pid];
+      const seconds = options.quick ? QUICK.tcp : FULL.tcp;
+      const tcp = await load({ from: a.host, to: b.host, address: b.ip4, seconds, pids });
+      report.add({ case: name, impl, metric: "TCP x1", unit: "Mb/s" }, tcp.mbps);
+      report.add({ case: name, impl, metric: "TCP x1 per CPU-second", unit: "Mb" }, tcp.megabits / tcp.cpu);
+      const udp = await load({
+        from: a.host,
+        to: b.host,
+        address: b.ip4,
+        seconds: 1,
+        pids,
+        udp: { mbps: 200, bytes: 1200 },
+      });
+      report.add({ case: name, impl, metric: "200 Mb/s of 1200-byte UDP", unit: "cores" }, udp.cpu / udp.seconds);
+    }
+  }
+}
+
+/** From the start of the processes to full speed. */
+async function startUp(
+  lab: Lab,
+  programs: Implementation[],
+  rounds: number,
+  options: BenchOptions,
+  report: Report,
+): Promise<void> {
+  const mtu = options.mtu ?? DEFAULT_MTU;
+  const name = label(`start, MTU ${mtu}`, options);
+  const on = await wire(lab, "start", options);
+  const racing = options.quick ? programs.slice(0, 1) : programs;
+  for (let round = 0; round < rounds; round++) {
+    for (let i = 0; i < racing.length; i++) {
+      const impl = racing[(i + round) % racing.length]!;
+      progress(`datapath: ${name}: round ${round + 1} of ${rounds}: ${impl}`);
+      const add = (metric: string, unit: string, value: number) =>
+        report.add({ case: name, impl, metric, unit }, value);
+      {
+        const socket = untilSocket(on.a);
+        await using ends = await tunnel(on, impl, { mtu });
+        add("process start to configuration socket", "ms", await socket);
+        const seconds = options.quick ? 2 : 4;
+        const { intervals } = await load({ ...through(ends), seconds, interval: 0.1 });
+        const [, full] = quartiles(intervals.slice(10));
+        const first = intervals.slice(0, 10);
+        add(
+          "TCP x1 in the first second, of full speed",
+          "%",
+          (100 * first.reduce((a, b) => a + b, 0)) / first.length / full,
+        );
+        const reached = intervals.findIndex((mbps) => mbps >= 0.8 * full);
+        add("first packet to 80 % of full speed", "ms", (reached < 0 ? intervals.length : reached) * 100);
+      }
+      await using ends = await tunnel(on, impl, { mtu });
+      const udp = await load({ ...through(ends), seconds: 1, udp: { mbps: 100, bytes: 1200 } });
+      add("lost of 100 Mb/s UDP in the first second", "%", lossOf(udp));
+    }
+  }
+}
+
+function through({ a, b }: { a: WgEnd; b: WgEnd }): Pick<LoadOptions, "from" | "to" | "address"> {
+  return { from: a.host, to: b.host, address: b.ip4 };
+}
+
+/** Milliseconds until the WireGuard configuration socket on this host is there. */
+async function untilSocket(host: Host): Promise<number> {
+  const start = performance.now();
+  // An absolute link would lead out of the host's files again.
+  const path = `/proc/${host.holderPid}/root${realpathSync("/var/run")}/wireguard/w${process.pid}.sock`;
+  while (!existsSync(path)) {
+    if (performance.now() - start > 20_000) throw new Error(`bench: ${path} does not appear`);
+    await Bun.sleep(1);
+  }
+  return performance.now() - start;
+}
+
+/** One hub and eight others: one floods the hub, the other seven want 5 Mb/s each. */
+async function fairness(
+  lab: Lab,
+  programs: Implementation[],
+  rounds: number,
+  options: BenchOptions,
+  report: Report,
+): Promise<void> {
+  const mtu = options.mtu ?? DEFAULT_MTU;
+  const count = options.quick ? 3 : 8;
+  const name = `${count} peers, one floods, MTU ${mtu}`;
+  const hosts: Host[] = [];
+  for (let i = 0; i <= count; i++) hosts.push(await lab.host(`fair${i}`));
+  const racing = options.quick ? programs.slice(0, 1) : programs;
+  for (let round = 0; round < Math.min(rounds, 3); round++) {
+    for (const impl of racing) {
+      progress(`datapath: ${name}: round ${round + 1}: ${impl}`);
+      await using stack = new AsyncDisposableStack();
+      const ends = await Promise.all(hosts.map((host, i) => WgEnd.start(host, i + 1, impl)));
+      for (const end of ends) {
+        stack.use(end);
+        end.host.netlink.setLink(end.device, { mtu });
+      }
+      const [hub, ...spokes] = ends as [WgEnd, ...WgEnd[]];
+      for (const spoke of spokes) {
+        await hub.knows(spoke, { endpoint: spoke.outer4 });
+        await spoke.knows(hub, { endpoint: hub.outer4 });
+        await talks(spoke.host, hub.ip4, impl);
+      }
+      const seconds = options.quick ? 1 : 4;
+      const [flooder, ...quiet] = spokes as [WgEnd, ...WgEnd[]];
+      const to = { to: hub.host, address: hub.ip4 };
+      const flood = load({ from: flooder.host, ...to, seconds: seconds + 2, udp: { mbps: 0, bytes: 1200 } });
+      const modest = quiet.map((end, i) =>
+        load({ from: end.host, ...to, port: 5301 + i, seconds: seconds + 1, udp: { mbps: 5, bytes: 1200 } }),
+      );
+      await Bun.sleep(500);
+      const pinger = quiet[round % quiet.length]!;
+      const trips = await ping(pinger.host, hub.ip4, { count: seconds * 50, intervalMs: 20, timeoutMs: 2000 });
+      const results = await Promise.all(modest);
+      const add = (metric: string, unit: string, value: number) =>
+        report.add({ case: name, impl, metric, unit }, value);
+      add("the flood, as received", "Mb/s", (await flood).mbps);
+      add("the slowest of the others at 5 Mb/s", "Mb/s", Math.min(...results.map((result) => result.mbps)));
+      add("ping p99 of one of the others", "ms", trips.p99);
+    }
+  }
+}
