@@ -4,27 +4,21 @@
 // vector operations on four blocks. The state in memory is 16 v128 (256 bytes): the 16 words, each in four lanes, the
 // counter word as n, n+1, n+2, n+3.
 //
-// JavaScriptCore compiles vector shifts badly, so the rotations are made of a swizzle, 16-bit multiplies and masks, with
-// constants from a table. The first row of the state stays in memory during the rounds: that leaves the 16 vector
-// registers to the 12 other words (10 % faster). All this was measured; change it only with numbers.
+// What decides here is latency: on Zen 5 a vector operation takes two cycles, so that a quarter-round's chain, not the
+// number of instructions, sets the pace, and loads come next. So the first row of the state stays in memory during the
+// rounds (the 12 other words, the two swizzles and two temporaries fill the 16 vector registers), each sum goes from its
+// register straight into the next operation, and quarter-rounds stand half-step by half-step for one word after the other.
+// Rotations by 7 and 12 are shifts, though JavaScriptCore makes four instructions of each: they are off the chain.
 //
-// relaxed_swizzle gets no index from 16 to 127, and relaxed_q15mulr never -32768 twice: nothing here depends on what an
-// engine does in the relaxed cases.
+// relaxed_swizzle gets no index from 16 to 127: nothing here depends on what an engine does in the relaxed cases.
 import { xorRow } from "./lanes";
 
 /** Bytes of an expanded state. */
 export const CHACHA20_STATE_SIZE: i32 = 256;
 
 const TABLE = memory.data<u32>([
-  0x01000302, 0x05040706, 0x09080b0a, 0x0d0c0f0e, // 0: the swizzle that swaps 16-bit halves
-  0x02010003, 0x06050407, 0x0a09080b, 0x0e0d0c0f, // 16: the swizzle that rotates by 8
-  0x10001000, 0x10001000, 0x10001000, 0x10001000, // 32: << 12
-  0xfff0fff0, 0xfff0fff0, 0xfff0fff0, 0xfff0fff0, // 48: >> 4 in three steps
-  0x08000800, 0x08000800, 0x08000800, 0x08000800,
-  0x0fff0fff, 0x0fff0fff, 0x0fff0fff, 0x0fff0fff,
-  0x00800080, 0x00800080, 0x00800080, 0x00800080, // 96: << 7
-  0xff01ff03, 0xff05ff07, 0xff09ff0b, 0xff0dff0f, // 112: >> 9 in two steps
-  0x3fff3fff, 0x3fff3fff, 0x3fff3fff, 0x3fff3fff,
+  0x01000302, 0x05040706, 0x09080b0a, 0x0d0c0f0e, // the swizzle that swaps 16-bit halves
+  0x02010003, 0x06050407, 0x0a09080b, 0x0e0d0c0f, // the swizzle that rotates by 8
 ]);
 
 // The first row of the state during the rounds.
@@ -32,31 +26,14 @@ const ROW_A = memory.data(64, 64);
 
 // @ts-ignore: decorator
 @inline
-function rotl16(x: v128, t: usize): v128 {
-  return i8x16.relaxed_swizzle(x, v128.load(t));
+function rotl12(x: v128): v128 {
+  return v128.or(i32x4.shl(x, 12), i32x4.shr_u(x, 20));
 }
 
 // @ts-ignore: decorator
 @inline
-function rotl12(x: v128, t: usize): v128 {
-  // Per 16-bit half: own bits << 12, and the other half's >> 4. q15mulr rounds: the bits that would are masked away.
-  const other = v128.and(i8x16.relaxed_swizzle(x, v128.load(t)), v128.load(t, 48));
-  const low = v128.and(i16x8.relaxed_q15mulr_s(other, v128.load(t, 64)), v128.load(t, 80));
-  return v128.or(i16x8.mul(x, v128.load(t, 32)), low);
-}
-
-// @ts-ignore: decorator
-@inline
-function rotl8(x: v128, t: usize): v128 {
-  return i8x16.relaxed_swizzle(x, v128.load(t, 16));
-}
-
-// @ts-ignore: decorator
-@inline
-function rotl7(x: v128, t: usize): v128 {
-  // Per 16-bit half: own bits << 7, and the other half's >> 9, which is its upper byte >> 1: b * 16383 / 32768, rounded.
-  const other = i8x16.relaxed_swizzle(x, v128.load(t, 112));
-  return v128.or(i16x8.mul(x, v128.load(t, 96)), i16x8.relaxed_q15mulr_s(other, v128.load(t, 128)));
+function rotl7(x: v128): v128 {
+  return v128.or(i32x4.shl(x, 7), i32x4.shr_u(x, 25));
 }
 
 /** Expands a 32-byte key into a state; counter and nonce are set by `chacha20Nonce`. */
@@ -78,8 +55,9 @@ export function chacha20Nonce(state: usize, counter: u32, n0: u32, n1: u32, n2: 
 
 /** XORs the next `passes` times 256 bytes of key stream into p and advances the counter. */
 export function chacha20Xor(state: usize, p: usize, passes: i32): void {
-  const t = TABLE;
   const a = ROW_A;
+  const swap = v128.load(TABLE);
+  const by8 = v128.load(TABLE, 16);
   for (; passes > 0; passes--) {
     v128.store(a, v128.load(state));
     v128.store(a, v128.load(state, 16), 16);
@@ -97,73 +75,90 @@ export function chacha20Xor(state: usize, p: usize, passes: i32): void {
     let x13 = v128.load(state, 208);
     let x14 = v128.load(state, 224);
     let x15 = v128.load(state, 240);
+    let t: v128;
     for (let round = 0; round < 10; round++) {
       // Columns.
-      v128.store(a, i32x4.add(v128.load(a), x4));
-      v128.store(a, i32x4.add(v128.load(a, 16), x5), 16);
-      v128.store(a, i32x4.add(v128.load(a, 32), x6), 32);
-      v128.store(a, i32x4.add(v128.load(a, 48), x7), 48);
-      x12 = rotl16(v128.xor(x12, v128.load(a)), t);
-      x13 = rotl16(v128.xor(x13, v128.load(a, 16)), t);
-      x14 = rotl16(v128.xor(x14, v128.load(a, 32)), t);
-      x15 = rotl16(v128.xor(x15, v128.load(a, 48)), t);
+      t = i32x4.add(v128.load(a), x4);
+      v128.store(a, t);
+      x12 = i8x16.relaxed_swizzle(v128.xor(x12, t), swap);
+      t = i32x4.add(v128.load(a, 16), x5);
+      v128.store(a, t, 16);
+      x13 = i8x16.relaxed_swizzle(v128.xor(x13, t), swap);
+      t = i32x4.add(v128.load(a, 32), x6);
+      v128.store(a, t, 32);
+      x14 = i8x16.relaxed_swizzle(v128.xor(x14, t), swap);
+      t = i32x4.add(v128.load(a, 48), x7);
+      v128.store(a, t, 48);
+      x15 = i8x16.relaxed_swizzle(v128.xor(x15, t), swap);
       x8 = i32x4.add(x8, x12);
+      x4 = rotl12(v128.xor(x4, x8));
       x9 = i32x4.add(x9, x13);
+      x5 = rotl12(v128.xor(x5, x9));
       x10 = i32x4.add(x10, x14);
+      x6 = rotl12(v128.xor(x6, x10));
       x11 = i32x4.add(x11, x15);
-      x4 = rotl12(v128.xor(x4, x8), t);
-      x5 = rotl12(v128.xor(x5, x9), t);
-      x6 = rotl12(v128.xor(x6, x10), t);
-      x7 = rotl12(v128.xor(x7, x11), t);
-      v128.store(a, i32x4.add(v128.load(a), x4));
-      v128.store(a, i32x4.add(v128.load(a, 16), x5), 16);
-      v128.store(a, i32x4.add(v128.load(a, 32), x6), 32);
-      v128.store(a, i32x4.add(v128.load(a, 48), x7), 48);
-      x12 = rotl8(v128.xor(x12, v128.load(a)), t);
-      x13 = rotl8(v128.xor(x13, v128.load(a, 16)), t);
-      x14 = rotl8(v128.xor(x14, v128.load(a, 32)), t);
-      x15 = rotl8(v128.xor(x15, v128.load(a, 48)), t);
+      x7 = rotl12(v128.xor(x7, x11));
+      t = i32x4.add(v128.load(a), x4);
+      v128.store(a, t);
+      x12 = i8x16.relaxed_swizzle(v128.xor(x12, t), by8);
+      t = i32x4.add(v128.load(a, 16), x5);
+      v128.store(a, t, 16);
+      x13 = i8x16.relaxed_swizzle(v128.xor(x13, t), by8);
+      t = i32x4.add(v128.load(a, 32), x6);
+      v128.store(a, t, 32);
+      x14 = i8x16.relaxed_swizzle(v128.xor(x14, t), by8);
+      t = i32x4.add(v128.load(a, 48), x7);
+      v128.store(a, t, 48);
+      x15 = i8x16.relaxed_swizzle(v128.xor(x15, t), by8);
       x8 = i32x4.add(x8, x12);
+      x4 = rotl7(v128.xor(x4, x8));
       x9 = i32x4.add(x9, x13);
+      x5 = rotl7(v128.xor(x5, x9));
       x10 = i32x4.add(x10, x14);
+      x6 = rotl7(v128.xor(x6, x10));
       x11 = i32x4.add(x11, x15);
-      x4 = rotl7(v128.xor(x4, x8), t);
-      x5 = rotl7(v128.xor(x5, x9), t);
-      x6 = rotl7(v128.xor(x6, x10), t);
-      x7 = rotl7(v128.xor(x7, x11), t);
+      x7 = rotl7(v128.xor(x7, x11));
       // Diagonals.
-      v128.store(a, i32x4.add(v128.load(a), x5));
-      v128.store(a, i32x4.add(v128.load(a, 16), x6), 16);
-      v128.store(a, i32x4.add(v128.load(a, 32), x7), 32);
-      v128.store(a, i32x4.add(v128.load(a, 48), x4), 48);
-      x15 = rotl16(v128.xor(x15, v128.load(a)), t);
-      x12 = rotl16(v128.xor(x12, v128.load(a, 16)), t);
-      x13 = rotl16(v128.xor(x13, v128.load(a, 32)), t);
-      x14 = rotl16(v128.xor(x14, v128.load(a, 48)), t);
+      t = i32x4.add(v128.load(a), x5);
+      v128.store(a, t);
+      x15 = i8x16.relaxed_swizzle(v128.xor(x15, t), swap);
+      t = i32x4.add(v128.load(a, 16), x6);
+      v128.store(a, t, 16);
+      x12 = i8x16.relaxed_swizzle(v128.xor(x12, t), swap);
+      t = i32x4.add(v128.load(a, 32), x7);
+      v128.store(a, t, 32);
+      x13 = i8x16.relaxed_swizzle(v128.xor(x13, t), swap);
+      t = i32x4.add(v128.load(a, 48), x4);
+      v128.store(a, t, 48);
+      x14 = i8x16.relaxed_swizzle(v128.xor(x14, t), swap);
       x10 = i32x4.add(x10, x15);
+      x5 = rotl12(v128.xor(x5, x10));
       x11 = i32x4.add(x11, x12);
+      x6 = rotl12(v128.xor(x6, x11));
       x8 = i32x4.add(x8, x13);
+      x7 = rotl12(v128.xor(x7, x8));
       x9 = i32x4.add(x9, x14);
-      x5 = rotl12(v128.xor(x5, x10), t);
-      x6 = rotl12(v128.xor(x6, x11), t);
-      x7 = rotl12(v128.xor(x7, x8), t);
-      x4 = rotl12(v128.xor(x4, x9), t);
-      v128.store(a, i32x4.add(v128.load(a), x5));
-      v128.store(a, i32x4.add(v128.load(a, 16), x6), 16);
-      v128.store(a, i32x4.add(v128.load(a, 32), x7), 32);
-      v128.store(a, i32x4.add(v128.load(a, 48), x4), 48);
-      x15 = rotl8(v128.xor(x15, v128.load(a)), t);
-      x12 = rotl8(v128.xor(x12, v128.load(a, 16)), t);
-      x13 = rotl8(v128.xor(x13, v128.load(a, 32)), t);
-      x14 = rotl8(v128.xor(x14, v128.load(a, 48)), t);
+      x4 = rotl12(v128.xor(x4, x9));
+      t = i32x4.add(v128.load(a), x5);
+      v128.store(a, t);
+      x15 = i8x16.relaxed_swizzle(v128.xor(x15, t), by8);
+      t = i32x4.add(v128.load(a, 16), x6);
+      v128.store(a, t, 16);
+      x12 = i8x16.relaxed_swizzle(v128.xor(x12, t), by8);
+      t = i32x4.add(v128.load(a, 32), x7);
+      v128.store(a, t, 32);
+      x13 = i8x16.relaxed_swizzle(v128.xor(x13, t), by8);
+      t = i32x4.add(v128.load(a, 48), x4);
+      v128.store(a, t, 48);
+      x14 = i8x16.relaxed_swizzle(v128.xor(x14, t), by8);
       x10 = i32x4.add(x10, x15);
+      x5 = rotl7(v128.xor(x5, x10));
       x11 = i32x4.add(x11, x12);
+      x6 = rotl7(v128.xor(x6, x11));
       x8 = i32x4.add(x8, x13);
+      x7 = rotl7(v128.xor(x7, x8));
       x9 = i32x4.add(x9, x14);
-      x5 = rotl7(v128.xor(x5, x10), t);
-      x6 = rotl7(v128.xor(x6, x11), t);
-      x7 = rotl7(v128.xor(x7, x8), t);
-      x4 = rotl7(v128.xor(x4, x9), t);
+      x4 = rotl7(v128.xor(x4, x9));
     }
     xorRow(
       p,

@@ -11,7 +11,11 @@
 // - Other files of asm/ are imported as usual: `import { aeadSeal } from "./aead";`. 64x64-bit products: ./wide.
 // - Add `export * from "./foo";` below, and the signatures to the `AsmExports` interface on the TypeScript side:
 //   `declare module "../crypto/wasm.ts" { interface AsmExports { foo(p: number, n: number): number } }`.
-// - Each thread has its own instance with its own memory: functions need not be reentrant, scratch may be static.
+// - Each thread has its own instance: functions need not be reentrant, scratch may be static. Several instances may
+//   share one memory (Asm.attach): all that `memory.data` made, and every global variable, is each instance's own. That
+//   is the build's doing: static data lies where the instance was told (`env.base`), so a static address is a number
+//   only at run time. Take it once per function (`const t = TABLE;`), and do not compute u64 constants from it.
+//   State that the instances are to share (tables, buffers) lies in the host's memory and comes as a pointer.
 
 /** First address that belongs to the host, 64-aligned. */
 export function heapBase(): usize {

@@ -3,11 +3,12 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { dropZeroData, lowerWideArithmetic } from "../../tools/build.ts";
+import { dropZeroData, lowerWideArithmetic, relocate } from "../../tools/build.ts";
 import { blake2s } from "./blake2s.ts";
 import {
   AEAD_STATE_SIZE,
   Asm,
+  ATTACH_BYTES,
   BLAKE2S_STATE_SIZE,
   defaultAsm,
   instantiate,
@@ -83,6 +84,98 @@ describe("an instance", () => {
       worker.terminate();
       rmSync(folder, { recursive: true });
     }
+  });
+});
+
+describe("several instances on one memory", () => {
+  test("a further instance touches only the part that it was given", () => {
+    const first = Asm.create(64);
+    const [before, part, after] = [first.alloc(4096), first.alloc(2 * ATTACH_BYTES), first.alloc(4096)];
+    const second = Asm.attach(first.memory, part, 2 * ATTACH_BYTES);
+    first.u8.fill(0xa5, before, before + 4096);
+    first.u8.fill(0xa5, after, after + 4096);
+    const outside = () =>
+      Bun.hash(first.u8.slice(0, part)) ^ Bun.hash(first.u8.subarray(part + 2 * ATTACH_BYTES).slice());
+    const hash = outside();
+
+    const x = second.exports;
+    const p = second.alloc(4096);
+    expect(p).toBeGreaterThanOrEqual(part);
+    expect(second.free).toBeLessThan(2 * ATTACH_BYTES);
+    expect(() => second.alloc(2 * ATTACH_BYTES)).toThrow("do not fit");
+    x.aeadInit(p, p + 512);
+    x.aeadSealNonce(p + 1024, 1420, p, p + 600, p + 512, 40);
+    expect(x.aeadOpenNonce(p + 1024, 1420, p, p + 600, p + 512, 40)).toBe(1);
+    expect(x.aeadOpenNonce(p + 1024, 1421, p, p + 600, p + 512, 40)).toBe(0);
+    x.xaeadSeal(p + 1024, 1420, p, p + 600, p + 512, 40);
+    x.boxSeal(p + 1024, 1420, p, p + 600);
+    expect(x.boxOpen(p + 1024, 1420, p, p + 600)).toBe(1);
+    x.hmacBlake2s(p, p, 40, p + 1024, 1420);
+    x.x25519Base(p, p + 1024);
+    x.x25519(p, p + 1024, p);
+    expect(outside()).toBe(hash);
+    // And the first still computes right: its tables are its own.
+    expect(first.exports.heapBase()).toBeLessThan(part);
+    first.exports.blake2s(before, 32, 0, 0, before, 0);
+    expect(first.u8.slice(before, before + 32).toHex()).toBe(blake2s(new Uint8Array(0)).toHex());
+  });
+
+  test("a Worker attaches to a memory that it was sent, and both compute at the same time", async () => {
+    const asm = Asm.create(64);
+    const part = asm.alloc(ATTACH_BYTES);
+    const folder = mkdtempSync(join(tmpdir(), "weft-attach-"));
+    const script = join(folder, "worker.ts");
+    const rounds = 2000;
+    writeFileSync(
+      script,
+      `import { Asm } from ${JSON.stringify(fileURLToPath(new URL("./wasm.ts", import.meta.url)))};
+      self.onmessage = ({ data: { memory, part, bytes, rounds } }) => {
+        const asm = Asm.attach(memory, part, bytes);
+        const p = asm.alloc(4096);
+        asm.exports.aeadInit(p, p + 512);
+        let bad = 0;
+        for (let i = 0; i < rounds; i++) {
+          asm.exports.aeadSeal(p + 1024, 1420, p, i, 0);
+          bad += 1 - asm.exports.aeadOpen(p + 1024, 1420, p, i, 0);
+        }
+        postMessage(bad);
+      };`,
+    );
+    const worker = new Worker(script);
+    try {
+      const answer = new Promise<number>((resolve, reject) => {
+        worker.onmessage = (event) => resolve(event.data as number);
+        worker.onerror = (event) => reject(new Error(event.message));
+      });
+      let answered = false;
+      void answer.finally(() => (answered = true)).catch(() => {});
+      worker.postMessage({ memory: asm.memory, part, bytes: ATTACH_BYTES, rounds });
+      const p = asm.alloc(4096);
+      asm.exports.aeadInit(p, p + 512);
+      let bad = 0;
+      while (!answered) {
+        for (let i = 0; i < 100; i++) {
+          asm.exports.aeadSeal(p + 1024, 1420, p, i, 0);
+          bad += 1 - asm.exports.aeadOpen(p + 1024, 1420, p, i, 0);
+        }
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      expect([await answer, bad]).toEqual([0, 0]);
+    } finally {
+      worker.terminate();
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  test("a part that cannot be says so", () => {
+    const { memory } = Asm.create(32);
+    for (const [start, bytes] of [
+      [0, ATTACH_BYTES],
+      [100, ATTACH_BYTES],
+      [64, ATTACH_BYTES - 1],
+      [64, 32 * PAGE_SIZE],
+    ] as const)
+      expect(() => Asm.attach(memory, start, bytes)).toThrow(`Asm.attach: ${bytes} bytes at ${start}`);
   });
 });
 
@@ -176,6 +269,40 @@ describe("the build's steps after asc", () => {
       " )",
     ]);
     expect(() => lowerWideArithmetic(wat.replaceAll('"mul"', '"div"'))).toThrow("asm/ imports wide.div");
+  });
+
+  test("static data lies at env.base", () => {
+    const linked = [
+      "(module",
+      ' (import "env" "memory" (memory $0 65536 65536 shared))',
+      ' (import "wide" "hi" (func $hi (result i64)))',
+      " (global $size i32 (i32.const 64))",
+      " (global $table i32 (i32.const 1543503872))",
+      ' (data $0 (i32.const 1543503872) "\\01")',
+      " (func $a (result i32)",
+      "  i32.const 1543503888",
+      "  v128.load offset=16 align=1",
+      "  i32.const 64",
+      " )",
+      ")",
+    ].join("\n");
+    expect(relocate(linked).split("\n")).toEqual([
+      "(module",
+      ' (import "env" "memory" (memory $0 16 65536 shared))',
+      ' (import "wide" "hi" (func $hi (result i64)))',
+      ' (import "env" "base" (global $base i32))',
+      " (global $static-16 i32 (i32.add (global.get $base) (i32.const 16)))",
+      " (global $size i32 (i32.const 64))",
+      " (global $table i32 (i32.add (global.get $base) (i32.const 0)))",
+      ' (data $0 (offset (i32.add (global.get $base) (i32.const 0))) "\\01")',
+      " (func $a (result i32)",
+      "  global.get $static-16",
+      "  v128.load offset=16 align=1",
+      "  i32.const 64",
+      " )",
+      ")",
+    ]);
+    expect(() => relocate(linked.replace("  i32.const 1543503888", "  i64.const 1543503888"))).toThrow("64-bit number");
   });
 
   test("data that is all zeros is left out", () => {

@@ -1,5 +1,5 @@
 // The door to build/weft.wasm: an instance with its own memory, made once per thread for the crypto doors beside this
-// file, and by the datapath with as much memory as it needs. The module needs SIMD, relaxed SIMD, wide arithmetic and
+// file, and by the datapath with as much memory as it needs; its Workers attach to that memory. The module needs SIMD, relaxed SIMD, wide arithmetic and
 // shared memory, which Bun has; elsewhere the first use fails with a sentence that says what is missing.
 import { existsSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -53,10 +53,19 @@ const DEFAULT_PAGES = 64;
 /** The module declares this much for its static data (tools/build.ts). */
 const MIN_PAGES = 16;
 const MAX_PAGES = 65536;
+/** Room for the static data of any instance, and for its self-test. */
+export const ATTACH_BYTES = MIN_PAGES * PAGE;
 
 const WASM_PATH = fileURLToPath(new URL("../../build/weft.wasm", import.meta.url));
 
-/** An instance of the module with a memory of fixed size. */
+/** Where the first instance on a memory has its static data: address 0 is nobody's. */
+const FIRST_BASE = 64;
+
+/**
+ * An instance of the module. `create` makes one with a memory of its own; `attach` makes a further one on the same
+ * memory, in another thread as a rule. Each instance has static scratch and `alloc` of its own, in its own part of the
+ * memory; what lies elsewhere (session tables, packet buffers) is the business of those who share it.
+ */
 export class Asm {
   readonly exports: AsmExports;
   readonly memory: WebAssembly.Memory;
@@ -65,8 +74,11 @@ export class Asm {
   readonly u32: Uint32Array<SharedArrayBuffer>;
   readonly view: DataView<SharedArrayBuffer>;
   #next: number;
+  readonly #end: number;
 
-  private constructor(exports: AsmExports, memory: WebAssembly.Memory) {
+  private constructor(memory: WebAssembly.Memory, base: number, end: number) {
+    module ??= loadModule(WASM_PATH);
+    const exports = instantiate(module, memory, base);
     const buffer = memory.buffer as unknown as SharedArrayBuffer;
     this.exports = exports;
     this.memory = memory;
@@ -74,6 +86,8 @@ export class Asm {
     this.u32 = new Uint32Array(buffer);
     this.view = new DataView(buffer);
     this.#next = exports.heapBase() >>> 0;
+    this.#end = end;
+    selfTest(this);
   }
 
   /**
@@ -84,11 +98,22 @@ export class Asm {
   static create(pages: number = DEFAULT_PAGES): Asm {
     if (!Number.isInteger(pages) || pages < MIN_PAGES || pages > MAX_PAGES)
       throw new RangeError(`Asm.create: ${pages} pages: give a whole number from ${MIN_PAGES} to ${MAX_PAGES}`);
-    module ??= loadModule(WASM_PATH);
     const memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
-    const asm = new Asm(instantiate(module, memory), memory);
-    selfTest(asm);
-    return asm;
+    return new Asm(memory, FIRST_BASE, pages * PAGE);
+  }
+
+  /**
+   * A further instance on the memory of another one (a Worker gets `memory` by postMessage). `start` .. `start + bytes`
+   * is its part, which the other has given away with `alloc(bytes)` and nobody uses: static data first, `alloc` hands
+   * out the rest. Nothing else is touched. Throws as `create`, and a RangeError when the part is too small
+   * (ATTACH_BYTES suffice for an instance that allocates nothing).
+   */
+  static attach(memory: WebAssembly.Memory, start: number, bytes: number): Asm {
+    if (start % 64 !== 0 || start < FIRST_BASE || start + bytes > memory.buffer.byteLength || bytes < ATTACH_BYTES)
+      throw new RangeError(
+        `Asm.attach: ${bytes} bytes at ${start}: give at least ${ATTACH_BYTES}, inside the memory, 64-aligned`,
+      );
+    return new Asm(memory, start, start + bytes);
   }
 
   /**
@@ -97,9 +122,9 @@ export class Asm {
    */
   alloc(bytes: number, align = 64): number {
     const p = Math.ceil(this.#next / align) * align;
-    if (p + bytes > this.u8.length)
+    if (p + bytes > this.#end)
       throw new RangeError(
-        `Asm.alloc: ${bytes} bytes do not fit: ${p} of ${this.u8.length} are in use; create the instance with more pages`,
+        `Asm.alloc: ${bytes} bytes do not fit: ${p} of ${this.#end} are in use; create the instance with more pages`,
       );
     this.#next = p + bytes;
     return p;
@@ -107,7 +132,7 @@ export class Asm {
 
   /** Bytes of the host's part that `alloc` has not given out. */
   get free(): number {
-    return this.u8.length - this.#next;
+    return this.#end - this.#next;
   }
 }
 
@@ -134,10 +159,14 @@ export function loadModule(path: string): WebAssembly.Module {
 }
 
 /** Instantiates Weft's module; any other is refused. Exported for the tests of its messages. */
-export function instantiate(module: WebAssembly.Module, memory: WebAssembly.Memory): AsmExports {
+export function instantiate(
+  module: WebAssembly.Module,
+  memory: WebAssembly.Memory,
+  base: number = FIRST_BASE,
+): AsmExports {
   let exports: WebAssembly.Exports;
   try {
-    exports = new WebAssembly.Instance(module, { env: { memory } }).exports;
+    exports = new WebAssembly.Instance(module, { env: { memory, base } }).exports;
   } catch (error) {
     throw new Error(`build/weft.wasm does not fit this version (${(error as Error).message}): run \`bun run build\``);
   }
