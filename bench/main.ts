@@ -20,9 +20,17 @@ const parts: Record<string, { what: string; load: () => Promise<Part> }> = {
     what: "AEAD, X25519, BLAKE2s and NaCl box beside OpenSSL, node:crypto and @noble",
     load: () => import("./crypto.ts"),
   },
+  packets: {
+    what: "what a packet costs in wasm, stage by stage: checksum, split, seal, open, coalesce",
+    load: () => import("./packets.ts"),
+  },
   datapath: {
     what: "whole tunnels beside wireguard-go, gotatun, boringtun and tailscaled: TCP, UDP, ping, CPU, start, fairness",
     load: () => import("./datapath.ts"),
+  },
+  filter: {
+    what: "the packet filter with 1 to 1,000 rules beside none",
+    load: () => import("./filter.ts"),
   },
 };
 
