@@ -245,7 +245,7 @@ function verdict(proto: i32, port: i32, how: i32): bool {
 // ---- flows that went out ---------------------------------------------------------------------------------------------
 
 // Entry, 64 bytes: 0 source 16, 16 destination 16, 32 ports and protocol u64, 40 u16 older, 42 u16 newer, 44 u16 next in
-// the bucket. Entries are numbered from 1, 0 is none.
+// the bucket, 48 u32 see `tell`. Entries are numbered from 1, 0 is none.
 const FLOWS: i32 = 512;
 const FLOW_BUCKETS: i32 = 1024;
 const flows: usize = memory.data(32832, 16); // (FLOWS + 1) x 64
@@ -335,7 +335,11 @@ function flowSeen(): bool {
 }
 
 function flowRecord(): void {
-  if (flowSeen()) return;
+  if (flowSeen()) {
+    const f = flow(newest);
+    if (sharing && told - load<u32>(f, 48) >= TELL_AGAIN) tell(f);
+    return;
+  }
   let i: i32;
   if (flowCount < FLOWS) {
     i = ++flowCount;
@@ -357,6 +361,50 @@ function flowRecord(): void {
   store<u16>(f, load<u16>(bucket), 44);
   store<u16>(bucket, <u16>i);
   makeNewest(i);
+  store<u32>(f, told - TELL_AGAIN, 48);
+  if (sharing) tell(f);
+}
+
+// The thread that sends tells the one that receives of each new flow, and again of those in use before the other can have
+// forgotten them. An entry has at 48 the count of what was told when it was told.
+const NEWS: i32 = 1024;
+const NEWS_SIZE: usize = 40;
+const TELL_AGAIN: u32 = 128;
+const news: usize = memory.data(40960, 16);
+let newsCount: i32 = 0;
+let told: u32 = 0;
+let sharing: bool = false;
+
+/** From now on the flows that go out are listed for `filterTakeNews`. */
+export function filterShareFlows(): void {
+  sharing = true;
+}
+
+/** Where the list lies: entries of 40 bytes, for `filterLearn` of another instance. */
+export function filterNews(): usize {
+  return news;
+}
+
+/** How many entries the list has; it starts afresh. At most 1024 fit: the rest is told when it is used again. */
+export function filterTakeNews(): i32 {
+  const n = newsCount;
+  newsCount = 0;
+  return n;
+}
+
+/** Remembers the flow that another instance has listed. */
+export function filterLearn(entry: usize): void {
+  memory.copy(key, entry, NEWS_SIZE);
+  keyBucket = bucketOf(key);
+  flowRecord();
+}
+
+function tell(f: usize): void {
+  if (newsCount == NEWS) return;
+  memory.copy(news + <usize>newsCount * NEWS_SIZE, f, NEWS_SIZE);
+  newsCount++;
+  told++;
+  store<u32>(f, told, 48);
 }
 
 /** Forgets all flows (tests). */

@@ -18,7 +18,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { Netlink } from "../../ffi/netlink.ts";
 import { peerCredentials } from "../../ffi/unix.ts";
-import type { Datapath } from "../datapath/api.ts";
+import type { Datapath, DatapathOptions } from "../datapath/api.ts";
 import { startDatapath } from "../datapath/datapath.ts";
 import { EINVAL, formatDump, formatErrno, UapiReader, type UapiRequest } from "../wire/uapi.ts";
 import { parseFlags, UsageError } from "./flags.ts";
@@ -33,10 +33,11 @@ const START_DEADLINE_MS = 20_000;
 /** Set for the process that --background starts: nobody reads its standard error once it is up. */
 const BACKGROUND = "WEFT_WG_BACKGROUND";
 
-const usage = `usage: bun run wg [-f] [--mtu N] [--no-tun-tso] [--no-tun-uso] [--no-udp-gso] [--no-udp-gro] IFACE
+const usage = `usage: bun run wg [-f] [--mtu N] [--workers N] [--no-tun-tso] [--no-tun-uso] [--no-udp-gso] [--no-udp-gro] IFACE
 A WireGuard device in user space, configured by wg(8) and wg-quick(8) through ${SOCKET_DIR}/IFACE.sock.
   -f, --foreground   stay in front (always so; bin/weft-wg goes to the background without it)
   --mtu N            MTU of the device (default ${DEFAULT_MTU})
+  --workers N        threads that carry packets, 1 or 2 (default 2 from 3 processors on)
   --no-...           do not use this offload
 LOG_LEVEL=silent|error|verbose says what goes to standard error (default error).`;
 
@@ -55,6 +56,7 @@ export async function main(argv: string[]): Promise<number> {
       foreground: { kind: "boolean", short: "f" },
       background: "boolean",
       mtu: "number",
+      workers: "number",
       "no-tun-tso": "boolean",
       "no-tun-uso": "boolean",
       "no-udp-gso": "boolean",
@@ -73,6 +75,9 @@ export async function main(argv: string[]): Promise<number> {
   const mtu = flags.mtu ?? DEFAULT_MTU;
   if (!Number.isInteger(mtu) || mtu < 576 || mtu > 65535)
     throw new UsageError(`--mtu takes a number from 576 to 65535, not ${mtu}`);
+  const { workers } = flags;
+  if (workers !== undefined && workers !== 1 && workers !== 2)
+    throw new UsageError(`--workers takes 1 or 2, not ${workers}`);
   if (flags.background) return background(name, argv);
   const offload = {
     tunTso: !flags["no-tun-tso"],
@@ -80,7 +85,7 @@ export async function main(argv: string[]): Promise<number> {
     udpGso: !flags["no-udp-gso"],
     udpGro: !flags["no-udp-gro"],
   };
-  return serve(name, mtu, offload, makeLog(name));
+  return serve(name, { mtu, offload, ...(workers !== undefined && { workers }) }, makeLog(name));
 }
 
 function makeLog(name: string): Log {
@@ -96,20 +101,15 @@ function makeLog(name: string): Log {
   };
 }
 
-interface Offload {
-  tunTso: boolean;
-  tunUso: boolean;
-  udpGso: boolean;
-  udpGro: boolean;
-}
+type Settings = Pick<DatapathOptions, "mtu" | "offload" | "workers">;
 
-async function serve(name: string, mtu: number, offload: Offload, log: Log): Promise<number> {
+async function serve(name: string, settings: Settings, log: Log): Promise<number> {
   let end!: (status: number) => void;
   const ended = new Promise<number>((resolve) => {
     end = resolve;
   });
   const datapath = await startDatapath(
-    { tun: name, mtu, port: 0, mode: "wg", offload },
+    { tun: name, port: 0, mode: "wg", ...settings },
     {
       onHandshake: (_peer, ms, initiator) =>
         log.verbose(`handshake in ${ms.toFixed(1)} ms as ${initiator ? "initiator" : "responder"}`),

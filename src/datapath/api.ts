@@ -27,6 +27,11 @@ export interface DatapathOptions {
   mode: "wg" | "mesh";
   /** Each offload is probed and falls back by itself; false turns it off at once. Default true. */
   offload?: { tunTso?: boolean; tunUso?: boolean; udpGso?: boolean; udpGro?: boolean };
+  /**
+   * Threads that carry packets: 1, or 2, of which one sends and the other receives. Default: 2 where the process may run on
+   * 3 processors or more, else 1.
+   */
+  workers?: number;
 }
 
 export interface DatapathEvents {

@@ -19,6 +19,10 @@ declare module "../crypto/wasm.ts" {
     filterIn(): number;
     filterOut(): number;
     filterForgetFlows(): void;
+    filterShareFlows(): void;
+    filterNews(): number;
+    filterTakeNews(): number;
+    filterLearn(entry: number): void;
 
     dropCounters(): number;
     txPrepare(p: number, len: number, vnet: number): number;

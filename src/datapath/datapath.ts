@@ -1,4 +1,5 @@
 // The datapath as the main thread sees it: makes device, sockets and Worker, and carries commands and packets across.
+import { availableParallelism } from "node:os";
 import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
 import { eventfdCreate, eventfdWake } from "../../ffi/eventfd.ts";
 import { closeFd } from "../../ffi/libc.ts";
@@ -18,20 +19,28 @@ import type {
   Key,
   PeerPath,
 } from "./api.ts";
+import { ASM_DROPS } from "./asm.ts";
 import {
   type Command,
+  type Link,
   type Reply,
   RING_ACTIVITY,
   RING_DATAGRAM,
   RING_HANDSHAKE,
   RING_RELAY,
   RING_RELAY_IN,
+  SENDER_STATS,
+  type SenderSetup,
   type Sockets,
   type WorkerSetup,
 } from "./messages.ts";
 import { RING_MAX_PAYLOAD, Ring } from "./ring.ts";
 
 const RING_BYTES = { wg: 1 << 14, mesh: 1 << 20 };
+const LINK_RING_BYTES = 1 << 18;
+/** From so many processors on, sending and receiving have a thread each. */
+const SPLIT_FROM = 3;
+const MAX_WORKERS = 2;
 const CLOSE_DEADLINE_MS = 2000;
 /** Records taken from the ring before other work of the main thread gets its turn. */
 const RING_BATCH = 256;
@@ -43,6 +52,9 @@ interface SocketPair {
 
 /** Resolves once the Worker runs. Throws one sentence when the device or the port cannot be had. */
 export async function startDatapath(options: DatapathOptions, events: DatapathEvents): Promise<Datapath> {
+  const workers = options.workers ?? (availableParallelism() >= SPLIT_FROM ? 2 : 1);
+  if (!Number.isInteger(workers) || workers < 1 || workers > MAX_WORKERS)
+    throw new RangeError(`the datapath cannot run on ${workers} workers: give 1 to ${MAX_WORKERS}`);
   const offload = options.offload ?? {};
   const tso = offload.tunTso ?? true;
   const uso = offload.tunUso ?? true;
@@ -52,7 +64,7 @@ export async function startDatapath(options: DatapathOptions, events: DatapathEv
     using netlink = new Netlink();
     netlink.setLink(tun.index, { mtu: options.mtu });
     sockets = openSockets(options, options.port, options.fwmark ?? 0);
-    const datapath = new MainDatapath(options, events, tun, sockets);
+    const datapath = new MainDatapath(options, events, tun, sockets, workers);
     await datapath.started;
     return datapath;
   } catch (error) {
@@ -109,11 +121,18 @@ class MainDatapath implements Datapath {
   readonly #toMain: Ring;
   readonly #toWorker: Ring;
   readonly #record = new Uint8Array(RING_MAX_PAYLOAD);
+  readonly #ringWords: Int32Array[] = [];
   readonly #port: MessagePort;
   readonly #worker: Worker;
+  /** The other Worker, where there are two. */
+  readonly #sender: SenderThread | null = null;
   readonly #monitor: NetlinkMonitor;
   readonly #waiting = new Map<number, Waiting>();
   #nextId = 1;
+  /** Workers that have not said that they are ready. */
+  #starting = 1;
+  /** The device's Worker has closed. */
+  #closed = false;
   /** Configurations run one after the other: each may change the sockets. */
   #configuring: Promise<unknown> = Promise.resolve();
   #queued = 0;
@@ -123,7 +142,7 @@ class MainDatapath implements Datapath {
   #ended!: () => void;
   readonly #end: Promise<void>;
 
-  constructor(options: DatapathOptions, events: DatapathEvents, tun: Tun, sockets: SocketPair) {
+  constructor(options: DatapathOptions, events: DatapathEvents, tun: Tun, sockets: SocketPair, workers: number) {
     this.#options = options;
     this.#events = events;
     this.#tun = tun;
@@ -144,7 +163,28 @@ class MainDatapath implements Datapath {
     });
     port1.on("message", (reply: Reply) => this.#reply(reply));
     const { fd, vnetHeader, tso, uso } = tun;
+    if (workers > 1) {
+      const sender = new SenderThread(this.#wakeFd, {
+        mtu: options.mtu,
+        tun: { fd, vnetHeader },
+        sockets: describe(sockets),
+        toMain: new Ring(RING_BYTES[options.mode]).buffer,
+      });
+      sender.worker.on("error", (error) => this.#fatal(`the datapath failed: ${messageOf(error)}`));
+      sender.worker.on("exit", () => this.#senderEnded(sender, "the datapath failed: its sending thread has ended"));
+      sender.port.on("message", (reply: Reply) => {
+        if (reply.type === "fatal") this.#fatal(reply.reason);
+        else if (reply.type === "closed")
+          this.#senderEnded(sender, "the datapath failed: its sending thread has closed");
+        else if (reply.type === "ready") this.#ready();
+      });
+      this.#sender = sender;
+      this.#starting++;
+      void this.#watchRing(new Ring(sender.toMain));
+    }
     const setup: WorkerSetup = {
+      role: "device",
+      link: this.#sender?.link ?? null,
       mode: options.mode,
       mtu: options.mtu,
       tun: { fd, vnetHeader, tso, uso },
@@ -162,7 +202,7 @@ class MainDatapath implements Datapath {
       if (event.kind === "link" && event.change === "new" && event.value.index === tun.index)
         this.#send({ type: "mtu", mtu: event.value.mtu });
     });
-    void this.#watchRing();
+    void this.#watchRing(this.#toMain);
   }
 
   port(): number {
@@ -285,8 +325,7 @@ class MainDatapath implements Datapath {
   #reply(reply: Reply): void {
     switch (reply.type) {
       case "ready":
-        if (this.#state === "starting") this.#state = "running";
-        this.#readySettled.resolve();
+        this.#ready();
         return;
       case "done":
       case "failed": {
@@ -297,11 +336,25 @@ class MainDatapath implements Datapath {
         return;
       }
       case "closed":
-        this.#finish();
+        this.#closed = true;
+        if (!this.#sender || this.#sender.ended) this.#finish();
         return;
       case "fatal":
         this.#fatal(reply.reason);
     }
+  }
+
+  #ready(): void {
+    if (--this.#starting > 0) return;
+    if (this.#state === "starting") this.#state = "running";
+    this.#readySettled.resolve();
+  }
+
+  /** It ends when the device says so, and that when it closes itself. */
+  #senderEnded(sender: SenderThread, reason: string): void {
+    sender.ended = true;
+    if (this.#state !== "closing") this.#fatal(reason);
+    else if (this.#closed) this.#finish();
   }
 
   #fatal(reason: string): void {
@@ -326,8 +379,9 @@ class MainDatapath implements Datapath {
     for (const waiting of this.#waiting.values())
       waiting.reject(new Error(`the datapath of ${this.tunName} was closed`));
     this.#waiting.clear();
-    Atomics.notify(this.#toMain.words, 0);
-    void this.#worker.terminate().finally(() => {
+    for (const words of this.#ringWords) Atomics.notify(words, 0);
+    void Promise.allSettled([this.#worker.terminate(), this.#sender?.terminate()]).finally(() => {
+      this.#sender?.close();
       closeFd(this.#wakeFd);
       if (started) {
         closeSockets(this.#sockets);
@@ -339,17 +393,18 @@ class MainDatapath implements Datapath {
 
   // --- the ring
 
-  async #watchRing(): Promise<void> {
-    const { words } = this.#toMain;
+  async #watchRing(ring: Ring): Promise<void> {
+    const { words } = ring;
+    this.#ringWords.push(words);
     while (!this.#isClosed()) {
       const head = Atomics.load(words, 0);
       let batch = 0;
       while (!this.#isClosed() && batch++ < RING_BATCH) {
-        const record = this.#toMain.read(this.#record);
+        const record = ring.read(this.#record);
         if (!record) break;
         this.#take(record.kind, this.#record.subarray(0, record.length));
       }
-      if (!this.#toMain.empty) {
+      if (!ring.empty) {
         await new Promise((resolve) => setImmediate(resolve));
         continue;
       }
@@ -372,6 +427,40 @@ class MainDatapath implements Datapath {
       const ms = new DataView(bytes.buffer, bytes.byteOffset + 32, 8).getFloat64(0, true);
       events.onHandshake?.(peer, ms, bytes[40] === 1);
     }
+  }
+}
+
+/** The Worker that sends (sender.ts), and what it shares with the one that has the device. */
+class SenderThread {
+  readonly worker: Worker;
+  readonly port: MessagePort;
+  readonly link: Link;
+  readonly toMain: SharedArrayBuffer;
+  ended = false;
+
+  constructor(receiverWakeFd: number, setup: Pick<SenderSetup, "mtu" | "tun" | "sockets" | "toMain">) {
+    this.link = {
+      toSender: new Ring(LINK_RING_BYTES).buffer,
+      toReceiver: new Ring(LINK_RING_BYTES).buffer,
+      senderWakeFd: eventfdCreate(),
+      receiverWakeFd,
+      stats: new SharedArrayBuffer(8 * (SENDER_STATS.length + ASM_DROPS.length)),
+    };
+    this.toMain = setup.toMain;
+    const { port1, port2 } = new MessageChannel();
+    this.port = port1;
+    const workerData: SenderSetup = { role: "sender", ...setup, link: this.link, port: port2 };
+    this.worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData, transferList: [port2] });
+  }
+
+  terminate(): Promise<number> {
+    this.port.close();
+    return this.worker.terminate();
+  }
+
+  /** After the Worker has ended. */
+  close(): void {
+    closeFd(this.link.senderWakeFd);
   }
 }
 

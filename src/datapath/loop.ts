@@ -12,18 +12,18 @@ import {
   epollDelete,
   epollWait,
 } from "../../ffi/epoll.ts";
-import { EAGAIN, EBADFD, EINTR } from "../../ffi/errno.ts";
+import { EINTR } from "../../ffi/errno.ts";
 import { eventfdDrain, eventfdWake } from "../../ffi/eventfd.ts";
 import { addressOf, closeFd } from "../../ffi/libc.ts";
 import { SOCKADDR_ROOM, writeSockaddr } from "../../ffi/msg.ts";
-import { TUN_READ_SIZE, tunRead, VNET_HEADER_SIZE } from "../../ffi/tun.ts";
 import { randomBytes } from "../crypto/keys.ts";
 import { Asm } from "../crypto/wasm.ts";
 import { type IP, parseAddrPort } from "../wire/ip.ts";
 import { Device, type Output } from "../wireguard/device.ts";
-import type { DatapathStats, FilterConfig } from "./api.ts";
+import type { DatapathStats, DeviceDump, FilterConfig } from "./api.ts";
 import { ASM_DROPS } from "./asm.ts";
 import { compileFilter, layOutFilter } from "./filter.ts";
+import { FILTER_BYTES, MAX_ALLOWED_IPS, MAX_PEERS, MEMORY_PAGES } from "./limits.ts";
 import {
   type Reply as Answer,
   type Command,
@@ -31,26 +31,22 @@ import {
   RING_DATAGRAM,
   RING_HANDSHAKE,
   RING_RELAY,
+  SENDER_STATS,
   type Sockets,
   type WorkerSetup,
 } from "./messages.ts";
 import { PeerPaths } from "./peer-paths.ts";
-import { DeviceGone, Receiver, type Reply } from "./receive.ts";
+import { Receiver, type Reply } from "./receive.ts";
 import { RING_MAX_PAYLOAD, Ring } from "./ring.ts";
+import { SenderLink } from "./sender-link.ts";
 import { Transmitter } from "./transmit.ts";
-
-export const MAX_PEERS = 8192;
-export const MAX_ALLOWED_IPS = 65536;
-const FILTER_BYTES = 8 << 20;
-/** Sessions, allowed IPs, filter, buffers: sizes are limits, and the kernel backs only the pages that are touched. */
-const MEMORY_PAGES = (192 << 20) >> 16;
+import { TunReader } from "./tun-reader.ts";
 
 const TOKEN_WAKE = 0;
 const TOKEN_V4 = 1;
 const TOKEN_V6 = 2;
 const TOKEN_TUN = 3;
 const EVENTS = 4;
-const TUN_READS = 128;
 const RELAYED = 64;
 const ACTIVITY_MS = 1000;
 
@@ -66,7 +62,9 @@ export class Loop {
   readonly #toWorker: Ring;
   readonly #epoll: number;
   readonly #events: number;
-  readonly #tunBuffer: number;
+  /** Null: another Worker reads the TUN and sends, at the other end of the link. */
+  readonly #tun: TunReader | null;
+  readonly #link: SenderLink | null;
   readonly #filterTable: number;
   readonly #address: number;
   readonly #record = new Uint8Array(64);
@@ -84,6 +82,8 @@ export class Loop {
     const asm = Asm.create(MEMORY_PAGES);
     this.#asm = asm;
     this.#base = addressOf(asm.u8);
+    const link = setup.link && new SenderLink(asm, setup.link);
+    this.#link = link;
     this.#device = new Device({
       asm,
       random: randomBytes,
@@ -92,8 +92,11 @@ export class Loop {
       mtu,
       maxPeers: MAX_PEERS,
       maxAllowedIPs: MAX_ALLOWED_IPS,
+      ...(link && { sealer: link }),
     });
     this.#paths = new PeerPaths(asm, mode, MAX_PEERS);
+    const activity = mode === "mesh" ? (slot: number, now: number) => this.#activity(slot, now) : () => {};
+    link?.serve(this.#device, this.#paths, activity);
     this.#lastActivity = new Float64Array(mode === "mesh" ? MAX_PEERS : 0).fill(Number.NEGATIVE_INFINITY);
     this.#tx = new Transmitter(
       asm,
@@ -103,7 +106,7 @@ export class Loop {
       {
         drain: (now) => this.#drain(now, null),
         relay: (slot, start, length) => this.#relay(slot, asm.u8.subarray(start, start + length)),
-        activity: mode === "mesh" ? (slot, now) => this.#activity(slot, now) : () => {},
+        activity,
       },
       { mtu, ...sockets },
     );
@@ -115,6 +118,7 @@ export class Loop {
       {
         datagram: (ip, port, p, length) => this.#datagram(ip, port, p, length),
         drain: (now, reply) => this.#drain(now, reply),
+        arrived: (now) => link?.drain(now),
       },
       tun,
     );
@@ -122,13 +126,12 @@ export class Loop {
     this.#toWorker = new Ring(setup.toWorker);
     this.#relayed = new Uint8Array(mode === "mesh" ? RING_MAX_PAYLOAD : 0);
     this.#events = asm.alloc(EVENTS * EPOLL_EVENT_SIZE);
-    // The packet itself is aligned to 16, its vnet header lies right before it.
-    this.#tunBuffer = asm.alloc(TUN_READ_SIZE + 64) + 16;
+    this.#tun = link ? null : new TunReader(asm, this.#base, tun);
     this.#filterTable = asm.alloc(FILTER_BYTES);
     this.#address = asm.alloc(SOCKADDR_ROOM);
     this.#epoll = epollCreate();
     epollAdd(this.#epoll, setup.wakeFd, EPOLLIN, TOKEN_WAKE);
-    epollAdd(this.#epoll, tun.fd, EPOLLIN, TOKEN_TUN);
+    if (!link) epollAdd(this.#epoll, tun.fd, EPOLLIN, TOKEN_TUN);
     this.#watchSockets();
   }
 
@@ -142,14 +145,21 @@ export class Loop {
   run(): void {
     const { view } = this.#asm;
     const device = this.#device;
+    const link = this.#link;
     try {
       while (!this.#closing) {
         const due = device.nextTimeout();
         const wait = due === Number.POSITIVE_INFINITY ? -1 : Math.max(0, Math.ceil(due - performance.now()));
-        const n = epollWait(this.#epoll, this.#base + this.#events, EVENTS, Math.min(wait, 1 << 30));
+        const n = epollWait(
+          this.#epoll,
+          this.#base + this.#events,
+          EVENTS,
+          link?.backlog ? 1 : Math.min(wait, 1 << 30),
+        );
         if (n < 0 && n !== -EINTR) throw new Error(`epoll_wait failed with errno ${-n}`);
         const now = performance.now();
         device.unixOffset = Date.now() - now;
+        link?.drain(now);
         if (due <= now) device.handleTimeout(now);
         let ready = 0;
         for (let i = 0; i < n; i++)
@@ -157,8 +167,9 @@ export class Loop {
         if (ready & (1 << TOKEN_WAKE)) this.#woken(now);
         if (ready & (1 << TOKEN_V4)) this.#rx.readSocket(this.#sockets.fd4, now);
         if (ready & (1 << TOKEN_V6)) this.#rx.readSocket(this.#sockets.fd6, now);
-        if (ready & (1 << TOKEN_TUN)) this.#readTun(now);
+        if (ready & (1 << TOKEN_TUN)) this.#tun?.read(this.#tx, now);
         this.#tx.flush(now);
+        link?.flush();
         if (this.#notify) {
           this.#notify = false;
           Atomics.notify(this.#toMain.words, 0);
@@ -170,28 +181,16 @@ export class Loop {
     }
   }
 
-  #readTun(now: number): void {
-    const { fd, vnetHeader } = this.#setup.tun;
-    const vnet = vnetHeader ? VNET_HEADER_SIZE : 0;
-    const p = this.#tunBuffer;
-    for (let i = 0; i < TUN_READS; i++) {
-      const n = tunRead(fd, this.#base + p - vnet, TUN_READ_SIZE);
-      if (n <= vnet) {
-        if (n === -EBADFD) throw new DeviceGone();
-        if (n === -EAGAIN || n < 0) return;
-        continue;
-      }
-      this.#tx.packet(p, n - vnet, vnet === 0 ? 0 : p - vnet, now);
-    }
-  }
-
   // --- what the device says
 
   #drain(now: number, reply: Reply | null): void {
     for (const output of this.#device.drain()) {
       if (output.type === "send") this.#output(output, now, reply);
-      else if (output.type === "forgetSource") this.#paths.clearSource(output.slot);
-      else if (output.type === "handshake") this.#handshake(output.slot, output.ms, output.initiator);
+      else if (output.type === "keepalive") {
+        if (reply) this.#replyFrom(output.slot, reply);
+        this.#link?.keepalive(output.slot, output.session);
+      } else if (output.type === "forgetSource") this.#paths.clearSource(output.slot);
+      else this.#handshake(output.slot, output.ms, output.initiator);
     }
   }
 
@@ -208,11 +207,14 @@ export class Loop {
       this.#tx.message(-1, data, now, this.#address, length);
       return;
     }
-    if (reply && this.#setup.mode === "wg") {
-      this.#paths.follow(slot, this.#device.peerBySlot(slot));
-      if (this.#paths.isFrom(slot, reply.name, reply.nameLength)) this.#paths.setSource(slot, reply.control);
-    }
+    if (reply) this.#replyFrom(slot, reply);
     this.#tx.message(slot, data, now);
+  }
+
+  #replyFrom(slot: number, reply: Reply): void {
+    if (this.#setup.mode !== "wg") return;
+    this.#paths.follow(slot, this.#device.peerBySlot(slot));
+    if (this.#paths.isFrom(slot, reply.name, reply.nameLength)) this.#paths.setSource(slot, reply.control);
   }
 
   // --- to the main thread
@@ -271,35 +273,54 @@ export class Loop {
   }
 
   #command(command: Command, now: number): void {
-    if (command.type === "close") this.#closing = true;
-    else if (command.type === "mtu") {
+    if (command.type === "close") {
+      this.#closing = true;
+      this.#link?.close();
+    } else if (command.type === "mtu") {
       this.#device.mtu = command.mtu;
       this.#tx.mtu = command.mtu;
+      this.#link?.mtu(command.mtu);
     } else if (command.type === "path") {
       const peer = this.#device.peerByKey(command.peer);
-      if (peer) this.#device.setPath(peer.slot, command.path, now);
+      if (!peer) return;
+      this.#device.setPath(peer.slot, command.path, now);
+      this.#paths.follow(peer.slot, peer);
     } else this.#answer(command, now);
   }
 
   #answer(command: Extract<Command, { id: number }>, now: number): void {
     const { id } = command;
     const { port } = this.#setup;
-    let answer: Answer;
+    const done = (value?: DeviceDump | DatapathStats) =>
+      port.postMessage({ type: "done", id, ...(value && { value }) } satisfies Answer);
     try {
       if (command.type === "configure") {
         this.#device.configure(command.update, now);
+        // The sender has paths only from here.
+        if (this.#link) for (const { publicKey } of command.update.peers ?? []) this.#followKey(publicKey);
         if (command.sockets) this.#adopt(command.sockets);
-        answer = { type: "done", id };
-      } else if (command.type === "dump") answer = { type: "done", id, value: this.#device.dump() };
-      else if (command.type === "stats") answer = { type: "done", id, value: this.#stats() };
-      else {
-        this.#setFilter(command.filter);
-        answer = { type: "done", id };
-      }
+      } else if (command.type === "filter") this.#setFilter(command.filter);
     } catch (error) {
-      answer = { type: "failed", id, reason: error instanceof Error ? error.message : String(error) };
+      const reason = error instanceof Error ? error.message : String(error);
+      port.postMessage({ type: "failed", id, reason } satisfies Answer);
+      return;
     }
-    port.postMessage(answer);
+    this.#everywhere(() => {
+      if (command.type === "dump") done(this.#device.dump());
+      else if (command.type === "stats") done(this.#stats());
+      else done();
+    });
+  }
+
+  /** Calls `then` when what was done so far has taken effect in the sender too. */
+  #everywhere(then: () => void): void {
+    if (this.#link) this.#link.fence(then);
+    else then();
+  }
+
+  #followKey(key: Uint8Array): void {
+    const peer = this.#device.peerByKey(key);
+    if (peer) this.#paths.follow(peer.slot, peer);
   }
 
   /**
@@ -311,12 +332,14 @@ export class Loop {
     this.#sockets = sockets;
     this.#tx.v4.replace(sockets.fd4, sockets.gso4);
     this.#tx.v6.replace(sockets.fd6, sockets.gso6);
+    this.#link?.sockets(sockets);
     this.#watchSockets();
   }
 
   #setFilter(filter: FilterConfig | null): void {
     this.#filterSkipped = 0;
     if (filter === null) {
+      this.#link?.filter(false);
       this.#asm.exports.filterSet(0);
       return;
     }
@@ -326,6 +349,7 @@ export class Loop {
       throw new RangeError(`the packet filter takes ${table.length} bytes: at most ${FILTER_BYTES} are possible`);
     this.#asm.u8.set(table, this.#filterTable);
     this.#asm.exports.filterSet(this.#filterTable);
+    this.#link?.filter(true);
     this.#filterSkipped = compiled.skippedBad + compiled.skippedCaps;
   }
 
@@ -333,26 +357,28 @@ export class Loop {
     const { exports, u32 } = this.#asm;
     const counters = exports.dropCounters() >> 2;
     const dropped: Record<string, number> = {};
+    const sender = this.#link?.stats;
+    const sent = (name: (typeof SENDER_STATS)[number]) => sender?.[SENDER_STATS.indexOf(name)] ?? 0;
     ASM_DROPS.forEach((name, i) => {
-      dropped[name] = u32[counters + i]!;
+      dropped[name] = u32[counters + i]! + (sender?.[SENDER_STATS.length + i] ?? 0);
     });
     for (const [name, n] of Object.entries(this.#rx.dropped)) dropped[`rx-${name}`] = n;
-    dropped["tx-failed"] = this.#tx.v4.failed + this.#tx.v6.failed;
-    dropped["tx-unsealed"] = this.#tx.unsealed;
-    dropped["ring-full"] = this.#toMain.dropped;
+    dropped["tx-failed"] = this.#tx.v4.failed + this.#tx.v6.failed + sent("failed");
+    dropped["tx-unsealed"] = this.#tx.unsealed + sent("unsealed");
+    dropped["ring-full"] = this.#toMain.dropped + sent("lost");
     dropped["filter-entries-skipped"] = this.#filterSkipped;
     const { tun } = this.#setup;
     const { gro } = this.#sockets;
     return {
-      tunRxPackets: this.#tx.packets,
+      tunRxPackets: this.#tx.packets + sent("packets"),
       tunTxPackets: this.#rx.tunPackets,
       udpRxPackets: this.#rx.udpPackets,
-      udpTxPackets: this.#tx.v4.sentPackets + this.#tx.v6.sentPackets,
+      udpTxPackets: this.#tx.v4.sentPackets + this.#tx.v6.sentPackets + sent("sent"),
       dropped,
       offload: {
         tunTso: tun.tso && this.#rx.coalesces.tcp,
         tunUso: tun.uso && this.#rx.coalesces.udp,
-        udpGso: this.#tx.v4.gso || this.#tx.v6.gso,
+        udpGso: sender ? sent("gso") === 1 : this.#tx.v4.gso || this.#tx.v6.gso,
         udpGro: gro,
       },
     };

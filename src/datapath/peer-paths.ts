@@ -2,9 +2,12 @@
 // address to send from (sticky source), and whether the relay is used as well.
 //
 //   128 bytes per slot in wasm memory: 0 sockaddr (16 or 28), 32 control message IP_PKTINFO or IPV6_PKTINFO (32 or 40)
+//
+// Where another thread sends, that one has a copy: it takes over (`adopt`) what this one hands out (`record`).
 import {
   CMSG_SPACE_PKTINFO4,
   CMSG_SPACE_PKTINFO6,
+  CMSGHDR_SIZE,
   type Control,
   writePktinfo4Cmsg,
   writePktinfo6Cmsg,
@@ -16,11 +19,13 @@ import type { Peer } from "../wireguard/peer.ts";
 
 const RECORD = 128;
 const CONTROL_AT = 32;
+const PATH_BYTES = CONTROL_AT + CMSG_SPACE_PKTINFO6;
+export const PATH_RECORD = 4 + PATH_BYTES;
 
 export class PeerPaths {
   readonly #asm: Asm;
   readonly #base: number;
-  readonly #mode: "wg" | "mesh";
+  readonly #mode: "wg" | "mesh" | "copy";
   readonly #text: (AddrPort | null)[] = [];
   /** Bytes of the sockaddr: 16, 28, or 0 when there is no UDP path. */
   readonly nameLength: Uint8Array;
@@ -29,8 +34,11 @@ export class PeerPaths {
   readonly relay: Uint8Array;
   /** GSO messages to this address were too long for its link. */
   readonly noGso: Uint8Array;
+  /** Told of each change to what lies here. */
+  onChange: (slot: number) => void = () => {};
 
-  constructor(asm: Asm, mode: "wg" | "mesh", maxPeers: number) {
+  /** Mode "copy": addresses come by `adopt` alone. */
+  constructor(asm: Asm, mode: "wg" | "mesh" | "copy", maxPeers: number) {
     this.#mode = mode;
     this.#asm = asm;
     this.#base = asm.alloc(maxPeers * RECORD);
@@ -38,6 +46,30 @@ export class PeerPaths {
     this.controlLength = new Uint8Array(maxPeers);
     this.relay = new Uint8Array(maxPeers);
     this.noGso = new Uint8Array(maxPeers);
+  }
+
+  /** What lies here for a peer, PATH_RECORD bytes: u8 lengths of sockaddr and control message, u8 relay; the 72 bytes. */
+  record(slot: number, into: Uint8Array): void {
+    into[0] = this.nameLength[slot]!;
+    into[1] = this.controlLength[slot]!;
+    into[2] = this.relay[slot]!;
+    into.set(this.#asm.u8.subarray(this.name(slot), this.name(slot) + PATH_BYTES), 4);
+  }
+
+  /** Takes over a `record` of another thread. */
+  adopt(slot: number, record: Uint8Array): void {
+    if (!this.#sameName(slot, record)) this.noGso[slot] = 0;
+    this.nameLength[slot] = record[0]!;
+    this.controlLength[slot] = record[1]!;
+    this.relay[slot] = record[2]!;
+    this.#asm.u8.set(record.subarray(4, 4 + PATH_BYTES), this.name(slot));
+  }
+
+  #sameName(slot: number, record: Uint8Array): boolean {
+    if (this.nameLength[slot] !== record[0]) return false;
+    const at = this.name(slot);
+    for (let i = 0; i < record[0]!; i++) if (this.#asm.u8[at + i] !== record[4 + i]) return false;
+    return true;
   }
 
   /** Offset of the sockaddr. */
@@ -53,9 +85,12 @@ export class PeerPaths {
   /** Takes over what the device knows: the endpoint (wg) or the path (mesh). Null: the peer is gone. */
   follow(slot: number, peer: Peer | null): void {
     if (this.#mode === "wg") this.setUdp(slot, peer?.endpoint ?? null);
-    else {
+    else if (this.#mode === "mesh") {
+      const relay = peer?.path.relay ? 1 : 0;
+      const changed = relay !== this.relay[slot];
+      this.relay[slot] = relay;
       this.setUdp(slot, peer?.path.udp ?? null);
-      this.relay[slot] = peer?.path.relay ? 1 : 0;
+      if (changed) this.onChange(slot);
     }
   }
 
@@ -67,6 +102,7 @@ export class PeerPaths {
     this.noGso[slot] = 0;
     this.controlLength[slot] = 0;
     this.nameLength[slot] = parsed ? writeSockaddr(this.#asm.view, this.name(slot), parsed.ip, parsed.port) : 0;
+    this.onChange(slot);
   }
 
   /** Whether the sockaddr at `name` is this peer's. */
@@ -90,19 +126,35 @@ export class PeerPaths {
       if (known) return;
       this.controlLength[slot] = CMSG_SPACE_PKTINFO4;
       writePktinfo4Cmsg(view, this.control(slot), 0, control.local4);
+      this.onChange(slot);
     } else if (control.local6At !== 0 && this.nameLength[slot] === 28) {
+      const ifindex = isLinkLocal(view, control.local6At) ? control.ifindex : 0;
+      if (this.controlLength[slot] !== 0 && this.#isSource6(slot, control.local6At, ifindex)) return;
       this.controlLength[slot] = CMSG_SPACE_PKTINFO6;
-      writePktinfo6Cmsg(
-        view,
-        this.control(slot),
-        isLinkLocal(view, control.local6At) ? control.ifindex : 0,
-        control.local6At,
-      );
+      writePktinfo6Cmsg(view, this.control(slot), ifindex, control.local6At);
+      this.onChange(slot);
     }
   }
 
+  #isSource6(slot: number, address: number, ifindex: number): boolean {
+    const { view } = this.#asm;
+    const known = this.control(slot) + CMSGHDR_SIZE;
+    for (let i = 0; i < 16; i += 4)
+      if (view.getUint32(known + i, true) !== view.getUint32(address + i, true)) return false;
+    return view.getUint32(known + 16, true) === ifindex;
+  }
+
   clearSource(slot: number): void {
+    if (this.controlLength[slot] === 0) return;
     this.controlLength[slot] = 0;
+    this.onChange(slot);
+  }
+
+  /** The peer is gone. */
+  clear(slot: number): void {
+    this.relay[slot] = 0;
+    this.setUdp(slot, null);
+    this.onChange(slot);
   }
 }
 

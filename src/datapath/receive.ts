@@ -43,6 +43,8 @@ export interface ReceiveHooks {
   datagram(ip: IP, port: number, p: number, length: number): void;
   /** Sends what the device has to say; answers may leave from the local address that `reply` names. */
   drain(now: number, reply: Reply | null): void;
+  /** Datagrams were read and are about to be looked at. */
+  arrived(now: number): void;
 }
 
 /** The datagram that is being answered: its sockaddr in wasm memory and its control messages. */
@@ -137,6 +139,7 @@ export class Receiver {
       // Errors of earlier sends (ICMP) surface here too: the next call goes on.
       if (n === -EAGAIN) return;
       if (n <= 0) continue;
+      this.#hooks.arrived(now);
       let bytes = 0;
       for (let i = 0; i < n; i++) bytes += this.#message(i, now);
       this.#flush();

@@ -17,8 +17,14 @@ export class Ring {
   /** Records that did not fit (on the writer's side). */
   dropped = 0;
 
-  /** A new ring of `capacity` bytes (a power of two), or the other end of an existing one. */
-  constructor(from: number | SharedArrayBuffer) {
+  readonly #wipes: boolean;
+
+  /**
+   * A new ring of `capacity` bytes (a power of two), or the other end of an existing one. `wipes`: what was read is
+   * overwritten, for rings that carry keys.
+   */
+  constructor(from: number | SharedArrayBuffer, wipes = false) {
+    this.#wipes = wipes;
     this.buffer = typeof from === "number" ? new SharedArrayBuffer(HEADER + from) : from;
     this.words = new Int32Array(this.buffer, 0, 2);
     this.#data = new Uint8Array(this.buffer, HEADER);
@@ -57,6 +63,17 @@ export class Ring {
     return Atomics.load(this.words, 0) === this.words[1];
   }
 
+  /** On the writer's side: everything was read. */
+  get readerEmpty(): boolean {
+    return Atomics.load(this.words, 1) === this.words[0];
+  }
+
+  /** A record of `length` bytes would find room. */
+  fits(length: number): boolean {
+    const used = (this.words[0]! - Atomics.load(this.words, 1)) >>> 0;
+    return used + 4 + ((length + 3) & ~3) <= this.#capacity;
+  }
+
   /** Takes the oldest record: its bytes are copied to `into`, its kind and length returned. Null when there is none. */
   read(into: Uint8Array): { kind: number; length: number } | null {
     const at = this.words[1]!;
@@ -68,6 +85,10 @@ export class Ring {
     const first = Math.min(length, this.#capacity - from);
     into.set(this.#data.subarray(from, from + first));
     if (first < length) into.set(this.#data.subarray(0, length - first), first);
+    if (this.#wipes) {
+      this.#data.fill(0, from, from + first);
+      this.#data.fill(0, 0, length - first);
+    }
     Atomics.store(this.words, 1, (at + 4 + ((length + 3) & ~3)) | 0);
     return { kind: header >>> 24, length };
   }

@@ -5,7 +5,7 @@
 //   header 16 | plaintext, zero-padded to 16 within the MTU | tag 16 || header 16 | ...
 // Runs grow over several reads of the TUN, until 64 KB wait or the TUN is empty.
 import type { Asm } from "../crypto/wasm.ts";
-import type { Device } from "../wireguard/device.ts";
+import type { Peer } from "../wireguard/peer.ts";
 import { Outbox } from "./outbox.ts";
 import type { PeerPaths } from "./peer-paths.ts";
 import "./asm.ts";
@@ -16,6 +16,14 @@ const HEADER = 16;
 const FLUSH_BYTES = 64 << 10;
 const ARENA_BYTES = 192 << 10;
 const MAX_RUNS = 512;
+
+/** What is known of the peers here: the Device, or the copy of another thread (sender.ts). */
+export interface Peers {
+  prepareSend(slot: number, now: number): number;
+  stage(slot: number, packet: Uint8Array, now: number): void;
+  sent(slot: number, packets: number, bytes: number, now: number): void;
+  peerBySlot(slot: number): Peer | null;
+}
 
 export interface TransmitHooks {
   /** Hands what the device has to send to `message`: it goes before the data that waits. */
@@ -34,7 +42,7 @@ export class Transmitter {
   /** Packets whose session ended between look-up and sealing, and relay-only ones that found the ring full. */
   unsealed = 0;
   readonly #asm: Asm;
-  readonly #device: Device;
+  readonly #device: Peers;
   readonly #paths: PeerPaths;
   readonly #hooks: TransmitHooks;
   readonly #arena: number;
@@ -51,7 +59,7 @@ export class Transmitter {
   constructor(
     asm: Asm,
     base: number,
-    device: Device,
+    device: Peers,
     paths: PeerPaths,
     hooks: TransmitHooks,
     options: { mtu: number; fd4: number; fd6: number; gso4: boolean; gso6: boolean },

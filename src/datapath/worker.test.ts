@@ -10,6 +10,8 @@ function start(setup: Partial<WorkerSetup>) {
   const wakeFd = eventfdCreate();
   const tunLike = eventfdCreate();
   const workerData: WorkerSetup = {
+    role: "device",
+    link: null,
     mode: "wg",
     mtu: 1420,
     tun: { fd: tunLike, vnetHeader: true, tso: true, uso: true },

@@ -1,14 +1,15 @@
-// Entry of the datapath Worker. Whatever goes wrong in it reaches the main thread as one sentence.
+// Entry of the datapath's Workers. Whatever goes wrong in it reaches the main thread as one sentence.
 import { workerData } from "node:worker_threads";
 import { Loop } from "./loop.ts";
-import type { Reply, WorkerSetup } from "./messages.ts";
+import type { Reply, SenderSetup, WorkerSetup } from "./messages.ts";
 import { DeviceGone } from "./receive.ts";
+import { Sender } from "./sender.ts";
 
-const setup = workerData as WorkerSetup;
+const setup = workerData as WorkerSetup | SenderSetup;
 const say = (reply: Reply) => setup.port.postMessage(reply);
 
 try {
-  const loop = new Loop(setup);
+  const loop = setup.role === "sender" ? new Sender(setup) : new Loop(setup);
   say({ type: "ready" });
   loop.run();
   say({ type: "closed" });

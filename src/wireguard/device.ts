@@ -41,7 +41,7 @@ import {
 import { LoadMeter, RateLimiter } from "./load.ts";
 import { Peer, Timer } from "./peer.ts";
 import type { Sealer } from "./sealer.ts";
-import { type Session, SessionTable } from "./sessions.ts";
+import { type Session, SessionTable, sessionTableSlots } from "./sessions.ts";
 import { checkUpdate, type DeviceChange, type PeerChange } from "./update.ts";
 
 /** Where a message came from, or has to go. `peer` is the static key that the relay vouches for. */
@@ -53,8 +53,8 @@ export type Output =
    * the peer is not known, as for cookie replies, which always carry `to`.
    */
   | { type: "send"; slot: number; data: Uint8Array; to?: Source }
-  /** A packet, or nothing (a keepalive), that the sealer must seal and send on this session. */
-  | { type: "seal"; slot: number; session: number; data: Uint8Array }
+  /** A keepalive that the sealer must send on this session. */
+  | { type: "keepalive"; slot: number; session: number }
   /** A session came up; `ms` from the initiation to here. */
   | { type: "handshake"; slot: number; ms: number; initiator: boolean }
   /** The peer is silent: do not insist on the source address and interface used so far. */
@@ -95,8 +95,6 @@ export interface DeviceOptions {
 
 const DEFAULT_MAX_PEERS = 128;
 const ALLOWED_IPS_PER_PEER = 8;
-/** One current, one next, three retired, one handshake. */
-const SESSIONS_PER_PEER = 6;
 const MAX_RETIRED = 3;
 const SCRATCH_SIZE = 65536 + 64;
 const MAX_PACKET = 65535 - TRANSPORT_OVERHEAD - 16;
@@ -248,10 +246,15 @@ export class Device {
     this.#flushStaged(peer, now);
   }
 
-  /** How far the sealer has counted on a session: high 32 bits of the next counter. */
-  told(session: number, sendCounterHigh: number): void {
+  /**
+   * What the sealer did: data for `sent`, and the high 32 bits of the session's next counter. Nothing when the session is
+   * no longer this peer's.
+   */
+  told(slot: number, session: number, sendCounterHigh: number, packets: number, bytes: number, now: number): void {
     const known = this.#sessions.bySlot(session);
-    if (known?.live) known.sendCounterHigh = sendCounterHigh;
+    if (!known?.live || known.peerSlot !== slot) return;
+    known.sendCounterHigh = sendCounterHigh;
+    this.sent(slot, packets, bytes, now);
   }
 
   /** After a batch of data to this peer was sealed: `bytes` of whole messages. Rules 3, 4, 10, 11. */
@@ -767,8 +770,8 @@ export class Device {
   }
 
   /** Null when the session is used up. */
-  #seal(peer: Peer, session: Session, packet: Uint8Array): (Output & { type: "send" | "seal" }) | null {
-    if (this.#sealer) return { type: "seal", slot: peer.slot, session: session.slot, data: packet };
+  #seal(peer: Peer, session: Session, packet: Uint8Array): (Output & { type: "send" | "keepalive" }) | null {
+    if (this.#sealer) return { type: "keepalive", slot: peer.slot, session: session.slot };
     const { u8, exports } = this.#asm;
     const p = this.#scratch + TRANSPORT_HEADER_SIZE;
     const length = paddedLength(packet.length, this.mtu);
@@ -911,11 +914,6 @@ export class Device {
     this.#jitterUsed += 2;
     return value % (T.MAX_JITTER + 1);
   }
-}
-
-/** A power of two that holds the sessions of so many peers. */
-export function sessionTableSlots(maxPeers: number): number {
-  return 2 ** Math.ceil(Math.log2(maxPeers * SESSIONS_PER_PEER));
 }
 
 /** Null for 32 zero bytes. */

@@ -1,6 +1,6 @@
 // Who seals, when that is not the device's own module instance: the thread that carries packets from the TUN to the network
 // (docs/architecture.md, "More cores"). It alone holds the keys to send with and counts their nonces; the device tells it
-// what it needs to know, in order, and learns from it what was sent (`Device.sent`) and wanted (`Device.want`).
+// what it needs to know, in order, and learns from it what was sent (`Device.told`) and wanted (`Device.want`).
 import type { IP } from "../wire/ip.ts";
 
 export interface Sealer {

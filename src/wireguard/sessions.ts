@@ -6,6 +6,14 @@ import type { TransportKeys } from "./handshake.ts";
 import type { Sealer } from "./sealer.ts";
 import "./asm.ts";
 
+/** One current, one next, three retired, one handshake. */
+const SESSIONS_PER_PEER = 6;
+
+/** A power of two that holds the sessions of so many peers. */
+export function sessionTableSlots(maxPeers: number): number {
+  return 2 ** Math.ceil(Math.log2(maxPeers * SESSIONS_PER_PEER));
+}
+
 export interface Session {
   /** Place in the table; the low bits of `localIndex`. */
   readonly slot: number;

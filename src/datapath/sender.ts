@@ -1,0 +1,396 @@
+// The sender Worker, where the work is split (docs/architecture.md, "More cores"): TUN -> route -> split -> seal -> UDP, in
+// a module instance and a memory of its own. It holds the keys to send with, which nobody else has, so no nonce can be used
+// twice; it learns of sessions, paths and allowed IPs by records that it takes in the order in which the device wrote them.
+import { EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE, EPOLLIN, epollAdd, epollCreate, epollWait } from "../../ffi/epoll.ts";
+import { EINTR } from "../../ffi/errno.ts";
+import { eventfdDrain, eventfdWake } from "../../ffi/eventfd.ts";
+import { addressOf, closeFd } from "../../ffi/libc.ts";
+import { Asm } from "../crypto/wasm.ts";
+import { paddedLength, TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD } from "../wire/wireguard.ts";
+import { MAX_STAGED_BYTES, MAX_STAGED_PACKETS } from "../wireguard/constants.ts";
+import { sessionTableSlots } from "../wireguard/sessions.ts";
+import { ASM_DROPS } from "./asm.ts";
+import { layOutFilter } from "./filter.ts";
+import { MAX_ALLOWED_IPS, MAX_PEERS, MEMORY_PAGES } from "./limits.ts";
+import { Mailbox } from "./mailbox.ts";
+import {
+  LINK_ALLOW,
+  LINK_CLOSE,
+  LINK_DISALLOW,
+  LINK_DROP,
+  LINK_FENCE,
+  LINK_FENCED,
+  LINK_FILTER,
+  LINK_FLOW,
+  LINK_KEEPALIVE,
+  LINK_MTU,
+  LINK_PATH,
+  LINK_SENT,
+  LINK_SESSION,
+  LINK_SOCKETS,
+  LINK_SOURCE_GONE,
+  LINK_USE,
+  LINK_WANT,
+  LINK_WIPE,
+  RING_RELAY,
+  SENDER_STATS,
+  type SenderSetup,
+} from "./messages.ts";
+import { PeerPaths } from "./peer-paths.ts";
+import { Ring } from "./ring.ts";
+import { Transmitter } from "./transmit.ts";
+import { TunReader } from "./tun-reader.ts";
+
+const TOKEN_WAKE = 0;
+const TOKEN_TUN = 1;
+const EVENTS = 2;
+const FLOW_SIZE = 40;
+/** How long the device may wait for what only moves its timers and counts. */
+const REPORT_MS = 50;
+const MAX_PACKET = 65535 - TRANSPORT_OVERHEAD - 16;
+const EMPTY = new Uint8Array(0);
+
+/** The copy of the peers' paths; what the kernel refuses is told to the device. */
+class CopiedPaths extends PeerPaths {
+  onSourceGone: (slot: number) => void = () => {};
+
+  override clearSource(slot: number): void {
+    if (this.controlLength[slot] !== 0) this.onSourceGone(slot);
+    super.clearSource(slot);
+  }
+}
+
+export class Sender {
+  readonly #setup: SenderSetup;
+  readonly #asm: Asm;
+  readonly #base: number;
+  readonly #from: Ring;
+  readonly #box: Mailbox;
+  readonly #toMain: Ring;
+  readonly #paths: CopiedPaths;
+  readonly #tx: Transmitter;
+  readonly #tun: TunReader;
+  readonly #epoll: number;
+  readonly #events: number;
+  readonly #address: number;
+  readonly #keys: number;
+  readonly #scratch: number;
+  readonly #emptyFilter: number;
+  readonly #record = new Uint8Array(64);
+  readonly #view = new DataView(this.#record.buffer);
+  readonly #read = new Uint8Array(256);
+  readonly #readView = new DataView(this.#read.buffer);
+  readonly #stats: Float64Array;
+
+  /** By peer: the session to send on or -1, and until when. */
+  readonly #session = new Int32Array(MAX_PEERS).fill(-1);
+  readonly #until = new Float64Array(MAX_PEERS);
+  readonly #peerKeys: (Uint8Array | undefined)[] = [];
+  readonly #staged = new Map<number, Uint8Array[]>();
+  #stagedBytes = 0;
+  /** Peers whose packets may be able to go now. */
+  readonly #resumed = new Set<number>();
+  readonly #wanted = new Set<number>();
+  /** When the device must know of what was told to it; Infinity: nothing was. */
+  #reportDue = Number.POSITIVE_INFINITY;
+  #filtering = false;
+  #notify = false;
+  #closing = false;
+
+  constructor(setup: SenderSetup) {
+    this.#setup = setup;
+    const { mtu, tun, sockets, link } = setup;
+    const asm = Asm.create(MEMORY_PAGES);
+    this.#asm = asm;
+    this.#base = addressOf(asm.u8);
+    const { exports } = asm;
+    const sessions = sessionTableSlots(MAX_PEERS);
+    exports.sessionTableInit(asm.alloc(exports.sessionTableSize(sessions), 64), sessions);
+    exports.trieInit(asm.alloc(exports.trieSize(2 * MAX_ALLOWED_IPS), 64), 2 * MAX_ALLOWED_IPS);
+    exports.filterShareFlows();
+    this.#from = new Ring(link.toSender, true);
+    this.#box = new Mailbox(new Ring(link.toReceiver));
+    this.#toMain = new Ring(setup.toMain);
+    this.#stats = new Float64Array(link.stats);
+    this.#paths = new CopiedPaths(asm, "copy", MAX_PEERS);
+    this.#paths.onSourceGone = (slot) => {
+      this.#words(slot);
+      this.#box.post(LINK_SOURCE_GONE, this.#record.subarray(0, 4));
+    };
+    this.#tx = new Transmitter(
+      asm,
+      this.#base,
+      {
+        prepareSend: (slot, now) => this.#prepareSend(slot, now),
+        stage: (slot, packet) => this.#stage(slot, packet),
+        sent: (slot, packets, bytes) => this.#sent(slot, packets, bytes),
+        peerBySlot: () => null,
+      },
+      this.#paths,
+      {
+        drain: () => this.#tellFlows(),
+        relay: (slot, start, length) => this.#relay(slot, asm.u8.subarray(start, start + length)),
+        activity: () => {},
+      },
+      { mtu, ...sockets },
+    );
+    this.#tun = new TunReader(asm, this.#base, tun);
+    this.#events = asm.alloc(EVENTS * EPOLL_EVENT_SIZE);
+    this.#address = asm.alloc(16);
+    this.#keys = asm.alloc(64);
+    this.#scratch = asm.alloc(65536 + 64);
+    // Only what comes in is judged by rules; here it counts that there is a filter.
+    const filter = layOutFilter({ rules: [], local: [], skippedBad: 0, skippedCaps: 0 }, 0).length;
+    this.#emptyFilter = asm.alloc(filter);
+    asm.u8.set(
+      layOutFilter({ rules: [], local: [], skippedBad: 0, skippedCaps: 0 }, this.#emptyFilter),
+      this.#emptyFilter,
+    );
+    this.#epoll = epollCreate();
+    epollAdd(this.#epoll, link.senderWakeFd, EPOLLIN, TOKEN_WAKE);
+    epollAdd(this.#epoll, tun.fd, EPOLLIN, TOKEN_TUN);
+  }
+
+  /** Until the device says close. Throws DeviceGone when the TUN has vanished. */
+  run(): void {
+    const { view } = this.#asm;
+    try {
+      while (!this.#closing) {
+        const n = epollWait(this.#epoll, this.#base + this.#events, EVENTS, this.#wait());
+        if (n < 0 && n !== -EINTR) throw new Error(`epoll_wait failed with errno ${-n}`);
+        const now = performance.now();
+        let ready = 0;
+        for (let i = 0; i < n; i++)
+          ready |= 1 << view.getUint32(this.#events + i * EPOLL_EVENT_SIZE + EPOLL_EVENT_DATA, true);
+        if (ready & (1 << TOKEN_WAKE)) eventfdDrain(this.#setup.link.senderWakeFd);
+        this.#takeAll(now);
+        if (ready & (1 << TOKEN_TUN)) this.#tun.read(this.#tx, now);
+        this.#tx.flush(now);
+        this.#report(now);
+      }
+    } finally {
+      this.#tx.close();
+      closeFd(this.#epoll);
+    }
+  }
+
+  #wait(): number {
+    if (this.#box.backlog || this.#wanted.size > 0) return 1;
+    if (this.#reportDue === Number.POSITIVE_INFINITY) return -1;
+    return Math.max(0, Math.ceil(this.#reportDue - performance.now()));
+  }
+
+  // --- what the transmitter asks
+
+  #prepareSend(slot: number, now: number): number {
+    const session = this.#session[slot]!;
+    if (session < 0 || now >= this.#until[slot]! || !this.#reachable(slot)) return -1;
+    if (this.#staged.has(slot)) this.#flushStaged(slot, session, now);
+    return this.#staged.has(slot) ? -1 : session;
+  }
+
+  #reachable(slot: number): boolean {
+    return this.#paths.nameLength[slot] !== 0 || this.#paths.relay[slot] !== 0;
+  }
+
+  /** Keeps a copy until there is a session, for which the device is asked. Per peer the oldest is dropped. */
+  #stage(slot: number, packet: Uint8Array): void {
+    if (packet.length > MAX_PACKET || this.#stagedBytes + packet.length > MAX_STAGED_BYTES) return;
+    let staged = this.#staged.get(slot);
+    if (!staged) {
+      staged = [];
+      this.#staged.set(slot, staged);
+    }
+    staged.push(packet.slice());
+    this.#stagedBytes += packet.length;
+    if (staged.length > MAX_STAGED_PACKETS) this.#stagedBytes -= staged.shift()!.length;
+    this.#wanted.add(slot);
+  }
+
+  #flushStaged(slot: number, session: number, now: number): void {
+    const staged = this.#staged.get(slot) ?? [];
+    let done = 0;
+    for (const packet of staged) {
+      if (!this.#send(slot, session, packet, now)) break;
+      done++;
+      this.#stagedBytes -= packet.length;
+      this.#sent(slot, 1, paddedLength(packet.length, this.#tx.mtu) + TRANSPORT_OVERHEAD);
+    }
+    if (done === staged.length) this.#staged.delete(slot);
+    else this.#staged.set(slot, staged.slice(done));
+  }
+
+  #dropStaged(slot: number): void {
+    for (const packet of this.#staged.get(slot) ?? []) this.#stagedBytes -= packet.length;
+    this.#staged.delete(slot);
+  }
+
+  /** One packet by itself. False when the session cannot seal any more. */
+  #send(slot: number, session: number, packet: Uint8Array, now: number): boolean {
+    const { u8, exports } = this.#asm;
+    const p = this.#scratch + TRANSPORT_HEADER_SIZE;
+    const length = paddedLength(packet.length, this.#tx.mtu);
+    u8.set(packet, p);
+    u8.fill(0, p + packet.length, p + length);
+    if (exports.sessionSeal(session, p, length) === 0) return false;
+    this.#tx.message(slot, u8.subarray(this.#scratch, this.#scratch + length + TRANSPORT_OVERHEAD), now);
+    return true;
+  }
+
+  /** The device must know before a reply can come: it looks here before it looks at what the socket brought. */
+  #sent(slot: number, packets: number, bytes: number): void {
+    const session = this.#session[slot]!;
+    const high = session < 0 ? 0 : this.#asm.exports.sessionSendCounterHi(session);
+    this.#words(slot, session, packets, bytes, high);
+    this.#box.tell(LINK_SENT, this.#record.subarray(0, 20));
+  }
+
+  #tellFlows(): void {
+    if (!this.#filtering) return;
+    const { exports, u8 } = this.#asm;
+    const n = exports.filterTakeNews();
+    const news = exports.filterNews();
+    for (let i = 0; i < n; i++)
+      this.#box.tell(LINK_FLOW, u8.subarray(news + i * FLOW_SIZE, news + (i + 1) * FLOW_SIZE));
+  }
+
+  #relay(slot: number, message: Uint8Array): void {
+    const key = this.#peerKeys[slot];
+    if (!key) return;
+    this.#toMain.write(RING_RELAY, key, message);
+    this.#notify = true;
+  }
+
+  // --- to the device and the main thread
+
+  #report(now: number): void {
+    this.#box.flush();
+    if (this.#wanted.size > 0) {
+      for (const slot of this.#wanted) {
+        this.#words(slot);
+        if (this.#box.tell(LINK_WANT, this.#record.subarray(0, 4))) this.#wanted.delete(slot);
+      }
+      this.#wake();
+    }
+    if (this.#box.posted) {
+      this.#box.posted = false;
+      if (this.#reportDue === Number.POSITIVE_INFINITY) this.#reportDue = now + REPORT_MS;
+    }
+    if (now >= this.#reportDue) {
+      if (this.#box.empty) this.#reportDue = Number.POSITIVE_INFINITY;
+      else this.#wake();
+    }
+    if (!this.#notify) return;
+    this.#notify = false;
+    Atomics.notify(this.#toMain.words, 0);
+  }
+
+  #wake(): void {
+    this.#box.posted = false;
+    this.#reportDue = Number.POSITIVE_INFINITY;
+    eventfdWake(this.#setup.link.receiverWakeFd);
+  }
+
+  #words(...values: number[]): void {
+    values.forEach((value, i) => {
+      this.#view.setUint32(4 * i, value, true);
+    });
+  }
+
+  // --- from the device
+
+  #takeAll(now: number): void {
+    for (;;) {
+      const record = this.#from.read(this.#read);
+      if (!record) break;
+      this.#take(record.kind, record.length, now);
+    }
+    for (const slot of this.#resumed) if (this.#staged.has(slot)) this.#prepareSend(slot, now);
+    this.#resumed.clear();
+  }
+
+  #take(kind: number, length: number, now: number): void {
+    const { exports, u8 } = this.#asm;
+    const word = (i: number) => this.#readView.getUint32(4 * i, true);
+    switch (kind) {
+      case LINK_SESSION:
+        u8.set(this.#read.subarray(16, 48), this.#keys);
+        this.#read.fill(0, 16, 48);
+        exports.sessionInstall(word(0), this.#keys, this.#keys + 32, word(2), word(3), word(1));
+        u8.fill(0, this.#keys, this.#keys + 32);
+        return;
+      case LINK_WIPE: {
+        const peer = exports.sessionPeer(word(0));
+        if (this.#session[peer] === word(0)) this.#session[peer] = -1;
+        exports.sessionWipe(word(0));
+        return;
+      }
+      case LINK_USE:
+        this.#session[word(0)] = this.#readView.getInt32(4, true);
+        this.#until[word(0)] = now + this.#readView.getFloat64(8, true);
+        this.#resumed.add(word(0));
+        return;
+      case LINK_DROP:
+        this.#dropStaged(word(0));
+        return;
+      case LINK_PATH:
+        this.#peerKeys[word(0)] = this.#read.slice(4, 36);
+        this.#paths.adopt(word(0), this.#read.subarray(36, length));
+        this.#resumed.add(word(0));
+        return;
+      case LINK_ALLOW:
+      case LINK_DISALLOW: {
+        const family = length === 9 ? 4 : 6;
+        u8.set(this.#read.subarray(5, length), this.#address);
+        if (kind === LINK_ALLOW) exports.trieInsert(this.#address, this.#read[4]!, family, word(0));
+        else exports.trieRemove(this.#address, this.#read[4]!, family);
+        return;
+      }
+      case LINK_KEEPALIVE:
+        // Better what waits than nothing.
+        if (this.#staged.has(word(0))) this.#resumed.add(word(0));
+        else this.#send(word(0), word(1), EMPTY, now);
+        return;
+      case LINK_FILTER:
+        this.#filtering = word(0) === 1;
+        exports.filterSet(this.#filtering ? this.#emptyFilter : 0);
+        return;
+      case LINK_MTU:
+        this.#tx.mtu = word(0);
+        return;
+      case LINK_SOCKETS:
+        // What was said before goes to where it was said.
+        this.#tx.flush(now);
+        this.#tx.v4.replace(this.#readView.getInt32(0, true), word(2) === 1);
+        this.#tx.v6.replace(this.#readView.getInt32(4, true), word(3) === 1);
+        return;
+      case LINK_FENCE: {
+        const number = word(0);
+        this.#count();
+        this.#words(number);
+        this.#box.post(LINK_FENCED, this.#record.subarray(0, 4));
+        this.#wake();
+        return;
+      }
+      case LINK_CLOSE:
+        this.#closing = true;
+    }
+  }
+
+  #count(): void {
+    const { v4, v6, packets, unsealed } = this.#tx;
+    const values: Record<(typeof SENDER_STATS)[number], number> = {
+      packets,
+      sent: v4.sentPackets + v6.sentPackets,
+      failed: v4.failed + v6.failed,
+      unsealed,
+      lost: this.#toMain.dropped,
+      gso: v4.gso || v6.gso ? 1 : 0,
+    };
+    SENDER_STATS.forEach((name, i) => {
+      this.#stats[i] = values[name];
+    });
+    const drops = this.#asm.exports.dropCounters() >> 2;
+    for (let i = 0; i < ASM_DROPS.length; i++) this.#stats[SENDER_STATS.length + i] = this.#asm.u32[drops + i]!;
+  }
+}
