@@ -120,7 +120,8 @@ class MainDatapath implements Datapath {
   readonly #wakeFd: number;
   readonly #toMain: Ring;
   readonly #toWorker: Ring;
-  readonly #record = new Uint8Array(RING_MAX_PAYLOAD);
+  readonly #record = new Uint8Array(RING_MAX_PAYLOAD + 1);
+  readonly #recordWords = new Uint32Array(this.#record.buffer);
   readonly #ringWords: Int32Array[] = [];
   readonly #port: MessagePort;
   readonly #worker: Worker;
@@ -400,9 +401,9 @@ class MainDatapath implements Datapath {
       const head = Atomics.load(words, 0);
       let batch = 0;
       while (!this.#isClosed() && batch++ < RING_BATCH) {
-        const record = ring.read(this.#record);
-        if (!record) break;
-        this.#take(record.kind, this.#record.subarray(0, record.length));
+        const record = ring.read(this.#recordWords);
+        if (record < 0) break;
+        this.#take(record >>> 16, this.#record.subarray(0, record & 0xffff));
       }
       if (!ring.empty) {
         await new Promise((resolve) => setImmediate(resolve));

@@ -37,7 +37,7 @@ import {
 } from "./messages.ts";
 import { PeerPaths } from "./peer-paths.ts";
 import { Receiver, type Reply } from "./receive.ts";
-import { RING_MAX_PAYLOAD, Ring } from "./ring.ts";
+import { Ring } from "./ring.ts";
 import { SenderLink } from "./sender-link.ts";
 import { Transmitter } from "./transmit.ts";
 import { TunReader } from "./tun-reader.ts";
@@ -68,7 +68,6 @@ export class Loop {
   readonly #filterTable: number;
   readonly #address: number;
   readonly #record = new Uint8Array(64);
-  readonly #relayed: Uint8Array;
   readonly #lastActivity: Float64Array;
   #sockets: Sockets;
   #filterSkipped = 0;
@@ -105,7 +104,7 @@ export class Loop {
       this.#paths,
       {
         drain: (now) => this.#drain(now, null),
-        relay: (slot, start, length) => this.#relay(slot, asm.u8.subarray(start, start + length)),
+        relay: (slot, start, length) => this.#relay(slot, start, length),
         activity,
       },
       { mtu, ...sockets },
@@ -124,7 +123,6 @@ export class Loop {
     );
     this.#toMain = new Ring(setup.toMain);
     this.#toWorker = new Ring(setup.toWorker);
-    this.#relayed = new Uint8Array(mode === "mesh" ? RING_MAX_PAYLOAD : 0);
     this.#events = asm.alloc(EVENTS * EPOLL_EVENT_SIZE);
     this.#tun = link ? null : new TunReader(asm, this.#base, tun);
     this.#filterTable = asm.alloc(FILTER_BYTES);
@@ -224,9 +222,11 @@ export class Loop {
     this.#notify = true;
   }
 
-  #relay(slot: number, data: Uint8Array): void {
+  #relay(slot: number, start: number, length: number): void {
     const peer = this.#device.peerBySlot(slot);
-    if (peer) this.#toMainRing(RING_RELAY, peer.publicKey, data);
+    if (!peer) return;
+    this.#toMain.writeFrom(RING_RELAY, peer.publicKey, this.#asm.u32, start, length);
+    this.#notify = true;
   }
 
   #activity(slot: number, now: number): void {
@@ -263,10 +263,9 @@ export class Loop {
       this.#command(received.message as Command, now);
     }
     for (let i = 0; i < RELAYED; i++) {
-      const record = this.#toWorker.read(this.#relayed);
-      if (!record) return;
-      if (record.length > 32)
-        this.#rx.relayed(this.#relayed.slice(0, 32), this.#relayed.subarray(32, record.length), now);
+      const record = this.#toWorker.read(this.#asm.u32, this.#rx.relayRoom >> 2);
+      if (record < 0) return;
+      this.#rx.relayed(record & 0xffff, now);
     }
     // More is there: the descriptors get their turn first.
     if (!this.#toWorker.empty) eventfdWake(this.#setup.wakeFd);

@@ -24,6 +24,7 @@ import type { Device, Source } from "../wireguard/device.ts";
 import type { PeerPaths } from "./peer-paths.ts";
 import "./asm.ts";
 
+const KEY_BYTES = 32;
 const BUFFERS = 64;
 /** So many are used while each brings a row of datagrams: they stay in the caches. */
 const FEW_BUFFERS = 16;
@@ -162,27 +163,25 @@ export class Receiver {
     view.setInt32(at + MSGHDR_FLAGS, 0, true);
     if (flags & MSG_TRUNC) this.dropped.truncated++;
     else if (length > 0)
-      this.#datagrams(this.#buffers + i * BUFFER_BYTES, length, reply.control.segmentSize || length, reply, null, now);
+      this.#datagrams(this.#buffers + i * BUFFER_BYTES, length, reply.control.segmentSize || length, reply, now);
     return length;
   }
 
-  /** A message that the relay delivered. */
-  relayed(peer: Uint8Array, data: Uint8Array, now: number): void {
-    const p = this.#buffers + BUFFERS * BUFFER_BYTES;
-    this.#asm.u8.set(data, p);
-    this.#datagrams(p, data.length, data.length, null, peer, now);
+  /** Where to put what the relay delivered: the sender's key, 32 bytes, then its message. BUFFER_BYTES long. */
+  get relayRoom(): number {
+    return this.#buffers + BUFFERS * BUFFER_BYTES;
+  }
+
+  /** `length` bytes of key and message are in `relayRoom`. */
+  relayed(length: number, now: number): void {
+    const message = length - KEY_BYTES;
+    if (message <= 0) return;
+    this.#datagrams(this.relayRoom + KEY_BYTES, message, message, null, now);
     this.#flush();
   }
 
-  /** `length` bytes at `p` are datagrams of `segment` bytes, the last maybe shorter. */
-  #datagrams(
-    p: number,
-    length: number,
-    segment: number,
-    reply: Reply | null,
-    relay: Uint8Array | null,
-    now: number,
-  ): void {
+  /** `length` bytes at `p` are datagrams of `segment` bytes, the last maybe shorter. Without `reply` from the relay. */
+  #datagrams(p: number, length: number, segment: number, reply: Reply | null, now: number): void {
     const { exports, u32, view } = this.#asm;
     this.udpPackets += Math.ceil(length / segment);
     for (let from = 0; from < length; ) {
@@ -198,7 +197,7 @@ export class Receiver {
       const n = Math.min(segment, length - from);
       if (exports.groFull()) this.#flush();
       else if (n < 32 || view.getUint32(p + from, true) !== TYPE_TRANSPORT) {
-        this.#other(p + from, n, reply, relay, now);
+        this.#other(p + from, n, reply, now);
         from += n;
       }
     }
@@ -218,8 +217,8 @@ export class Receiver {
     this.#paths.setSource(slot, reply.control);
   }
 
-  /** Anything but a transport message (spec/datapath-wire.md 3.1). */
-  #other(p: number, n: number, reply: Reply | null, relay: Uint8Array | null, now: number): void {
+  /** Anything but a transport message (spec/datapath-wire.md 3.1). Without `reply` the relay brought it. */
+  #other(p: number, n: number, reply: Reply | null, now: number): void {
     const { u8, view } = this.#asm;
     let source: Source;
     if (reply) {
@@ -230,8 +229,7 @@ export class Receiver {
         return;
       }
       source = { kind: "udp", addr: formatAddrPort(from.ip, from.port) };
-    } else if (relay) source = { kind: "relay", peer: relay };
-    else return;
+    } else source = { kind: "relay", peer: u8.slice(this.relayRoom, this.relayRoom + KEY_BYTES) };
     if (n < 64 || n > 148 || view.getUint32(p, true) >= TYPE_TRANSPORT) {
       this.dropped.unknown++;
       return;

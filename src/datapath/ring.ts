@@ -34,19 +34,47 @@ export class Ring {
 
   /** Writes one record from the concatenation of both parts. False: no room, counted. */
   write(kind: number, head: Uint8Array, body?: Uint8Array): boolean {
-    const length = head.length + (body?.length ?? 0);
-    const size = 4 + ((length + 3) & ~3);
+    const at = this.#begin(kind, head.length + (body?.length ?? 0));
+    if (at < 0) return false;
+    this.#copyIn(at, head);
+    if (body) this.#copyIn((at + head.length) & (this.#capacity - 1), body);
+    return this.#commit(head.length + (body?.length ?? 0));
+  }
+
+  /**
+   * `write` with `length` bytes at `start` of `memory` as the body, without a view of them: a thread that never returns to
+   * its event loop collects views late. `head` is a multiple of 4 long.
+   */
+  writeFrom(kind: number, head: Uint8Array, memory: Uint32Array, start: number, length: number): boolean {
+    const at = this.#begin(kind, head.length + length);
+    if (at < 0) return false;
+    this.#copyIn(at, head);
+    if (start & 3) {
+      const body = new Uint8Array(memory.buffer, memory.byteOffset + start, length);
+      this.#copyIn((at + head.length) & (this.#capacity - 1), body);
+      return this.#commit(head.length + length);
+    }
+    const mask = (this.#capacity >> 2) - 1;
+    const to = ((at + head.length) & (this.#capacity - 1)) >> 2;
+    const from = start >> 2;
+    for (let i = 0; i < (length + 3) >> 2; i++) this.#u32[(to + i) & mask] = memory[from + i]!;
+    return this.#commit(head.length + length);
+  }
+
+  /** Where the payload goes, or -1: no room, counted. */
+  #begin(kind: number, length: number): number {
     const at = this.words[0]!;
-    const used = (at - Atomics.load(this.words, 1)) >>> 0;
-    if (length > MAX_PAYLOAD || used + size > this.#capacity) {
+    if (length > MAX_PAYLOAD || !this.fits(length)) {
       this.dropped++;
-      return false;
+      return -1;
     }
     const mask = this.#capacity - 1;
-    this.#u32[((at >>> 0) & mask) >> 2] = (kind << 24) | length;
-    this.#copyIn((at + 4) & mask, head);
-    if (body) this.#copyIn((at + 4 + head.length) & mask, body);
-    Atomics.store(this.words, 0, (at + size) | 0);
+    this.#u32[(at & mask) >> 2] = (kind << 24) | length;
+    return (at + 4) & mask;
+  }
+
+  #commit(length: number): true {
+    Atomics.store(this.words, 0, (this.words[0]! + 4 + ((length + 3) & ~3)) | 0);
     return true;
   }
 
@@ -74,23 +102,22 @@ export class Ring {
     return used + 4 + ((length + 3) & ~3) <= this.#capacity;
   }
 
-  /** Takes the oldest record: its bytes are copied to `into`, its kind and length returned. Null when there is none. */
-  read(into: Uint8Array): { kind: number; length: number } | null {
-    const at = this.words[1]!;
-    if (Atomics.load(this.words, 0) === at) return null;
-    const mask = this.#capacity - 1;
-    const header = this.#u32[((at >>> 0) & mask) >> 2]!;
+  /**
+   * Takes the oldest record: its bytes are copied to `into` from word `at` on (up to 3 bytes behind them are overwritten).
+   * Returns kind * 2^16 + length, or -1 when there is none.
+   */
+  read(into: Uint32Array, at = 0): number {
+    const tail = this.words[1]!;
+    if (Atomics.load(this.words, 0) === tail) return -1;
+    const mask = (this.#capacity >> 2) - 1;
+    const from = (tail & (this.#capacity - 1)) >> 2;
+    const header = this.#u32[from]!;
     const length = header & 0xffff;
-    const from = (at + 4) & mask;
-    const first = Math.min(length, this.#capacity - from);
-    into.set(this.#data.subarray(from, from + first));
-    if (first < length) into.set(this.#data.subarray(0, length - first), first);
-    if (this.#wipes) {
-      this.#data.fill(0, from, from + first);
-      this.#data.fill(0, 0, length - first);
-    }
-    Atomics.store(this.words, 1, (at + 4 + ((length + 3) & ~3)) | 0);
-    return { kind: header >>> 24, length };
+    const words = (length + 3) >> 2;
+    for (let i = 1; i <= words; i++) into[at + i - 1] = this.#u32[(from + i) & mask]!;
+    if (this.#wipes) for (let i = 1; i <= words; i++) this.#u32[(from + i) & mask] = 0;
+    Atomics.store(this.words, 1, (tail + 4 + 4 * words) | 0);
+    return (header >>> 24) * 0x10000 + length;
   }
 }
 

@@ -44,6 +44,7 @@ export class SenderLink implements Sealer {
   readonly #record = new Uint8Array(160);
   readonly #view = new DataView(this.#record.buffer);
   readonly #read = new Uint8Array(64);
+  readonly #readWords = new Uint32Array(this.#read.buffer);
   readonly #readView = new DataView(this.#read.buffer);
   readonly #fences: { number: number; then: () => void }[] = [];
   #nextFence = 1;
@@ -182,9 +183,9 @@ export class SenderLink implements Sealer {
   /** Takes over what the sender did; before received packets are looked at, and before timers run. */
   drain(now: number): void {
     for (;;) {
-      const record = this.#from.read(this.#read);
-      if (!record) return;
-      this.#take(record.kind, now);
+      const record = this.#from.read(this.#readWords);
+      if (record < 0) return;
+      this.#take(record >>> 16, now);
     }
   }
 

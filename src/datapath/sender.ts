@@ -79,6 +79,7 @@ export class Sender {
   readonly #record = new Uint8Array(64);
   readonly #view = new DataView(this.#record.buffer);
   readonly #read = new Uint8Array(256);
+  readonly #readWords = new Uint32Array(this.#read.buffer);
   readonly #readView = new DataView(this.#read.buffer);
   readonly #stats: Float64Array;
 
@@ -129,7 +130,7 @@ export class Sender {
       this.#paths,
       {
         drain: () => this.#tellFlows(),
-        relay: (slot, start, length) => this.#relay(slot, asm.u8.subarray(start, start + length)),
+        relay: (slot, start, length) => this.#relay(slot, start, length),
         activity: () => {},
       },
       { mtu, ...sockets },
@@ -254,10 +255,10 @@ export class Sender {
       this.#box.tell(LINK_FLOW, u8.subarray(news + i * FLOW_SIZE, news + (i + 1) * FLOW_SIZE));
   }
 
-  #relay(slot: number, message: Uint8Array): void {
+  #relay(slot: number, start: number, length: number): void {
     const key = this.#peerKeys[slot];
     if (!key) return;
-    this.#toMain.write(RING_RELAY, key, message);
+    this.#toMain.writeFrom(RING_RELAY, key, this.#asm.u32, start, length);
     this.#notify = true;
   }
 
@@ -301,9 +302,9 @@ export class Sender {
 
   #takeAll(now: number): void {
     for (;;) {
-      const record = this.#from.read(this.#read);
-      if (!record) break;
-      this.#take(record.kind, record.length, now);
+      const record = this.#from.read(this.#readWords);
+      if (record < 0) break;
+      this.#take(record >>> 16, record & 0xffff, now);
     }
     for (const slot of this.#resumed) if (this.#staged.has(slot)) this.#prepareSend(slot, now);
     this.#resumed.clear();
