@@ -2,6 +2,8 @@
 // fit waits here.
 import type { Ring } from "./ring.ts";
 
+const NOTHING = new Uint8Array(0);
+
 export class Mailbox {
   /** Something was written since the reader was last woken; the owner wakes it. */
   posted = false;
@@ -30,14 +32,17 @@ export class Mailbox {
     else this.#waiting.push({ kind, bytes: bytes.slice() });
   }
 
-  /** For what may get lost when the reader does not keep up. */
-  tell(kind: number, bytes: Uint8Array): boolean {
-    if (this.backlog || !this.#ring.fits(bytes.length)) {
+  /**
+   * `length` bytes at `start` of `memory` (both aligned to 4), which may get lost when the reader does not keep up. False:
+   * they did. Nothing is allocated.
+   */
+  tell(kind: number, memory: Uint32Array, start: number, length: number): boolean {
+    if (this.backlog || !this.#ring.fits(length)) {
       this.lost++;
       return false;
     }
     this.posted = true;
-    return this.#ring.write(kind, bytes);
+    return this.#ring.writeFrom(kind, NOTHING, memory, start, length);
   }
 
   /** Moves what waits into the ring, as far as there is room. */

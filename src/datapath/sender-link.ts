@@ -43,9 +43,7 @@ export class SenderLink implements Sealer {
   readonly #flow: number;
   readonly #record = new Uint8Array(160);
   readonly #view = new DataView(this.#record.buffer);
-  readonly #read = new Uint8Array(64);
-  readonly #readWords = new Uint32Array(this.#read.buffer);
-  readonly #readView = new DataView(this.#read.buffer);
+  readonly #read = new Uint32Array(16);
   readonly #fences: { number: number; then: () => void }[] = [];
   #nextFence = 1;
   #device!: Device;
@@ -183,32 +181,33 @@ export class SenderLink implements Sealer {
   /** Takes over what the sender did; before received packets are looked at, and before timers run. */
   drain(now: number): void {
     for (;;) {
-      const record = this.#from.read(this.#readWords);
+      const record = this.#from.read(this.#read);
       if (record < 0) return;
       this.#take(record >>> 16, now);
     }
   }
 
   #take(kind: number, now: number): void {
-    const word = (i: number) => this.#readView.getUint32(4 * i, true);
+    const words = this.#read;
+    const a = words[0]!;
     switch (kind) {
       case LINK_SENT:
-        this.#device.told(word(0), word(1), word(4), word(2), word(3), now);
-        this.#active(word(0), now);
+        this.#device.told(a, words[1]!, words[4]!, words[2]!, words[3]!, now);
+        this.#active(a, now);
         return;
       case LINK_WANT:
-        this.#device.want(word(0), now);
-        this.#active(word(0), now);
+        this.#device.want(a, now);
+        this.#active(a, now);
         return;
       case LINK_FLOW:
-        this.#asm.u8.set(this.#read.subarray(0, 40), this.#flow);
+        this.#asm.u32.set(this.#read, this.#flow >> 2);
         this.#asm.exports.filterLearn(this.#flow);
         return;
       case LINK_SOURCE_GONE:
-        this.#paths.clearSource(word(0));
+        this.#paths.clearSource(a);
         return;
       case LINK_FENCED:
-        while (this.#fences.length > 0 && this.#fences[0]!.number <= word(0)) this.#fences.shift()!.then();
+        while (this.#fences.length > 0 && this.#fences[0]!.number <= a) this.#fences.shift()!.then();
     }
   }
 }

@@ -76,8 +76,9 @@ export class Sender {
   readonly #keys: number;
   readonly #scratch: number;
   readonly #emptyFilter: number;
-  readonly #record = new Uint8Array(64);
-  readonly #view = new DataView(this.#record.buffer);
+  readonly #words = new Uint32Array(8);
+  /** The first of them. */
+  readonly #word = new Uint8Array(this.#words.buffer, 0, 4);
   readonly #read = new Uint8Array(256);
   readonly #readWords = new Uint32Array(this.#read.buffer);
   readonly #readView = new DataView(this.#read.buffer);
@@ -115,8 +116,8 @@ export class Sender {
     this.#stats = new Float64Array(link.stats);
     this.#paths = new CopiedPaths(asm, "copy", MAX_PEERS);
     this.#paths.onSourceGone = (slot) => {
-      this.#words(slot);
-      this.#box.post(LINK_SOURCE_GONE, this.#record.subarray(0, 4));
+      this.#words[0] = slot;
+      this.#box.post(LINK_SOURCE_GONE, this.#word);
     };
     this.#tx = new Transmitter(
       asm,
@@ -242,17 +243,21 @@ export class Sender {
   #sent(slot: number, packets: number, bytes: number): void {
     const session = this.#session[slot]!;
     const high = session < 0 ? 0 : this.#asm.exports.sessionSendCounterHi(session);
-    this.#words(slot, session, packets, bytes, high);
-    this.#box.tell(LINK_SENT, this.#record.subarray(0, 20));
+    const words = this.#words;
+    words[0] = slot;
+    words[1] = session;
+    words[2] = packets;
+    words[3] = bytes;
+    words[4] = high;
+    this.#box.tell(LINK_SENT, words, 0, 20);
   }
 
   #tellFlows(): void {
     if (!this.#filtering) return;
-    const { exports, u8 } = this.#asm;
+    const { exports, u32 } = this.#asm;
     const n = exports.filterTakeNews();
     const news = exports.filterNews();
-    for (let i = 0; i < n; i++)
-      this.#box.tell(LINK_FLOW, u8.subarray(news + i * FLOW_SIZE, news + (i + 1) * FLOW_SIZE));
+    for (let i = 0; i < n; i++) this.#box.tell(LINK_FLOW, u32, news + i * FLOW_SIZE, FLOW_SIZE);
   }
 
   #relay(slot: number, start: number, length: number): void {
@@ -268,8 +273,8 @@ export class Sender {
     this.#box.flush();
     if (this.#wanted.size > 0) {
       for (const slot of this.#wanted) {
-        this.#words(slot);
-        if (this.#box.tell(LINK_WANT, this.#record.subarray(0, 4))) this.#wanted.delete(slot);
+        this.#words[0] = slot;
+        if (this.#box.tell(LINK_WANT, this.#words, 0, 4)) this.#wanted.delete(slot);
       }
       this.#wake();
     }
@@ -292,12 +297,6 @@ export class Sender {
     eventfdWake(this.#setup.link.receiverWakeFd);
   }
 
-  #words(...values: number[]): void {
-    values.forEach((value, i) => {
-      this.#view.setUint32(4 * i, value, true);
-    });
-  }
-
   // --- from the device
 
   #takeAll(now: number): void {
@@ -312,7 +311,7 @@ export class Sender {
 
   #take(kind: number, length: number, now: number): void {
     const { exports, u8 } = this.#asm;
-    const word = (i: number) => this.#readView.getUint32(4 * i, true);
+    const word = (i: number) => this.#readWords[i]!;
     switch (kind) {
       case LINK_SESSION:
         u8.set(this.#read.subarray(16, 48), this.#keys);
@@ -366,10 +365,9 @@ export class Sender {
         this.#tx.v6.replace(this.#readView.getInt32(4, true), word(3) === 1);
         return;
       case LINK_FENCE: {
-        const number = word(0);
         this.#count();
-        this.#words(number);
-        this.#box.post(LINK_FENCED, this.#record.subarray(0, 4));
+        this.#words[0] = word(0);
+        this.#box.post(LINK_FENCED, this.#word);
         this.#wake();
         return;
       }
