@@ -5,13 +5,15 @@
 // counter word as n, n+1, n+2, n+3.
 //
 // What decides here is latency: on Zen 5 a vector operation takes two cycles, so that a quarter-round's chain, not the
-// number of instructions, sets the pace, and loads come next. So the first row of the state stays in memory during the
-// rounds (the 12 other words, the two swizzles and two temporaries fill the 16 vector registers), each sum goes from its
-// register straight into the next operation, and quarter-rounds stand half-step by half-step for one word after the other.
-// Rotations by 7 and 12 are shifts, though JavaScriptCore makes four instructions of each: they are off the chain.
+// number of instructions, sets the pace; loads come next. So the first row of the state stays in memory during the
+// rounds (the 12 other words, the two swizzles and two temporaries fill the 16 vector registers), and each sum goes from
+// its register straight into the next operation. Rotations by 7 and 12 are shifts: JavaScriptCore makes four
+// instructions of each, but three of them are off the chain. Measured; change it only with numbers.
 //
 // relaxed_swizzle gets no index from 16 to 127: nothing here depends on what an engine does in the relaxed cases.
 import { xorRow } from "./lanes";
+import { POLY1305_STATE } from "./poly1305";
+import { wideAdd, wideHi, wideMul } from "./wide";
 
 /** Bytes of an expanded state. */
 export const CHACHA20_STATE_SIZE: i32 = 256;
@@ -23,6 +25,9 @@ const TABLE = memory.data<u32>([
 
 // The first row of the state during the rounds.
 const ROW_A = memory.data(64, 64);
+// Written in each round: what is read after the rounds must not be kept in registers through them, of which there are
+// none left. A store that might change ROW_A keeps the compiler from doing so.
+const FENCE = memory.data(16, 16);
 
 // @ts-ignore: decorator
 @inline
@@ -53,11 +58,39 @@ export function chacha20Nonce(state: usize, counter: u32, n0: u32, n1: u32, n2: 
   v128.store(state, i32x4.splat(n2), 240);
 }
 
+/** Zeroes 256 bytes. */
+export function clear256(p: usize): void {
+  const zero = i64x2.splat(0);
+  for (const end = p + 256; p < end; p += 64) {
+    v128.store(p, zero);
+    v128.store(p, zero, 16);
+    v128.store(p, zero, 32);
+    v128.store(p, zero, 48);
+  }
+}
+
 /** XORs the next `passes` times 256 bytes of key stream into p and advances the counter. */
 export function chacha20Xor(state: usize, p: usize, passes: i32): void {
+  chacha20Poly1305(state, p, passes, 0, 0);
+}
+
+/**
+ * `chacha20Xor`, and in each of its passes Poly1305 absorbs `pairs` (0..10) times 32 bytes, from q on. They are read
+ * before that pass writes. Poly1305 is ./poly1305's running computation, and so is the arithmetic, which stands here
+ * once more because the two have to be one loop.
+ */
+export function chacha20Poly1305(state: usize, p: usize, passes: i32, q: usize, pairs: i32): void {
   const a = ROW_A;
+  const fence = FENCE;
   const swap = v128.load(TABLE);
   const by8 = v128.load(TABLE, 16);
+  const m = POLY1305_STATE;
+  const r0 = load<u64>(m);
+  const r1 = load<u64>(m, 8);
+  const s1 = load<u64>(m, 16);
+  let h0 = load<u64>(m, 24);
+  let h1 = load<u64>(m, 32);
+  let h2 = load<u64>(m, 40);
   for (; passes > 0; passes--) {
     v128.store(a, v128.load(state));
     v128.store(a, v128.load(state, 16), 16);
@@ -76,7 +109,8 @@ export function chacha20Xor(state: usize, p: usize, passes: i32): void {
     let x14 = v128.load(state, 224);
     let x15 = v128.load(state, 240);
     let t: v128;
-    for (let round = 0; round < 10; round++) {
+    let round = 0;
+    do {
       // Columns.
       t = i32x4.add(v128.load(a), x4);
       v128.store(a, t);
@@ -159,7 +193,42 @@ export function chacha20Xor(state: usize, p: usize, passes: i32): void {
       x7 = rotl7(v128.xor(x7, x8));
       x9 = i32x4.add(x9, x14);
       x4 = rotl7(v128.xor(x4, x9));
-    }
+      store<i32>(fence, round);
+      if (round < pairs) {
+        const end = q + 32;
+        do {
+        const fold = (h2 >> 2) + (h2 & ~3);
+        h2 &= 3;
+        h0 = wideAdd(h0, 0, load<u64>(q), 0);
+        const c = wideHi();
+        h0 = wideAdd(h0, c, fold, 0);
+        const carry = wideHi();
+        h1 = wideAdd(h1, h2, load<u64>(q, 8), 1);
+        h2 = wideHi();
+        h1 = wideAdd(h1, h2, carry, 0);
+        h2 = wideHi();
+
+        const al = wideMul(h0, r0);
+        const ah = wideHi();
+        const bl = wideMul(h1, s1);
+        const bh = wideHi();
+        const dl = wideAdd(al, ah, bl, bh);
+        const dh = wideHi();
+        const el = wideMul(h0, r1);
+        const eh = wideHi();
+        const fl = wideMul(h1, r0);
+        const fh = wideHi();
+        const gl = wideAdd(el, eh, fl, fh);
+        const gh = wideHi();
+        h0 = dl;
+        h1 = wideAdd(gl, gh, h2 * s1, 0);
+        const kh = wideHi();
+        h1 = wideAdd(h1, kh, dh, 0);
+        h2 = h2 * r0 + wideHi();
+        q += 16;
+        } while (q < end);
+      }
+    } while (++round < 10);
     xorRow(
       p,
       i32x4.add(v128.load(a), v128.load(state)),
@@ -191,6 +260,9 @@ export function chacha20Xor(state: usize, p: usize, passes: i32): void {
     v128.store(state, i32x4.add(v128.load(state, 192), i32x4.splat(4)), 192);
     p += 256;
   }
+  store<u64>(m, h0, 24);
+  store<u64>(m, h1, 32);
+  store<u64>(m, h2, 40);
   const zero = i64x2.splat(0);
   v128.store(a, zero);
   v128.store(a, zero, 16);

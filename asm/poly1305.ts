@@ -6,6 +6,8 @@ import { wideAdd, wideHi, wideMul } from "./wide";
 
 // The one running computation: r0, r1, s1, h0, h1, h2, then the 16 bytes of s that finish the tag.
 const STATE = memory.data(64, 64);
+/** Place of it, for ./chacha20. */
+export const POLY1305_STATE: usize = STATE;
 const PARTIAL = memory.data(16, 16);
 
 /** Starts a tag with the 32-byte one-time key (r, s) at `key`. */
@@ -118,5 +120,9 @@ export function poly1305Finish(tag: usize): void {
   h1 = h1 + load<u64>(STATE, 56) + c;
   store<u64>(tag, h0);
   store<u64>(tag, h1, 8);
-  memory.fill(STATE, 0, 64);
+  const zero = i64x2.splat(0);
+  v128.store(STATE, zero);
+  v128.store(STATE, zero, 16);
+  v128.store(STATE, zero, 32);
+  v128.store(STATE, zero, 48);
 }
