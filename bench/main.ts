@@ -28,6 +28,14 @@ const parts: Record<string, { what: string; load: () => Promise<Part> }> = {
     what: "whole tunnels beside wireguard-go, gotatun, boringtun and tailscaled: TCP, UDP, ping, CPU, start, fairness",
     load: () => import("./datapath.ts"),
   },
+  handshake: {
+    what: "handshakes per second as responder, one core",
+    load: () => import("./handshake.ts"),
+  },
+  memory: {
+    what: "resident memory: idle, under load, with 1,000 peers; flat or not with --minutes",
+    load: () => import("./memory.ts"),
+  },
   filter: {
     what: "the packet filter with 1 to 1,000 rules beside none",
     load: () => import("./filter.ts"),

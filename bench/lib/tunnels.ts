@@ -9,6 +9,7 @@ import { setLinkFeatures } from "../../ffi/ethtool.ts";
 import { withNetns } from "../../ffi/netns.ts";
 import { ping } from "../../lab/measure.ts";
 import type { Host, Lab } from "../../lab/network.ts";
+import { until } from "../../test/lib/mesh.ts";
 import { missing, peer, sources } from "../../test/lib/peers.ts";
 import { type Implementation, WgEnd } from "../../test/lib/wg.ts";
 import type { BenchOptions, Rival } from "./options.ts";
@@ -117,4 +118,18 @@ export async function tunnel(on: Wire, implementation: Implementation, options: 
 export async function talks(from: Host, ip: string, what: string): Promise<void> {
   const { received } = await ping(from, ip, { count: 3, intervalMs: 50, timeoutMs: 10_000 });
   if (received === 0) throw new Error(`${what}: no packet comes through the tunnel to ${ip}`);
+}
+
+/**
+ * `wg addconf`, and its private key where there is one, with another port each time: gotatun 0.10 now and then refuses a new
+ * key, and is without a socket until the next port.
+ */
+export async function configure(end: WgEnd, peers: string[], privateKey: string | null = null): Promise<void> {
+  let port = 40_000;
+  await until(`${end.host.name} takes its configuration`, async () => {
+    const change = ["listen-port", `${port++}`, "private-key", "/dev/stdin"];
+    if (privateKey) await end.must(end.wgIn(privateKey, "set", end.device, ...change));
+    await end.must(end.wgIn(peers.join(""), "addconf", end.device, "/dev/stdin"));
+    return true;
+  });
 }

@@ -41,13 +41,13 @@ export class WgEnd implements AsyncDisposable {
   pid = 0;
   readonly #process: Bun.Subprocess<"ignore", "pipe" | "ignore", Bun.BunFile | "pipe" | "ignore">;
 
-  private constructor(host: Host, number: number, implementation: Implementation, flags: string[]) {
+  private constructor(host: Host, number: number, implementation: Implementation, flags: string[], prefix: string[]) {
     this.host = host;
     this.device = `w${process.pid}`;
     this.ip4 = `10.200.0.${number}`;
     this.ip6 = `fd20::${number}`;
     this.port = 51820 + number;
-    this.#process = host.exec(command(implementation, this.device, flags), {
+    this.#process = host.exec([...prefix, ...command(implementation, this.device, flags)], {
       stdout: "ignore",
       stderr: "ignore",
       env: { ...process.env, WG_PROCESS_FOREGROUND: "1" },
@@ -55,14 +55,15 @@ export class WgEnd implements AsyncDisposable {
     this.pid = this.#process.pid;
   }
 
-  /** The device is up, has its key, port and addresses. */
+  /** The device is up, has its key, port and addresses. `prefix`: a command that becomes the program's (taskset, nice). */
   static async start(
     host: Host,
     number: number,
     implementation: Implementation = "weft",
     flags: string[] = [],
+    prefix: string[] = [],
   ): Promise<WgEnd> {
-    const end = new WgEnd(host, number, implementation, flags);
+    const end = new WgEnd(host, number, implementation, flags, prefix);
     await until(`${implementation} to serve ${end.device}`, async () => (await end.wg("show", end.device)).code === 0);
     end.privateKey = (await end.wg("genkey")).stdout;
     end.publicKey = (await end.wgIn(end.privateKey, "pubkey")).stdout.trim();

@@ -1,0 +1,80 @@
+// `bun run bench memory`: resident memory (VmRSS) of the process of each program: with a tunnel that is up and idle, while and after
+// TCP x4 runs through it, and with 1,000 peers. The larger of a tunnel's two ends counts. `--minutes 10` shows whether it grows.
+import { rss } from "../lab/measure.ts";
+import { Lab } from "../lab/network.ts";
+import { type Implementation, WgEnd } from "../test/lib/wg.ts";
+import { identity, keyText } from "./lib/initiations.ts";
+import { load } from "./lib/iperf.ts";
+import type { BenchOptions } from "./lib/options.ts";
+import { progress, quartiles, type Report } from "./lib/report.ts";
+import { cannotTunnel, configure, talks, tunnel, type Wire, wire, wireguards } from "./lib/tunnels.ts";
+
+const DEFAULT_MTU = 1420;
+const PEERS = 1000;
+/** What comes up with the first packets is up by then. */
+const SETTLED = 0.5;
+
+export async function run(options: BenchOptions, report: Report): Promise<void> {
+  if (cannotTunnel) {
+    report.note(`everything is left out: ${cannotTunnel}`);
+    return;
+  }
+  await using lab = await Lab.create("bench");
+  const on = await wire(lab, "memory", options);
+  const programs = wireguards(options, report);
+  const peers = Array.from(
+    { length: PEERS },
+    (_, i) =>
+      `[Peer]\nPublicKey = ${keyText(identity(`peer ${i}`).publicKey)}\nAllowedIPs = 10.100.${i >> 8}.${i & 255}/32\n`,
+  );
+  for (let round = 0; round < (options.rounds ?? 1); round++) {
+    for (const impl of programs) {
+      await underLoad(on, impl, options, report);
+      await manyPeers(on, impl, peers, report);
+    }
+  }
+}
+
+function megabytes(kilobytes: number): number {
+  return kilobytes / 1024;
+}
+
+async function underLoad(on: Wire, impl: Implementation, options: BenchOptions, report: Report): Promise<void> {
+  const { quick } = options;
+  const seconds = quick ? 1 : Math.max(1, Math.round((options.minutes ?? 1) * 60));
+  progress(`memory: ${impl}: ${seconds} s of TCP x4`);
+  await using ends = await tunnel(on, impl, { mtu: options.mtu ?? DEFAULT_MTU });
+  const { a, b } = ends;
+  await talks(a.host, b.ip4, impl);
+  await Bun.sleep(quick ? 100 : 2000);
+  const now = () => megabytes(Math.max(rss(a.pid), rss(b.pid)));
+  const add = (metric: string, ...values: number[]) =>
+    report.add({ case: `tunnel, MTU ${options.mtu ?? DEFAULT_MTU}`, impl, metric, unit: "MB" }, ...values);
+  add("idle", now());
+
+  const samples: number[] = [];
+  const timer = setInterval(() => samples.push(now()), quick ? 100 : 1000);
+  try {
+    await load({ from: a.host, to: b.host, address: b.ip4, seconds, streams: 4 });
+  } finally {
+    clearInterval(timer);
+  }
+  const after = now();
+  add("while TCP x4 runs", ...samples);
+  add(`after ${seconds} s of TCP x4`, after);
+  add("most at any time", Math.max(...samples, after));
+  // Flat: the last fifth of the time beside the fifth that follows the half.
+  const part = (from: number) => {
+    const first = Math.floor(samples.length * from);
+    return quartiles(samples.slice(first, Math.max(first + 1, Math.ceil(samples.length * (from + 0.2)))))[1];
+  };
+  add("growth in the second half", part(0.8) - part(SETTLED));
+}
+
+async function manyPeers(on: Wire, impl: Implementation, peers: string[], report: Report): Promise<void> {
+  progress(`memory: ${impl}: ${PEERS} peers`);
+  await using end = await WgEnd.start(on.a, 1, impl);
+  await configure(end, peers);
+  await Bun.sleep(500);
+  report.add({ case: `${PEERS} peers configured`, impl, metric: "idle", unit: "MB" }, megabytes(rss(end.pid)));
+}
