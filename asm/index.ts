@@ -30,6 +30,7 @@ export * from "./trie";
 export * from "./blake2s";
 export * from "./x25519";
 export * from "./packet";
+export * from "./ecn";
 export * from "./filter";
 export * from "./counters";
 export * from "./tx";

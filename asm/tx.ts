@@ -1,8 +1,28 @@
 // From the TUN: what must be known about a packet, or superpacket, before it is split and sealed.
-import { countDrop, DROP_TUN_FILTER, DROP_TUN_MALFORMED, DROP_TUN_NO_PEER, DROP_TUN_OFFLOAD } from "./counters";
+import {
+  countDrop,
+  DROP_TUN_FILTER,
+  DROP_TUN_MALFORMED,
+  DROP_TUN_NO_PEER,
+  DROP_TUN_OFFLOAD,
+  DROP_TUN_QUEUE,
+} from "./counters";
+import { ecnOf, relieve } from "./ecn";
 import { filterOn, filterOut } from "./filter";
-import { parsePacket, parseWhole, pDst, pVersion, splitPrepare } from "./packet";
+import { parsePacket, parseWhole, pDst, pTotal, pVersion, splitEcn, splitPrepare, splitSkip } from "./packet";
 import { trieLookup4, trieLookup6 } from "./trie";
+
+let queueStands: i32 = 0;
+
+/** The queue stands: of the next packets one has to go, or to be marked. */
+export function txRelieve(): void {
+  queueStands = 1;
+}
+
+/** 1 while no packet was found to go. */
+export function txStands(): i32 {
+  return queueStands;
+}
 
 /**
  * Looks at the packet of `len` bytes at `p` that came with the vnet header at `vnet` (0: none): headers, destination,
@@ -25,9 +45,22 @@ export function txPrepare(p: usize, len: i32, vnet: usize): i32 {
     countDrop(DROP_TUN_FILTER);
     return -1;
   }
-  if (splitPrepare(p, vnet) == 0) {
+  const n = splitPrepare(p, vnet);
+  if (n == 0) {
     countDrop(DROP_TUN_OFFLOAD);
     return -1;
   }
+  if (queueStands != 0) {
+    const how = relieve(p, pTotal());
+    if (how != 0) {
+      queueStands = 0;
+      if (how == 2) {
+        countDrop(DROP_TUN_QUEUE);
+        if (n == 1) return -1;
+        splitSkip();
+      }
+    }
+  }
+  splitEcn(ecnOf(p));
   return slot;
 }

@@ -34,13 +34,17 @@ export const IPPROTO_UDP = 17;
 export const IPPROTO_IPV6 = 41;
 export const IPPROTO_ICMPV6 = 58;
 
+export const IP_TOS = 1;
 export const IP_PKTINFO = 8;
+export const IP_RECVTOS = 13;
 export const IP_MTU_DISCOVER = 10;
 export const IP_PMTUDISC_DONT = 0;
 export const IPV6_MTU_DISCOVER = 23;
 export const IPV6_PMTUDISC_DONT = 0;
 export const IPV6_V6ONLY = 26;
 export const IPV6_RECVPKTINFO = 49;
+export const IPV6_RECVTCLASS = 66;
+export const IPV6_TCLASS = 67;
 export const IPV6_PKTINFO = 50;
 
 /** Level of the two socket options and control messages below. */

@@ -18,6 +18,7 @@ import {
   writePktinfo6Cmsg,
   writeSegmentCmsg,
   writeSockaddr,
+  writeTosCmsg,
   writeU64,
 } from "./msg.ts";
 
@@ -65,7 +66,7 @@ describe("message structures", () => {
     const control = emptyControl();
     const length4 = writePktinfo4Cmsg(v, 0, 3, 0x0100007f);
     parseControl(v, 0, length4, control);
-    expect(control).toEqual({ segmentSize: 0, ifindex: 3, local4: 0x0100007f, local6At: 0 });
+    expect(control).toEqual({ segmentSize: 0, ifindex: 3, local4: 0x0100007f, local6At: 0, tos: 0 });
 
     for (let i = 0; i < 16; i++) v.setUint8(400 + i, i + 1);
     const length6 = writePktinfo6Cmsg(v, 64, 9, 400);
@@ -74,9 +75,10 @@ describe("message structures", () => {
     v.setInt32(64 + length6 + 8, SOL_UDP, true);
     v.setInt32(64 + length6 + 12, UDP_GRO, true);
     v.setInt32(64 + length6 + 16, 1200, true);
-    parseControl(v, 64, length6 + 24, control);
-    expect(control).toEqual({ segmentSize: 1200, ifindex: 9, local4: 0, local6At: 64 + 16 });
-    expect(length6 + 24).toBe(CONTROL_ROOM);
+    const tos = writeTosCmsg(v, 64 + length6 + 24, 6, 0xb9);
+    parseControl(v, 64, length6 + 24 + tos, control);
+    expect(control).toEqual({ segmentSize: 1200, ifindex: 9, local4: 0, local6At: 64 + 16, tos: 0xb9 });
+    expect(length6 + 24 + tos).toBeLessThanOrEqual(CONTROL_ROOM);
     expect(hex(v, control.local6At, 16)).toBe("0102030405060708090a0b0c0d0e0f10");
   });
 

@@ -13,6 +13,8 @@
 //   SOL_UDP 17, UDP_GRO 104       received: i32 segment size (len 20, space 24)
 //   IPPROTO_IP 0, IP_PKTINFO 8    in_pktinfo, 12 bytes (len 28, space 32): ifindex i32 0, spec_dst 4, addr 8. Received:
 //                                 spec_dst is the local address. Sent: spec_dst is the source, ifindex 0 leaves the route free
+//   IPPROTO_IP 0, IP_TOS 1         received: u8 (len 17); sent: i32 (len 20), space 24
+//   IPPROTO_IPV6 41, IPV6_TCLASS 67    i32 (len 20, space 24), both ways
 //   IPPROTO_IPV6 41, IPV6_PKTINFO 50   in6_pktinfo, 20 bytes (len 36, space 40): address 0, ifindex u32 16, both ways
 //
 // Writers take a DataView of the memory and offsets in it. Pointers inside the structures are absolute: `base` (from
@@ -22,9 +24,11 @@ import {
   AF_INET,
   AF_INET6,
   IP_PKTINFO,
+  IP_TOS,
   IPPROTO_IP,
   IPPROTO_IPV6,
   IPV6_PKTINFO,
+  IPV6_TCLASS,
   SOL_UDP,
   UDP_GRO,
   UDP_SEGMENT,
@@ -57,11 +61,12 @@ export const SOCKADDR_IN6_SIZE = 28;
 export const SOCKADDR_ROOM = 32;
 
 /** Room that each control message takes. */
+export const CMSG_SPACE_TOS = 24;
 export const CMSG_SPACE_SEGMENT = 24;
 export const CMSG_SPACE_PKTINFO4 = 32;
 export const CMSG_SPACE_PKTINFO6 = 40;
 /** Room for all that `parseControl` reads or the writers write on one message. */
-export const CONTROL_ROOM = 64;
+export const CONTROL_ROOM = 96;
 
 const TWO_32 = 0x1_0000_0000;
 
@@ -109,6 +114,14 @@ export function writeSegmentCmsg(view: DataView, at: number, segmentSize: number
   return CMSG_SPACE_SEGMENT;
 }
 
+/** ToS byte or traffic class of an outgoing datagram, `family` 4 or 6. Returns the space taken, 24. */
+export function writeTosCmsg(view: DataView, at: number, family: 4 | 6, tos: number): number {
+  if (family === 4) writeCmsghdr(view, at, 4, IPPROTO_IP, IP_TOS);
+  else writeCmsghdr(view, at, 4, IPPROTO_IPV6, IPV6_TCLASS);
+  writeU64(view, at + CMSGHDR_SIZE, tos);
+  return CMSG_SPACE_TOS;
+}
+
 /** Source address of an IPv4 datagram, the 4 bytes as `parseControl` gave them (`local4`). Returns the space taken, 32. */
 export function writePktinfo4Cmsg(view: DataView, at: number, ifindex: number, local4: number): number {
   writeCmsghdr(view, at, 12, IPPROTO_IP, IP_PKTINFO);
@@ -136,10 +149,12 @@ export interface Control {
   local4: number;
   /** IPv6: offset of the 16 bytes of the local address in the view; 0: not said. */
   local6At: number;
+  /** ToS byte or traffic class: its lower two bits are the ECN field. */
+  tos: number;
 }
 
 export function emptyControl(): Control {
-  return { segmentSize: 0, ifindex: 0, local4: 0, local6At: 0 };
+  return { segmentSize: 0, ifindex: 0, local4: 0, local6At: 0, tos: 0 };
 }
 
 /** Reads `length` bytes (msg_controllen after recvmmsg) of control messages at `at` into `out`. Unknown ones are skipped. */
@@ -148,6 +163,7 @@ export function parseControl(view: DataView, at: number, length: number, out: Co
   out.ifindex = 0;
   out.local4 = 0;
   out.local6At = 0;
+  out.tos = 0;
   const end = at + length;
   let p = at;
   while (p + CMSGHDR_SIZE <= end) {
@@ -164,6 +180,9 @@ export function parseControl(view: DataView, at: number, length: number, out: Co
     } else if (level === IPPROTO_IPV6 && type === IPV6_PKTINFO && len >= CMSGHDR_SIZE + 20) {
       out.local6At = data;
       out.ifindex = view.getUint32(data + 16, true);
+    } else if (len > CMSGHDR_SIZE) {
+      const isTos = (level === IPPROTO_IP && type === IP_TOS) || (level === IPPROTO_IPV6 && type === IPV6_TCLASS);
+      if (isTos) out.tos = view.getUint8(data);
     }
     p += (len + 7) & ~7;
   }

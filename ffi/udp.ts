@@ -14,11 +14,13 @@ import {
   IP_MTU_DISCOVER,
   IP_PKTINFO,
   IP_PMTUDISC_DONT,
+  IP_RECVTOS,
   IPPROTO_IP,
   IPPROTO_IPV6,
   IPV6_MTU_DISCOVER,
   IPV6_PMTUDISC_DONT,
   IPV6_RECVPKTINFO,
+  IPV6_RECVTCLASS,
   IPV6_V6ONLY,
   MSG_DONTWAIT,
   SO_MARK,
@@ -63,6 +65,8 @@ export interface UdpOptions {
   gro?: boolean;
   /** Report the local address of each datagram. Default false. */
   pktinfo?: boolean;
+  /** Report the ToS byte or traffic class of each datagram. Default false. */
+  tos?: boolean;
   /** Wanted size of each buffer. Default UDP_BUFFER_BYTES. */
   bufferBytes?: number;
   /** For tests: a kernel that refuses. */
@@ -111,6 +115,8 @@ export function openUdp(options: UdpOptions): UdpSocket {
     const pktinfo = options.pktinfo ?? false;
     if (pktinfo && family === 4) check(setInt(fd, IPPROTO_IP, IP_PKTINFO, 1), "set IP_PKTINFO");
     if (pktinfo && family === 6) check(setInt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1), "set IPV6_RECVPKTINFO");
+    if (options.tos && family === 4) check(setInt(fd, IPPROTO_IP, IP_RECVTOS, 1), "set IP_RECVTOS");
+    if (options.tos && family === 6) check(setInt(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1), "set IPV6_RECVTCLASS");
     const gso = (options.gso ?? true) && getInt(fd, SOL_UDP, UDP_SEGMENT, calls) !== null;
     const gro = (options.gro ?? true) && setInt(fd, SOL_UDP, UDP_GRO, 1, calls) === 0;
     bindUdp(fd, family, options.address ?? (family === 4 ? "0.0.0.0" : "::"), options.port ?? 0);

@@ -26,8 +26,13 @@ declare module "../crypto/wasm.ts" {
 
     dropCounters(): number;
     txPrepare(p: number, len: number, vnet: number): number;
+    txRelieve(): void;
+    txStands(): number;
     rxAccounts(): number;
     rxAccountCount(): number;
+    rxEcn(ecn: number): void;
+    rxRelieve(): void;
+    rxStands(): number;
     rxOpen(p: number, len: number, segment: number, from: number): number;
   }
 }
@@ -44,4 +49,7 @@ export const ASM_DROPS = [
   "rx-malformed",
   "rx-source",
   "rx-filter",
+  "tun-queue",
+  "rx-queue",
+  "rx-ecn",
 ] as const;

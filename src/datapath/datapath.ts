@@ -81,6 +81,7 @@ function openSockets(options: DatapathOptions, port: number, mark: number): Sock
     gso: options.offload?.udpGso ?? true,
     gro: options.offload?.udpGro ?? true,
     pktinfo: options.mode === "wg",
+    tos: true,
   });
 }
 

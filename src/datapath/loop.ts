@@ -165,7 +165,7 @@ export class Loop {
         if (ready & (1 << TOKEN_WAKE)) this.#woken(now);
         if (ready & (1 << TOKEN_V4)) this.#rx.readSocket(this.#sockets.fd4, now);
         if (ready & (1 << TOKEN_V6)) this.#rx.readSocket(this.#sockets.fd6, now);
-        if (ready & (1 << TOKEN_TUN)) this.#tun?.read(this.#tx, now);
+        if (ready & (1 << TOKEN_TUN)) this.#tun?.read(this.#tx, performance.now());
         this.#tx.flush(now);
         link?.flush();
         if (this.#notify) {

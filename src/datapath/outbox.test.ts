@@ -106,7 +106,7 @@ test("a message that cannot go does not stop the others", () => {
 test("a source address that is gone is forgotten, and the message leaves without it", () => {
   const to = socket();
   const { box, paths } = outbox(to, openAny());
-  const control = { segmentSize: 0, ifindex: 0, local6At: 0, local4: 0x010200c0 };
+  const control = { segmentSize: 0, ifindex: 0, local6At: 0, local4: 0x010200c0, tos: 0 };
   for (const count of [1, 5]) {
     paths.setSource(0, control);
     expect(paths.controlLength[0]).toBe(32);

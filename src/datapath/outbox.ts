@@ -14,6 +14,7 @@ import {
   writeIovec,
   writeMsghdr,
   writeSegmentCmsg,
+  writeTosCmsg,
 } from "../../ffi/msg.ts";
 import { sendmmsg, UDP_MAX_GSO_BYTES, UDP_MAX_SEGMENTS } from "../../ffi/udp.ts";
 import type { Asm } from "../crypto/wasm.ts";
@@ -80,9 +81,9 @@ export class Outbox {
 
   /**
    * Adds `count` datagrams that lie one behind the other at `start`, each `stride` bytes but the last, which has `last`.
-   * The bytes must stay until `flush`. They go to the peer's address.
+   * The bytes must stay until `flush`. They go to the peer's address; `ecn` is the ECN field of their IP headers.
    */
-  add(slot: number, start: number, count: number, stride: number, last: number): void {
+  add(slot: number, start: number, count: number, stride: number, last: number, ecn = 0): void {
     const gso = this.gso && this.#paths.noGso[slot] === 0;
     const most = gso ? Math.max(1, Math.min(UDP_MAX_SEGMENTS, Math.floor(UDP_MAX_GSO_BYTES / stride))) : 1;
     for (let first = 0; first < count; first += most) {
@@ -95,6 +96,7 @@ export class Outbox {
         start + first * stride,
         bytes,
         n > 1 ? stride : 0,
+        ecn,
       );
     }
   }
@@ -104,10 +106,18 @@ export class Outbox {
     if (this.#count === MESSAGES) this.flush();
     const copy = this.#names + this.#count * SOCKADDR_ROOM;
     this.#asm.u8.copyWithin(copy, name, name + nameLength);
-    this.#push(slot, copy, nameLength, start, bytes, 0);
+    this.#push(slot, copy, nameLength, start, bytes, 0, 0);
   }
 
-  #push(slot: number, name: number, nameLength: number, start: number, bytes: number, segment: number): void {
+  #push(
+    slot: number,
+    name: number,
+    nameLength: number,
+    start: number,
+    bytes: number,
+    segment: number,
+    ecn: number,
+  ): void {
     if (this.#count === MESSAGES) this.flush();
     const i = this.#count++;
     this.#start[i] = start;
@@ -128,6 +138,7 @@ export class Outbox {
       writeSegmentCmsg(view, control + controlLength, segment);
       controlLength += CMSG_SPACE_SEGMENT;
     }
+    if (ecn !== 0) controlLength += writeTosCmsg(view, control + controlLength, nameLength === 16 ? 4 : 6, ecn);
     this.#header(
       this.#messages + i * MMSGHDR_SIZE,
       this.#iovecs + i * IOVEC_SIZE,

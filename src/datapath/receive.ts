@@ -22,6 +22,7 @@ import type { Asm } from "../crypto/wasm.ts";
 import { formatAddrPort, type IP } from "../wire/ip.ts";
 import type { Device, Source } from "../wireguard/device.ts";
 import type { PeerPaths } from "./peer-paths.ts";
+import { StandingQueue } from "./standing-queue.ts";
 import "./asm.ts";
 
 const KEY_BYTES = 32;
@@ -29,8 +30,8 @@ const BUFFERS = 64;
 /** So many are used while each brings a row of datagrams: they stay in the caches. */
 const FEW_BUFFERS = 16;
 const BUFFER_BYTES = 65536;
-/** Calls of recvmmsg before the other descriptors get their turn. */
-const ROUNDS = 4;
+/** After so long the other descriptors get their turn. */
+const TURN_MS = 2;
 const MSG_TRUNC = 0x20;
 const TYPE_TRANSPORT = 4;
 /** Magic and the sender's key. */
@@ -74,6 +75,7 @@ export class Receiver {
   readonly #accounts: number;
   readonly #writes: number;
   #vlen = FEW_BUFFERS;
+  readonly #queue = new StandingQueue();
   readonly #reply: Reply = { name: 0, nameLength: 0, control: emptyControl() };
 
   constructor(
@@ -133,20 +135,29 @@ export class Receiver {
 
   /** Takes what a socket has, within bounds. */
   readSocket(fd: number, now: number): void {
-    for (let round = 0; round < ROUNDS; round++) {
+    for (let time = now; ; ) {
       const vlen = this.#vlen;
       const n = recvmmsg(fd, this.#base + this.#messages, vlen);
       if (n === -EINTR) continue;
       // Errors of earlier sends (ICMP) surface here too: the next call goes on.
-      if (n === -EAGAIN) return;
+      if (n === -EAGAIN) break;
       if (n <= 0) continue;
       this.#hooks.arrived(now);
       let bytes = 0;
+      const relieve = this.#queue.due(time);
+      if (relieve) this.#asm.exports.rxRelieve();
       for (let i = 0; i < n; i++) bytes += this.#message(i, now);
+      if (relieve && !this.#asm.exports.rxStands()) this.#queue.dropped(time);
       this.#flush();
       this.#vlen = n === vlen && bytes < n * 8192 ? BUFFERS : FEW_BUFFERS;
-      if (n < vlen) return;
+      if (n < vlen) break;
+      time = performance.now();
+      if (time > now + TURN_MS) {
+        this.#queue.stands(time);
+        return;
+      }
     }
+    this.#queue.empty();
   }
 
   #message(i: number, now: number): number {
@@ -183,6 +194,7 @@ export class Receiver {
   /** `length` bytes at `p` are datagrams of `segment` bytes, the last maybe shorter. Without `reply` from the relay. */
   #datagrams(p: number, length: number, segment: number, reply: Reply | null, now: number): void {
     const { exports, u32, view } = this.#asm;
+    exports.rxEcn(reply ? reply.control.tos & 3 : 0);
     this.udpPackets += Math.ceil(length / segment);
     for (let from = 0; from < length; ) {
       from = exports.rxOpen(p, length, segment, from);

@@ -1,6 +1,7 @@
 // From the TUN to the network: superpackets are split into runs, a run is sealed in one call and leaves as few messages.
 //
-// A run is a row of datagrams for one session, all of one size but the last, which may be shorter and then ends it. It lies
+// A run is a row of datagrams for one session, all of one size but the last, which may be shorter and then ends it; and all
+// with the same ECN field, which the outer header repeats (RFC 6040; DSCP is not shown to those in between). It lies
 // in the arena just as it goes on the wire:
 //   header 16 | plaintext, zero-padded to 16 within the MTU | tag 16 || header 16 | ...
 // Runs grow over several reads of the TUN, until 64 KB wait or the TUN is empty.
@@ -8,6 +9,7 @@ import type { Asm } from "../crypto/wasm.ts";
 import type { Peer } from "../wireguard/peer.ts";
 import { Outbox } from "./outbox.ts";
 import type { PeerPaths } from "./peer-paths.ts";
+import { StandingQueue } from "./standing-queue.ts";
 import "./asm.ts";
 
 const OVERHEAD = 32;
@@ -41,6 +43,8 @@ export class Transmitter {
   packets = 0;
   /** Packets whose session ended between look-up and sealing, and relay-only ones that found the ring full. */
   unsealed = 0;
+  /** The TUN's ring: who reads it says how full it is. */
+  readonly queue = new StandingQueue();
   readonly #asm: Asm;
   readonly #device: Peers;
   readonly #paths: PeerPaths;
@@ -50,6 +54,7 @@ export class Transmitter {
   #end: number;
   #runs = 0;
   readonly #slot = new Int32Array(MAX_RUNS);
+  readonly #ecn = new Uint8Array(MAX_RUNS);
   readonly #session = new Int32Array(MAX_RUNS);
   readonly #start = new Int32Array(MAX_RUNS);
   readonly #count = new Int32Array(MAX_RUNS);
@@ -80,7 +85,10 @@ export class Transmitter {
   /** One read of the TUN: `length` bytes at `p`, its vnet header at `vnet` (0: none). */
   packet(p: number, length: number, vnet: number, now: number): void {
     const { exports, u32 } = this.#asm;
+    const relieve = this.queue.due(now);
+    if (relieve) exports.txRelieve();
     const slot = exports.txPrepare(p, length, vnet);
+    if (relieve && !exports.txStands()) this.queue.dropped(now);
     if (slot < 0) return;
     const n = u32[this.#split + 2]!;
     const segment = u32[this.#split + 5]!;
@@ -94,12 +102,13 @@ export class Transmitter {
     const padded = this.#padded(segment);
     const lastPadded = this.#padded(last);
     const stride = padded + OVERHEAD;
-    for (let first = 0; first < n; ) {
+    const ecn = u32[this.#split + 11]!;
+    for (let first = u32[this.#split + 10]!; first < n; ) {
       if (this.#end + stride > this.#arena + ARENA_BYTES || this.#runs === MAX_RUNS) this.flush(now);
       const room = Math.max(1, Math.floor((this.#arena + ARENA_BYTES - this.#end) / stride));
       const count = Math.min(n - first, room);
       const lastBytes = (first + count === n ? lastPadded : padded) + OVERHEAD;
-      const at = this.#place(slot, session, count, stride, lastBytes);
+      const at = this.#place(slot, session, ecn, count, stride, lastBytes);
       exports.splitWrite(at + HEADER, first, count, stride, padded, lastPadded);
       first += count;
     }
@@ -113,9 +122,9 @@ export class Transmitter {
   }
 
   /** Room for `count` datagrams, in the last run when they continue it. Returns where they begin. */
-  #place(slot: number, session: number, count: number, stride: number, last: number): number {
+  #place(slot: number, session: number, ecn: number, count: number, stride: number, last: number): number {
     const r = this.#runs - 1;
-    if (r >= 0 && this.#slot[r] === slot && this.#session[r] === session && this.#isOpen(r)) {
+    if (r >= 0 && this.#slot[r] === slot && this.#session[r] === session && this.#ecn[r] === ecn && this.#isOpen(r)) {
       if (stride === this.#stride[r]! || (count === 1 && last < this.#stride[r]!)) {
         const at = this.#end;
         this.#count[r]! += count;
@@ -128,6 +137,7 @@ export class Transmitter {
     const i = this.#runs++;
     this.#slot[i] = slot;
     this.#session[i] = session;
+    this.#ecn[i] = ecn;
     this.#start[i] = at;
     this.#count[i] = count;
     // A single datagram is its own measure: others of the same size may follow.
@@ -182,17 +192,17 @@ export class Transmitter {
     const lastBytes = sealed === count ? last : stride;
     this.#device.sent(slot, sealed, (sealed - 1) * stride + lastBytes, now);
     this.#hooks.activity(slot, now);
-    this.#send(slot, start, sealed, stride, lastBytes);
+    this.#send(slot, start, sealed, stride, lastBytes, this.#ecn[r]!);
   }
 
-  #send(slot: number, start: number, count: number, stride: number, last: number): void {
+  #send(slot: number, start: number, count: number, stride: number, last: number, ecn: number): void {
     this.#paths.follow(slot, this.#device.peerBySlot(slot));
     const { nameLength, relay } = this.#paths;
     if (relay[slot]) {
       for (let i = 0; i < count; i++) this.#hooks.relay(slot, start + i * stride, i === count - 1 ? last : stride);
     }
-    if (nameLength[slot] === 16) this.v4.add(slot, start, count, stride, last);
-    else if (nameLength[slot] === 28) this.v6.add(slot, start, count, stride, last);
+    if (nameLength[slot] === 16) this.v4.add(slot, start, count, stride, last, ecn);
+    else if (nameLength[slot] === 28) this.v6.add(slot, start, count, stride, last, ecn);
   }
 
   /**
@@ -204,7 +214,7 @@ export class Transmitter {
     const at = (this.#end + 15) & ~15;
     this.#asm.u8.set(data, at);
     this.#end = at + data.length;
-    if (name === 0) this.#send(slot, at, 1, data.length, data.length);
+    if (name === 0) this.#send(slot, at, 1, data.length, data.length, 0);
     else if (nameLength === 16) this.v4.addTo(slot, name, nameLength, at, data.length);
     else this.v6.addTo(slot, name, nameLength, at, data.length);
   }
