@@ -36,6 +36,7 @@ export interface Libc {
   poll(fds: Address, count: number, timeoutMs: number): number;
   setns(fd: number, type: number): number;
   unshare(flags: number): number;
+  madvise(address: Address, length: number, advice: number): number;
   prctl(option: number, a: number, b: number, c: number, d: number): number;
   getppid(): number;
   flock(fd: number, operation: number): number;
@@ -66,6 +67,7 @@ const SYMBOLS = {
   poll: { args: ["ptr", "u32", "i32"], returns: "i32" },
   setns: { args: ["i32", "i32"], returns: "i32" },
   unshare: { args: ["i32"], returns: "i32" },
+  madvise: { args: ["ptr", "u64", "i32"], returns: "i32" },
   prctl: { args: ["i32", "u32", "u32", "u32", "u32"], returns: "i32" },
   getppid: { args: [], returns: "i32" },
   flock: { args: ["i32", "i32"], returns: "i32" },

@@ -17,6 +17,7 @@ import { connect, createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { Netlink } from "../../ffi/netlink.ts";
+import { releaseProgramCode } from "../../ffi/process.ts";
 import { peerCredentials } from "../../ffi/unix.ts";
 import type { Datapath, DatapathOptions } from "../datapath/api.ts";
 import { startDatapath } from "../datapath/datapath.ts";
@@ -29,6 +30,8 @@ const DEFAULT_MTU = 1420;
 const MAX_CONNECTIONS = 64;
 /** A client that says nothing for so long is let go. */
 const IDLE_MS = 60_000;
+/** After so long what was only needed to start is given back. */
+const SETTLED_MS = 1000;
 const START_DEADLINE_MS = 20_000;
 /** Set for the process that --background starts: nobody reads its standard error once it is up. */
 const BACKGROUND = "WEFT_WG_BACKGROUND";
@@ -127,6 +130,10 @@ async function serve(name: string, settings: Settings, log: Log): Promise<number
   process.on("SIGTERM", onSignal);
   try {
     socket = await UapiSocket.open(join(SOCKET_DIR, `${datapath.tunName}.sock`), datapath, log, () => end(0));
+    setTimeout(() => {
+      Bun.gc(true);
+      releaseProgramCode();
+    }, SETTLED_MS).unref();
     log.verbose(`device is up, UDP port ${datapath.port()}, socket ${socket.path}`);
     return await ended;
   } finally {
