@@ -1,0 +1,265 @@
+// Policy + tailnet -> what each node is told: packet filter, SSH rules, capabilities, peers, and the routes of each peer.
+// Everything is decided when a compiled policy is made or, for one node, when it is asked for. Pure.
+import type * as tc from "../../wire/tailcfg.ts";
+import { addressNumber, covers, INTERNET, parseRange, RangeSet } from "./addresses.ts";
+import { Bits } from "./bits.ts";
+import { isAutogroup } from "./parse.ts";
+import { isExitRoute, Resolver, type SubnetRoute } from "./resolve.ts";
+import { Compiler, itemsAt, type Rule } from "./rules.ts";
+import { checkLocalDomains, sshRulesFor } from "./ssh.ts";
+import type { Policy, PolicyNode, PortRange, Selector, SSHRule, Tailnet } from "./types.ts";
+
+export interface PeerView {
+  /** Addresses and routes, as prefixes. */
+  allowedIPs: string[];
+  /** Subnet routes that lead to this peer; never exit routes. */
+  primaryRoutes: string[];
+  capMap: tc.CapMap;
+}
+
+const ALLOW_ALL = { src: [{ kind: "any", text: "*" }], dst: [{ kind: "any", text: "*" }] } as const;
+
+/** Where "funnel" may listen. */
+const FUNNEL_PORTS = "https://tailscale.com/cap/funnel-ports?ports=443,8443,10000";
+
+function portsOf(ports: readonly PortRange[]): tc.PortRange[] {
+  return ports.map(({ first, last }) => ({ First: first, Last: last }));
+}
+
+function prefixOf(address: string): string {
+  return `${address}/${address.includes(":") ? 128 : 32}`;
+}
+
+export class Compiled {
+  readonly resolver: Resolver;
+  readonly rules: readonly Rule[];
+  /** Addresses among the destinations of each rule. */
+  readonly destinations: readonly RangeSet[];
+  private readonly capabilityLists: readonly tc.CapMap[];
+  private readonly carriers = new Map<number, ReadonlyMap<string, number>>();
+
+  /** Throws PolicyError: a name that means two users, a foreign mail domain, or a policy that expands without end. */
+  constructor(
+    readonly policy: Policy,
+    tailnet: Tailnet,
+  ) {
+    this.resolver = new Resolver(policy, tailnet);
+    const compiler = new Compiler(this.resolver);
+    const accesses = policy.accesses ?? [
+      {
+        ...ALLOW_ALL,
+        section: "acls" as const,
+        index: 0,
+        place: { line: 1, column: 1 },
+        postures: [],
+        openings: [{ protocol: null, dst: [{ selector: ALLOW_ALL.dst[0], ports: [{ first: 0, last: 65535 }] }] }],
+        capabilities: null,
+        via: [],
+      },
+    ];
+    for (const access of accesses) compiler.add(access);
+    this.rules = compiler.rules.filter((rule) => rule.source.texts.length > 0);
+    this.destinations = this.rules.map((rule) => RangeSet.of(rule.addresses.map(({ range }) => range)));
+    checkLocalDomains(this.resolver);
+    this.capabilityLists = this.attributes();
+  }
+
+  private index(nodeId: number): number {
+    const i = this.resolver.indexOf(nodeId);
+    if (i === undefined) throw new RangeError(`node ${nodeId} is not in the tailnet that the policy was compiled for`);
+    return i;
+  }
+
+  // ---- packet filter ----
+
+  /** What may come into a node and the routes behind it. Empty: nothing. */
+  packetFilter(nodeId: number): tc.FilterRule[] {
+    const i = this.index(nodeId);
+    const out: tc.FilterRule[] = [];
+    for (const rule of this.rules) {
+      if (!rule.targets.has(i)) continue;
+      const filter = rule.capabilities ? this.capabilityRule(rule, i) : this.portRule(rule, i);
+      if (filter) out.push(filter);
+    }
+    return out;
+  }
+
+  private portRule(rule: Rule, i: number): tc.FilterRule | null {
+    const own = this.resolver.addressesOf(i);
+    const dstPorts: tc.NetPortRange[] = [];
+    for (const item of itemsAt(rule, i, this.resolver)) {
+      const texts = item.text !== null ? [item.text] : rule.internet.includes(item) ? INTERNET.texts() : own;
+      for (const IP of texts) for (const Ports of portsOf(item.ports)) dstPorts.push({ IP, Ports });
+    }
+    if (dstPorts.length === 0) return null;
+    return {
+      SrcIPs: [...rule.source.texts],
+      DstPorts: dstPorts,
+      ...(rule.protocol !== null && { IPProto: [rule.protocol] }),
+    };
+  }
+
+  private capabilityRule(rule: Rule, i: number): tc.FilterRule | null {
+    const items = itemsAt(rule, i, this.resolver);
+    const dsts = this.resolver.addressesOf(i).filter((address) => {
+      const n = addressNumber(address)!;
+      return items.some(({ range }) => !range || covers(range, { first: n, last: n }));
+    });
+    if (dsts.length === 0) return null;
+    return {
+      SrcIPs: [...rule.source.texts],
+      CapGrant: [{ Dsts: dsts.map(prefixOf), CapMap: { ...(rule.capabilities as tc.CapMap) } }],
+    };
+  }
+
+  // ---- peers and their routes ----
+
+  /** Ids of the nodes that a node may know of: some rule lets one of both reach the other. Ascending. */
+  peers(nodeId: number): number[] {
+    const i = this.index(nodeId);
+    const seen = new Bits(this.resolver.nodes.length);
+    for (const { source, targets } of this.rules) {
+      if (source.nodes.has(i)) seen.addAll(targets);
+      if (targets.has(i)) seen.addAll(source.nodes);
+    }
+    seen.delete(i);
+    return [...seen].map((peer) => this.resolver.nodes[peer]!.id);
+  }
+
+  /** Which router carries each subnet route for one viewer. Routes that it has no use for are absent. */
+  private carriersFor(i: number): ReadonlyMap<string, number> {
+    let found = this.carriers.get(i);
+    if (!found) {
+      const entries = this.resolver.routes.map((route) => [route.text, this.carrier(i, route)] as const);
+      found = new Map(entries.filter((entry): entry is readonly [string, number] => entry[1] !== null));
+      this.carriers.set(i, found);
+    }
+    return found;
+  }
+
+  private carrier(i: number, { range, routers, primary }: SubnetRoute): number | null {
+    // Routers of a prefix know of its primary.
+    let plain = routers.includes(i);
+    const eligible = new Set<number>();
+    for (const [r, rule] of this.rules.entries()) {
+      if (plain) break;
+      const outward = rule.source.nodes.has(i) && (rule.everywhere.length > 0 || this.destinations[r]!.overlaps(range));
+      if (outward && rule.via.length === 0) plain = true;
+      else if (outward) for (const router of routers) if (this.resolver.hasTag(router, rule.via)) eligible.add(router);
+      // What may come from behind a router must find its way back.
+      if (rule.targets.has(i) && rule.source.ranges.overlaps(range)) plain = true;
+    }
+    if (plain || eligible.has(primary)) return primary;
+    return eligible.size > 0 ? Math.min(...eligible) : null;
+  }
+
+  private mayExitBy(i: number, exit: number): boolean {
+    return (
+      this.resolver.exits.has(exit) &&
+      this.rules.some(
+        ({ source, via, everywhere, internet }) =>
+          source.nodes.has(i) &&
+          everywhere.length + internet.length > 0 &&
+          (via.length === 0 || this.resolver.hasTag(exit, via)),
+      )
+    );
+  }
+
+  private withoutIPv4(i: number): boolean {
+    return this.policy.disableIPv4 || Object.hasOwn(this.capabilityLists[i]!, "disable-ipv4");
+  }
+
+  private ownAddresses(i: number, viewer: number): string[] {
+    const addresses = this.resolver.addressesOf(i);
+    const only6 = this.withoutIPv4(i) || this.withoutIPv4(viewer);
+    return addresses.filter((address) => !only6 || address.includes(":")).map(prefixOf);
+  }
+
+  /** A peer as one viewer sees it. */
+  peerView(viewerId: number, peerId: number): PeerView {
+    const viewer = this.index(viewerId);
+    const peer = this.index(peerId);
+    const primaryRoutes = [...this.carriersFor(viewer)].filter(([, router]) => router === peer).map(([text]) => text);
+    const exit = this.mayExitBy(viewer, peer) ? this.resolver.nodes[peer]!.routes.filter(isExitRoute) : [];
+    return {
+      allowedIPs: [...this.ownAddresses(peer, viewer), ...primaryRoutes, ...exit],
+      primaryRoutes,
+      capMap: exit.length > 0 ? { "suggest-exit-node": null } : {},
+    };
+  }
+
+  /** A node as it sees itself: all of its approved routes, and those among them that it is primary for. */
+  selfView(nodeId: number): PeerView {
+    const i = this.index(nodeId);
+    const routes = this.resolver.nodes[i]!.routes;
+    const primary = this.resolver.routes.filter((route) => route.primary === i).map(({ text }) => text);
+    return {
+      allowedIPs: [...this.ownAddresses(i, i), ...routes],
+      primaryRoutes: primary,
+      capMap: this.capabilityLists[i]!,
+    };
+  }
+
+  // ---- capabilities ----
+
+  /** What `nodeAttrs` and the switches of the policy give a node. */
+  capabilities(nodeId: number): tc.CapMap {
+    return this.capabilityLists[this.index(nodeId)]!;
+  }
+
+  private attributes(): tc.CapMap[] {
+    const { policy, resolver } = this;
+    const lists = resolver.nodes.map((): tc.CapMap => {
+      const list: tc.CapMap = {};
+      if (policy.randomizeClientPort) list["randomize-client-port"] = null;
+      if (policy.oneCGNAT !== null) list[`one-cgnat?v=${policy.oneCGNAT}`] = null;
+      return list;
+    });
+    for (const { target, attributes, app } of policy.nodeAttributes) {
+      const nodes = new Bits(resolver.nodes.length);
+      for (const selector of target) nodes.addAll(resolver.targets(selector));
+      for (const i of nodes) {
+        const list = lists[i]!;
+        for (const name of attributes) {
+          set(list, name, null);
+          if (name !== "funnel") continue;
+          set(list, FUNNEL_PORTS, null);
+          if (!resolver.tailnet.https) set(list, "https://tailscale.com/cap/warn-funnel-no-https", null);
+        }
+        for (const [name, values] of Object.entries(app)) {
+          const before = Object.hasOwn(list, name) ? (list[name] ?? []) : [];
+          set(list, name, values === null ? null : [...before, ...values]);
+        }
+      }
+    }
+    return lists;
+  }
+
+  // ---- SSH ----
+
+  /** In the order in which the client tries them. */
+  sshRules(nodeId: number): SSHRule[] {
+    return sshRulesFor(this.resolver, this.index(nodeId));
+  }
+
+  /** Routes that a node advertises and that `autoApprovers` approves by themselves. */
+  autoApproved(node: Pick<PolicyNode, "userId" | "tags">, advertised: readonly string[]): string[] {
+    const approves = (selector: Selector): boolean => {
+      if (selector.kind === "tag") return node.tags.includes(selector.name);
+      if (isAutogroup(selector, "tagged")) return node.tags.length > 0;
+      const users = node.tags.length === 0 && node.userId !== null && this.resolver.users(selector);
+      return users ? users.has(node.userId!) : false;
+    };
+    const { routes, exitNode } = this.policy.approvers;
+    return advertised.filter((text) => {
+      // Exit routes are a pair and have their own list; a prefix of 0 bits among the routes approves nothing.
+      if (isExitRoute(text)) return exitNode.some(approves);
+      const range = parseRange(text);
+      return range !== null && routes.some((entry) => covers(entry.range, range) && entry.approvers.some(approves));
+    });
+  }
+}
+
+function set(list: tc.CapMap, name: string, values: unknown[] | null): void {
+  Object.defineProperty(list, name, { value: values, enumerable: true, writable: true, configurable: true });
+}

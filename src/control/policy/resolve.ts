@@ -1,0 +1,228 @@
+// Selectors of a policy -> users, nodes and addresses of a tailnet. Nodes are numbered by their place in the tailnet,
+// sorted by id; sets of them are bitmaps.
+import { addressNumber, overlaps, parseRange, type Range, RangeSet, TAILNET } from "./addresses.ts";
+import { Bits } from "./bits.ts";
+import { PolicyError } from "./error.ts";
+import { rolesOf } from "./selectors.ts";
+import type { Policy, PolicyNode, PolicyUser, Selector, Tailnet } from "./types.ts";
+
+export interface SubnetRoute {
+  readonly text: string;
+  readonly range: Range;
+  /** All nodes that serve it, lowest id first. */
+  readonly routers: readonly number[];
+  readonly primary: number;
+}
+
+export function isExitRoute(text: string): boolean {
+  return text === "0.0.0.0/0" || text === "::/0";
+}
+
+function lower(text: string): string {
+  return text.toLowerCase();
+}
+
+function domainOf(email: string): string {
+  return lower(email.slice(email.lastIndexOf("@") + 1));
+}
+
+export class Resolver {
+  readonly nodes: readonly PolicyNode[];
+  readonly all: Bits;
+  readonly tagged: Bits;
+  readonly routes: readonly SubnetRoute[];
+  /** Nodes whose approved routes hold both exit routes, or one where the node has but one family. */
+  readonly exits: Bits;
+  private readonly indexes = new Map<number, number>();
+  private readonly subnets: { node: number; range: Range }[] = [];
+  /** Every address of a node, ascending. */
+  private readonly addresses: { n: bigint; node: number }[] = [];
+  private readonly byUser = new Map<number, number[]>();
+  private readonly byTag = new Map<string, number[]>();
+  private readonly usersByName = new Map<string, PolicyUser[]>();
+  private readonly usersById = new Map<number, PolicyUser>();
+  private readonly cache = new Map<string, Bits>();
+
+  constructor(
+    readonly policy: Policy,
+    readonly tailnet: Tailnet,
+  ) {
+    this.nodes = [...tailnet.nodes].sort((a, b) => a.id - b.id);
+    this.all = Bits.all(this.nodes.length);
+    this.tagged = new Bits(this.nodes.length);
+    this.exits = new Bits(this.nodes.length);
+    const routers = new Map<string, number[]>();
+    for (const [i, node] of this.nodes.entries()) {
+      this.indexes.set(node.id, i);
+      for (const text of [node.ipv4, node.ipv6]) {
+        const n = addressNumber(text);
+        if (n !== null) this.addresses.push({ n, node: i });
+      }
+      if (node.tags.length > 0) this.tagged.add(i);
+      else if (node.userId !== null) append(this.byUser, node.userId, i);
+      for (const tag of new Set(node.tags)) append(this.byTag, tag, i);
+      for (const route of new Set(node.routes)) {
+        if (isExitRoute(route)) this.exits.add(i);
+        else append(routers, route, i);
+      }
+    }
+    this.addresses.sort((a, b) => (a.n < b.n ? -1 : 1));
+    this.routes = [...routers].flatMap(([text, serving]) => {
+      const range = parseRange(text);
+      if (!range) return [];
+      for (const node of serving) this.subnets.push({ node, range });
+      const elected = this.indexes.get(tailnet.primaries?.get(text) ?? -1);
+      const primary = elected !== undefined && serving.includes(elected) ? elected : serving[0]!;
+      return [{ text, range, routers: serving, primary }];
+    });
+    for (const user of tailnet.users) {
+      this.usersById.set(user.id, user);
+      // "name@" and the mail address. Who has the name of another's address is that user as well: then it is ambiguous.
+      const names = new Set([lower(`${user.name}@`), ...(user.email ? [lower(user.email)] : [])]);
+      if (user.name.includes("@")) names.add(lower(user.name));
+      for (const name of names) append(this.usersByName, name, user);
+    }
+  }
+
+  indexOf(nodeId: number): number | undefined {
+    return this.indexes.get(nodeId);
+  }
+
+  user(id: number | null): PolicyUser | undefined {
+    return id === null ? undefined : this.usersById.get(id);
+  }
+
+  /** Untagged nodes of a user. */
+  nodesOfUser(userId: number): readonly number[] {
+    return this.byUser.get(userId) ?? [];
+  }
+
+  isSubnetRouter(node: number, range: Range): boolean {
+    return this.subnets.some((subnet) => subnet.node === node && overlaps(subnet.range, range));
+  }
+
+  addressesOf(node: number): string[] {
+    const { ipv4, ipv6 } = this.nodes[node]!;
+    return [...(ipv4 ? [ipv4] : []), ...(ipv6 ? [ipv6] : [])];
+  }
+
+  hasTag(node: number, tags: readonly string[]): boolean {
+    return this.nodes[node]!.tags.some((tag) => tags.includes(tag));
+  }
+
+  /** Nodes that hold an address of the range, each once. */
+  nodesIn(range: Range): number[] {
+    let low = 0;
+    let high = this.addresses.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.addresses[middle]!.n < range.first) low = middle + 1;
+      else high = middle;
+    }
+    const found = new Set<number>();
+    for (let i = low; i < this.addresses.length && this.addresses[i]!.n <= range.last; i++) {
+      found.add(this.addresses[i]!.node);
+    }
+    return [...found];
+  }
+
+  /** Nodes that serve a route which overlaps the range, each once. */
+  routersOf(range: Range): number[] {
+    return [...new Set(this.subnets.filter((subnet) => overlaps(subnet.range, range)).map(({ node }) => node))];
+  }
+
+  /** Whom a selector that stands for users means; null: it stands for something else. */
+  users(selector: Selector): ReadonlySet<number> | null {
+    switch (selector.kind) {
+      case "user": {
+        const users = this.usersByName.get(lower(selector.token)) ?? [];
+        if (users.length > 1) {
+          throw new PolicyError(
+            `${JSON.stringify(selector.text)} means ${users.length} users: write the mail address of one`,
+          );
+        }
+        return new Set(users.map(({ id }) => id));
+      }
+      case "domain":
+        return new Set(
+          this.tailnet.users.filter(({ email }) => domainOf(email) === selector.domain).map(({ id }) => id),
+        );
+      case "group": {
+        const members = (this.policy.groups.get(selector.name) ?? []).flatMap((member) => [...this.users(member)!]);
+        const claimed = this.tailnet.users.filter((user) => user.groups?.includes(selector.name)).map(({ id }) => id);
+        return new Set([...members, ...claimed]);
+      }
+      case "autogroup": {
+        const roles = rolesOf(selector.name);
+        if (selector.name === "autogroup:member") return new Set(this.usersById.keys());
+        return (
+          roles && new Set(this.tailnet.users.filter(({ role }) => role && roles.includes(role)).map(({ id }) => id))
+        );
+      }
+      default:
+        return null;
+    }
+  }
+
+  /** Nodes that a selector means by who they are; null for those that stand for addresses. */
+  identity(selector: Selector): Bits | null {
+    if (selector.kind === "any" || selector.kind === "range" || selector.kind === "ipset") return null;
+    let found = this.cache.get(selector.text);
+    if (!found) {
+      found = this.identify(selector);
+      this.cache.set(selector.text, found);
+    }
+    return found;
+  }
+
+  private identify(selector: Selector): Bits {
+    const size = this.nodes.length;
+    if (selector.kind === "tag") return Bits.of(size, this.byTag.get(selector.name) ?? []);
+    if (selector.kind === "autogroup" && selector.name === "autogroup:tagged") return this.tagged;
+    const users = this.users(selector) ?? new Set<number>();
+    return Bits.of(
+      size,
+      [...users].flatMap((id) => this.nodesOfUser(id)),
+    );
+  }
+
+  /** The addresses that a selector means; "*" is the tailnet and all approved subnet routes. */
+  ranges(selector: Selector): RangeSet {
+    switch (selector.kind) {
+      case "any":
+        return RangeSet.of([...TAILNET.ranges, ...this.routes.map(({ range }) => range)]);
+      case "range":
+        return RangeSet.of([selector.range]);
+      case "ipset":
+        return this.policy.ipsets.get(selector.name) ?? RangeSet.EMPTY;
+      default:
+        return RangeSet.EMPTY;
+    }
+  }
+
+  /** Nodes that a selector names, by identity or by one of their own addresses. */
+  targets(selector: Selector): Bits {
+    if (selector.kind === "any") return this.all;
+    const named = this.identity(selector);
+    if (named) return named;
+    return Bits.of(
+      this.nodes.length,
+      this.ranges(selector).ranges.flatMap((range) => this.nodesIn(range)),
+    );
+  }
+
+  /** Mail domains that "localpart:*@domain" may name. Null: nobody has one, nothing is known. */
+  domains(): ReadonlySet<string> | null {
+    if (this.tailnet.domains) return new Set(this.tailnet.domains.map(lower));
+    const known = new Set(
+      this.tailnet.users.filter(({ email }) => email.includes("@")).map(({ email }) => domainOf(email)),
+    );
+    return known.size === 0 ? null : known;
+  }
+}
+
+function append<K, V>(map: Map<K, V[]>, key: K, value: V): void {
+  const list = map.get(key);
+  if (list) list.push(value);
+  else map.set(key, [value]);
+}

@@ -1,0 +1,318 @@
+// Entries of `grants` and `acls` -> rules: who (a source, resolved), what (protocol and ports, or capabilities), and which
+// nodes enforce it. Rules with the same sources, protocol and routers are one, as the hosted service merges them.
+import { EVERYTHING, formatRange, INTERNET, type Range, RangeSet, TAILNET } from "./addresses.ts";
+import { Bits } from "./bits.ts";
+import { PolicyError } from "./error.ts";
+import { isAutogroup } from "./parse.ts";
+import { meetsPosture } from "./postures.ts";
+import type { Resolver } from "./resolve.ts";
+import type { Access, CapabilityValues, PortRange, Selector } from "./types.ts";
+
+/** Sources and destinations that all rules of a policy may have together, each counted at each node that it reaches. */
+export const MAX_ENTRIES = 4_000_000;
+
+export interface Source {
+  /** As in SrcIPs: sorted, each once. */
+  readonly texts: readonly string[];
+  /** Nodes that may use the rule: named, by their address, or for a route that they serve. */
+  readonly nodes: Bits;
+  /** Address parts of the source. */
+  readonly ranges: RangeSet;
+  /** Equal sources share one object. */
+  readonly id: number;
+}
+
+/** A destination as one node enforces it. */
+export interface Item {
+  /** Its place in the rule. */
+  readonly order: number;
+  /** "*", an address, a prefix or a range; null: the node's own addresses. */
+  readonly text: string | null;
+  readonly range: Range | null;
+  readonly ports: readonly PortRange[];
+  readonly access: Access;
+}
+
+export interface Rule {
+  readonly source: Source;
+  readonly protocol: number | null;
+  readonly via: readonly string[];
+  /** Of a rule about capabilities, which opens no port. */
+  readonly capabilities: Readonly<Record<string, CapabilityValues>> | null;
+  readonly items: Map<number, Item[]>;
+  /** "*" as destination: at every node. */
+  readonly everywhere: Item[];
+  /** autogroup:internet as destination: at exit nodes. */
+  readonly internet: Item[];
+  /** Addresses as destinations, whether or not a node enforces them. */
+  readonly addresses: (Item & { readonly range: Range })[];
+  /** Nodes that enforce the rule. */
+  readonly targets: Bits;
+  size: number;
+}
+
+/** Capabilities that the other side must know of, too. */
+const COMPANIONS: Readonly<Record<string, string>> = {
+  "tailscale.com/cap/drive": "tailscale.com/cap/drive-sharer",
+  "tailscale.com/cap/relay": "tailscale.com/cap/relay-target",
+};
+
+const NO_PORTS: readonly PortRange[] = [];
+
+export class Compiler {
+  readonly rules: Rule[] = [];
+  private entries = 0;
+  private readonly sources = new Map<string, Source>();
+  private readonly bySelectors = new Map<string, Source>();
+  private readonly merged = new Map<string, Rule>();
+
+  constructor(private readonly resolver: Resolver) {}
+
+  private charge(count: number, access: Access): void {
+    this.entries += count;
+    if (this.entries <= MAX_ENTRIES) return;
+    const where = `${access.section}[${access.index}]`;
+    throw new PolicyError(
+      `the policy expands to more than ${MAX_ENTRIES} sources and destinations at ${where}: use fewer or wider ones`,
+      access.place,
+    );
+  }
+
+  add(access: Access): void {
+    const plain = access.dst.filter((selector) => !isAutogroup(selector, "self"));
+    const self = plain.length < access.dst.length;
+    // What goes to a user's own nodes is a rule for each user.
+    const owners = self ? this.owners(access) : [];
+    const source = plain.length > 0 ? this.source(access.src, access) : null;
+    for (const { protocol, dst } of access.openings) {
+      const rule = source && this.rule(source, protocol, access.via);
+      for (const { selector, ports } of dst) {
+        if (isAutogroup(selector, "self")) continue;
+        if (rule && source!.texts.length > 0) this.place(rule, selector, ports, access);
+      }
+      for (const { source: own, nodes } of owners) {
+        const ownRule = this.rule(own, protocol, []);
+        for (const { selector, ports } of dst) {
+          if (isAutogroup(selector, "self")) this.placeAt(ownRule, nodes, ports, access);
+        }
+      }
+    }
+    // A router's way says nothing about capabilities: those are the destination's own.
+    if (access.capabilities && access.via.length === 0)
+      this.addCapabilities(access, access.capabilities, plain, owners);
+  }
+
+  private addCapabilities(
+    access: Access,
+    capabilities: Readonly<Record<string, CapabilityValues>>,
+    plain: readonly Selector[],
+    owners: readonly { source: Source; nodes: readonly number[] }[],
+  ): void {
+    const companions = Object.keys(capabilities)
+      .filter((name) => Object.hasOwn(COMPANIONS, name))
+      .sort()
+      .map((name) => ({ [COMPANIONS[name]!]: null }));
+    if (plain.length > 0) {
+      const rule = this.newRule(this.source(access.src, access), null, [], capabilities);
+      if (rule.source.texts.length > 0) for (const selector of plain) this.place(rule, selector, NO_PORTS, access);
+      for (const companion of companions) {
+        const back = this.newRule(this.source(plain, access, false), null, [], companion);
+        if (back.source.texts.length === 0) continue;
+        if (access.postures.length > 0) this.placeAt(back, [...rule.source.nodes], NO_PORTS, access);
+        else for (const selector of access.src) this.place(back, selector, NO_PORTS, access);
+      }
+    }
+    for (const { source, nodes } of owners) {
+      const rule = this.newRule(source, null, [], capabilities);
+      this.placeAt(rule, nodes, NO_PORTS, access);
+      for (const companion of companions) {
+        const back = this.newRule(this.sourceOfNodes(nodes, access), null, [], companion);
+        this.placeAt(back, [...source.nodes], NO_PORTS, access);
+      }
+    }
+  }
+
+  // ---- sources ----
+
+  private qualifies(access: Access): Bits | null {
+    if (access.postures.length === 0) return null;
+    const { nodes, policy } = this.resolver;
+    const fit = new Bits(nodes.length);
+    for (const [i, node] of nodes.entries()) {
+      if (access.postures.some((name) => meetsPosture(node, policy.postures.get(name) ?? []))) fit.add(i);
+    }
+    return fit;
+  }
+
+  private source(selectors: readonly Selector[], access: Access, postures = true): Source {
+    const key = JSON.stringify([selectors.map(({ text }) => text).sort(), postures ? access.postures : []]);
+    const known = this.bySelectors.get(key);
+    if (known) return known;
+    const fit = postures ? this.qualifies(access) : null;
+    const { resolver } = this;
+    const nodes = new Bits(resolver.nodes.length);
+    const texts = new Set<string>();
+    const ranges: Range[] = [];
+    const nameNode = (node: number): void => {
+      if (fit && !fit.has(node)) return;
+      nodes.add(node);
+      for (const text of resolver.addressesOf(node)) texts.add(text);
+    };
+    for (const selector of selectors) {
+      if (isAutogroup(selector, "danger-all") && !fit) {
+        texts.add("*");
+        nodes.addAll(resolver.all);
+        ranges.push(...EVERYTHING.ranges);
+        continue;
+      }
+      const named = fit ? resolver.targets(selector) : resolver.identity(selector);
+      if (named) {
+        for (const node of named) nameNode(node);
+        continue;
+      }
+      if (selector.kind === "any") {
+        nodes.addAll(resolver.all);
+        for (const { text } of resolver.routes) texts.add(text);
+      }
+      const set = resolver.ranges(selector);
+      for (const range of set.ranges) ranges.push(range);
+      // "*" lists routes one by one, also where one covers another.
+      for (const text of selector.kind === "any" ? TAILNET.texts() : set.texts()) texts.add(text);
+      for (const range of set.ranges) {
+        for (const node of resolver.nodesIn(range)) nodes.add(node);
+        for (const node of resolver.routersOf(range)) nodes.add(node);
+      }
+    }
+    const source = this.intern([...texts], nodes, RangeSet.of(ranges), access);
+    this.bySelectors.set(key, source);
+    return source;
+  }
+
+  private sourceOfNodes(nodes: readonly number[], access: Access): Source {
+    const texts = nodes.flatMap((node) => this.resolver.addressesOf(node));
+    return this.intern(texts, Bits.of(this.resolver.nodes.length, nodes), RangeSet.EMPTY, access);
+  }
+
+  private intern(list: string[], nodes: Bits, ranges: RangeSet, access: Access): Source {
+    const texts = list.sort();
+    const key = texts.join(",");
+    let source = this.sources.get(key);
+    if (!source) {
+      this.charge(texts.length, access);
+      source = { texts, nodes, ranges, id: this.sources.size };
+      this.sources.set(key, source);
+    }
+    return source;
+  }
+
+  /** For autogroup:self: each user among the sources, and that user's own nodes. */
+  private owners(access: Access): { source: Source; nodes: readonly number[] }[] {
+    const fit = this.qualifies(access);
+    const users = new Set<number>();
+    for (const selector of access.src) {
+      const some =
+        selector.kind === "any" ? this.resolver.tailnet.users.map(({ id }) => id) : this.resolver.users(selector);
+      for (const id of some ?? []) users.add(id);
+    }
+    return [...users]
+      .sort((a, b) => a - b)
+      .map((id) => {
+        const nodes = this.resolver.nodesOfUser(id);
+        return { source: this.sourceOfNodes(fit ? nodes.filter((node) => fit.has(node)) : nodes, access), nodes };
+      })
+      .filter(({ source }) => source.texts.length > 0);
+  }
+
+  // ---- rules ----
+
+  private rule(source: Source, protocol: number | null, via: readonly string[]): Rule {
+    const key = JSON.stringify([source.id, protocol, [...via].sort()]);
+    let rule = this.merged.get(key);
+    if (!rule) {
+      rule = this.newRule(source, protocol, via, null);
+      this.merged.set(key, rule);
+    }
+    return rule;
+  }
+
+  private newRule(
+    source: Source,
+    protocol: number | null,
+    via: readonly string[],
+    capabilities: Readonly<Record<string, CapabilityValues>> | null,
+  ): Rule {
+    const rule: Rule = {
+      source,
+      protocol,
+      via,
+      capabilities,
+      items: new Map(),
+      everywhere: [],
+      internet: [],
+      addresses: [],
+      targets: new Bits(this.resolver.nodes.length),
+      size: 0,
+    };
+    this.rules.push(rule);
+    return rule;
+  }
+
+  private put(rule: Rule, node: number, item: Item): void {
+    this.charge(Math.max(1, item.ports.length), item.access);
+    const items = rule.items.get(node);
+    if (items) items.push(item);
+    else rule.items.set(node, [item]);
+    rule.targets.add(node);
+  }
+
+  /** Named nodes: both of their addresses. */
+  private placeAt(rule: Rule, nodes: Iterable<number>, ports: readonly PortRange[], access: Access): void {
+    const item: Item = { order: rule.size++, text: null, range: null, ports, access };
+    for (const node of nodes) this.put(rule, node, item);
+  }
+
+  private place(rule: Rule, selector: Selector, ports: readonly PortRange[], access: Access): void {
+    const { resolver } = this;
+    const viaFits = (node: number): boolean => rule.via.length === 0 || resolver.hasTag(node, rule.via);
+    if (isAutogroup(selector, "internet")) {
+      this.charge(ports.length, access);
+      rule.internet.push({ order: rule.size++, text: null, range: null, ports, access });
+      for (const node of resolver.exits) if (viaFits(node)) rule.targets.add(node);
+      return;
+    }
+    if (selector.kind === "any" || isAutogroup(selector, "danger-all")) {
+      this.charge(ports.length * resolver.nodes.length, access);
+      rule.everywhere.push({ order: rule.size++, text: "*", range: null, ports, access });
+      for (const node of resolver.all) if (viaFits(node)) rule.targets.add(node);
+      return;
+    }
+    const named = resolver.identity(selector);
+    if (named) {
+      // A way through routers is about what lies behind them.
+      if (rule.via.length === 0) this.placeAt(rule, named, ports, access);
+      return;
+    }
+    const set = resolver.ranges(selector);
+    this.charge(set.ranges.length, access);
+    for (const range of set.ranges) {
+      const item = { order: rule.size++, text: formatRange(range), range, ports, access };
+      rule.addresses.push(item);
+      const nodes = new Set(resolver.routersOf(range).filter(viaFits));
+      if (rule.via.length === 0) {
+        for (const node of resolver.nodesIn(range)) nodes.add(node);
+        if (INTERNET.covers(range)) for (const node of resolver.exits) nodes.add(node);
+      }
+      for (const node of nodes) this.put(rule, node, item);
+    }
+  }
+}
+
+/** What `node` enforces of a rule, in the order of the policy. */
+export function itemsAt(rule: Rule, node: number, resolver: Resolver): Item[] {
+  const out = [...(rule.items.get(node) ?? [])];
+  if (rule.targets.has(node)) {
+    out.push(...rule.everywhere);
+    if (resolver.exits.has(node)) out.push(...rule.internet);
+  }
+  return out.sort((a, b) => a.order - b.order);
+}

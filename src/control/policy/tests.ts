@@ -1,0 +1,243 @@
+// Entries of `tests` and `sshTests`, run against the policy that holds them. Users and tags without a node get one for the
+// time of the test, so that a test says the same on an empty tailnet.
+import { addressNumber, type Range } from "./addresses.ts";
+import { Bits } from "./bits.ts";
+import { Compiled } from "./compile.ts";
+import { PolicyError, type TestFailure } from "./error.ts";
+import { isAutogroup } from "./parse.ts";
+import { includesPort, parseProtocol, splitPorts } from "./ports.ts";
+import { parseSelector } from "./selectors.ts";
+import type { Policy, PolicyNode, PolicyTest, Selector, SSHRule, SSHTest, Tailnet } from "./types.ts";
+
+const FAILED = "test(s) failed";
+/** Tests times rules: bounds the time of a check. */
+const MAX_STEPS = 20_000_000;
+const TCP = 6;
+
+/** Throws PolicyError with "test(s) failed" and what failed. */
+export function runTests(policy: Policy, tailnet: Tailnet): void {
+  if (policy.tests.length === 0 && policy.sshTests.length === 0) return;
+  const compiled = new Compiled(policy, withStandIns(policy, tailnet));
+  const entries = policy.tests.length + policy.sshTests.length;
+  if (entries * (compiled.rules.length + policy.ssh.length) > MAX_STEPS) {
+    throw new PolicyError(
+      `${entries} tests of ${compiled.rules.length} rules are more than can be run: use fewer tests`,
+    );
+  }
+  const failures = [
+    ...policy.tests.map((test) => ({ user: test.src, errors: testErrors(test, compiled) })),
+    ...policy.sshTests.map((test) => ({ user: test.src, errors: sshTestErrors(test, compiled) })),
+  ].filter(({ errors }: TestFailure) => errors.length > 0);
+  if (failures.length > 0) throw new PolicyError(FAILED, null, failures);
+}
+
+function selectorOf(word: string, policy: Policy): Selector | string {
+  try {
+    return parseSelector(word, policy);
+  } catch (error) {
+    return (error as Error).message;
+  }
+}
+
+/** Each user and each tag of the policy's tests that has no node gets one, with addresses that nobody else has. */
+function withStandIns(policy: Policy, tailnet: Tailnet): Tailnet {
+  const hosts = (words: readonly string[]) => words.map((word) => word.slice(0, Math.max(0, word.lastIndexOf(":"))));
+  const words = new Set([
+    ...policy.tests.flatMap(({ src, accept, deny }) => [src, ...hosts(accept), ...hosts(deny)]),
+    ...policy.sshTests.flatMap(({ src, dst }) => [src, ...dst]),
+  ]);
+  const users = new Set(tailnet.nodes.filter(({ tags }) => tags.length === 0).map(({ userId }) => userId));
+  const tags = new Set(tailnet.nodes.flatMap((node) => node.tags));
+  const nodes: PolicyNode[] = [];
+  let lastId = tailnet.nodes.reduce((top, { id }) => Math.max(top, id), 0);
+  const standIn = (node: Pick<PolicyNode, "userId" | "tags">): void => {
+    lastId++;
+    // A private range of IPv6 that is not the tailnet's: only identity can match it.
+    const ipv6 = `fdff:ffff:ffff::${Math.floor(nodes.length / 65536).toString(16)}:${(nodes.length % 65536).toString(16)}`;
+    nodes.push({ ...node, id: lastId, ipv4: "", ipv6, routes: [] });
+  };
+  const resolver = new Compiled({ ...policy, accesses: [], ssh: [], nodeAttributes: [] }, tailnet).resolver;
+  for (const word of words) {
+    const selector = selectorOf(word, policy);
+    if (typeof selector === "string") continue;
+    if (selector.kind === "tag" && !tags.has(selector.name)) {
+      tags.add(selector.name);
+      standIn({ userId: null, tags: [selector.name] });
+    }
+    for (const id of resolver.users(selector) ?? []) {
+      if (users.has(id)) continue;
+      users.add(id);
+      standIn({ userId: id, tags: [] });
+    }
+  }
+  return nodes.length === 0 ? tailnet : { ...tailnet, nodes: [...tailnet.nodes, ...nodes] };
+}
+
+/** Whom a test speaks for: nodes, or an address that is nobody's. */
+interface Party {
+  readonly nodes: Bits;
+  readonly address: Range | null;
+}
+
+function partyOf(word: string, compiled: Compiled): Party | string {
+  const { resolver } = compiled;
+  const selector = selectorOf(word, compiled.policy);
+  if (typeof selector === "string") return selector;
+  if (selector.kind === "range") {
+    const { range } = selector;
+    if (range.first !== range.last || word.includes("/")) return `${JSON.stringify(word)} is no single address`;
+    const nodes = resolver.nodesIn(range);
+    return { nodes: Bits.of(resolver.nodes.length, nodes), address: range };
+  }
+  if (selector.kind === "ipset") return `${JSON.stringify(word)} is no single address`;
+  const nodes = resolver.targets(selector);
+  return nodes.isEmpty ? `${JSON.stringify(word)} stands for nobody` : { nodes, address: null };
+}
+
+/** All nodes that a rule lets reach `node` or `address`, and whether the address `from` may. */
+function reach(
+  compiled: Compiled,
+  target: { node: number | null; address: Range | null },
+  protocol: number | null,
+  port: number,
+): { nodes: Bits; allows: (from: Range) => boolean } {
+  const { resolver } = compiled;
+  const hits = compiled.rules.filter((rule) => {
+    if (rule.capabilities) return false;
+    const open = rule.protocol === null ? protocol !== 132 : rule.protocol === (protocol ?? TCP);
+    if (!open) return false;
+    if (rule.everywhere.some(({ ports }) => includesPort(ports, port))) return true;
+    const fits = ({ range, ports }: { range: Range | null; ports: Parameters<typeof includesPort>[0] }): boolean =>
+      includesPort(ports, port) && (range === null || ownsAddress(resolver, target, range));
+    if (target.node !== null && (rule.items.get(target.node) ?? []).some(fits)) return true;
+    // An address that is no node's may lie behind a router, or nowhere yet: the rule says so all the same.
+    return target.node === null && rule.addresses.some(fits);
+  });
+  const nodes = new Bits(resolver.nodes.length);
+  for (const { source } of hits) nodes.addAll(source.nodes);
+  return { nodes, allows: (from) => hits.some(({ source }) => source.ranges.covers(from)) };
+}
+
+function ownsAddress(
+  resolver: Compiled["resolver"],
+  target: { node: number | null; address: Range | null },
+  range: Range,
+): boolean {
+  const inside = ({ first, last }: Range): boolean => range.first <= first && last <= range.last;
+  if (target.address) return inside(target.address);
+  return resolver.addressesOf(target.node!).some((text) => {
+    const n = addressNumber(text)!;
+    return inside({ first: n, last: n });
+  });
+}
+
+function testErrors(test: PolicyTest, compiled: Compiled): string[] {
+  const errors: string[] = [];
+  const { resolver } = compiled;
+  if (test.accept.length === 0 && test.deny.length === 0) return ["the test names neither accept nor deny"];
+  let protocol: number | null = null;
+  try {
+    protocol = parseProtocol(test.proto.trim());
+  } catch (error) {
+    return [(error as Error).message];
+  }
+  if (protocol !== null && ![6, 17, 132].includes(protocol)) {
+    return [`proto ${JSON.stringify(test.proto)}: tests know tcp, udp and sctp`];
+  }
+  const source = partyOf(test.src.trim(), compiled);
+  if (typeof source === "string") return [`src: ${source}`];
+  const judge = (word: string, want: "Accept" | "Drop"): void => {
+    const fail = (why: string): void => {
+      errors.push(`address ${JSON.stringify(word)}: ${why}`);
+    };
+    let host: string;
+    let port: number;
+    try {
+      const { host: name, ports } = splitPorts(word.trim());
+      const [only] = ports;
+      if (ports.length !== 1 || !only || only.first !== only.last) return fail("a test wants a single port");
+      host = name;
+      port = only.first;
+    } catch (error) {
+      return fail((error as Error).message);
+    }
+    const results: boolean[] = [];
+    const check = (from: Party, target: { node: number | null; address: Range | null }): void => {
+      const { nodes, allows } = reach(compiled, target, protocol, port);
+      if (from.nodes.isEmpty && from.address) results.push(allows(from.address));
+      for (const node of from.nodes) {
+        const byAddress = from.address !== null && !nodes.has(node) && allows(from.address);
+        results.push(nodes.has(node) || byAddress);
+      }
+    };
+    const selector = selectorOf(host, compiled.policy);
+    if (typeof selector !== "string" && isAutogroup(selector, "self")) {
+      for (const node of source.nodes) {
+        const owner = resolver.nodes[node]!.userId;
+        if (resolver.tagged.has(node) || owner === null) return fail("autogroup:self wants a user as src");
+        const one = { nodes: Bits.of(resolver.nodes.length, [node]), address: null };
+        for (const target of resolver.nodesOfUser(owner)) check(one, { node: target, address: null });
+      }
+    } else {
+      const target = partyOf(host, compiled);
+      if (typeof target === "string") return fail(target);
+      if (target.nodes.isEmpty) check(source, { node: null, address: target.address });
+      for (const node of target.nodes) check(source, { node, address: target.address });
+    }
+    if (want === "Accept" && !results.every(Boolean)) fail("want: Accept, got: Drop");
+    if (want === "Drop" && results.some(Boolean)) fail("want: Drop, got: Accept");
+  };
+  for (const word of test.accept) judge(word, "Accept");
+  for (const word of test.deny) judge(word, "Drop");
+  return errors;
+}
+
+type Verdict = "accept" | "check" | "deny";
+
+/** What the first fitting rule says about a login. */
+function verdictOf(rules: readonly SSHRule[], addresses: readonly string[], login: string): Verdict {
+  for (const { principals, sshUsers, action } of rules) {
+    if (!principals.some(({ nodeIP }) => addresses.includes(nodeIP))) continue;
+    const local = Object.hasOwn(sshUsers, login) ? sshUsers[login]! : (sshUsers["*"] ?? "");
+    if (local === "" || (local === "=" && login === "root")) continue;
+    return action.holdAndDelegate ? "check" : "accept";
+  }
+  return "deny";
+}
+
+function sshTestErrors(test: SSHTest, compiled: Compiled): string[] {
+  const { resolver } = compiled;
+  const wants = [
+    ...test.accept.map((login) => ({ login, want: "accept" as Verdict })),
+    ...test.check.map((login) => ({ login, want: "check" as Verdict })),
+    ...test.deny.map((login) => ({ login, want: "deny" as Verdict })),
+  ];
+  if (wants.length === 0) return ["the test names neither accept nor check nor deny"];
+  if (test.dst.length === 0) return ["dst must be specified"];
+  const source = partyOf(test.src.trim(), compiled);
+  if (typeof source === "string") return [`src: ${source}`];
+  if (source.nodes.isEmpty) return [`src: ${JSON.stringify(test.src)} is no node`];
+  const errors = new Set<string>();
+  for (const word of test.dst) {
+    // An IPv6 address without brackets reads as host and port.
+    if (/^[0-9a-f:.]*:[0-9a-f:.]*:/i.test(word)) return [`dst ${JSON.stringify(word)} is not valid`];
+    const selector = selectorOf(word, compiled.policy);
+    const self = typeof selector !== "string" && isAutogroup(selector, "self");
+    const target = self ? null : partyOf(word, compiled);
+    if (typeof target === "string") return [`dst: ${target}`];
+    if (target?.nodes.isEmpty) return [`dst: ${JSON.stringify(word)} is no node`];
+    for (const from of source.nodes) {
+      const owner = resolver.tagged.has(from) ? null : resolver.nodes[from]!.userId;
+      const targets = target ? target.nodes : owner === null ? [] : resolver.nodesOfUser(owner);
+      for (const node of targets) {
+        const rules = compiled.sshRules(resolver.nodes[node]!.id);
+        for (const { login, want } of wants) {
+          const got = verdictOf(rules, resolver.addressesOf(from), login);
+          if (got !== want)
+            errors.add(`user ${JSON.stringify(login)} on ${JSON.stringify(word)}: want: ${want}, got: ${got}`);
+        }
+      }
+    }
+  }
+  return [...errors];
+}
