@@ -44,9 +44,10 @@ export async function run(options: BenchOptions, report: Report): Promise<void> 
   await race(lab, programs, rounds, options, report);
   if (options.quick) report.note("--quick leaves the mesh (Weft nodes beside tailscaled) out");
   else if (options.mtu === null) await raceMesh(lab, rounds, options, report);
-  await offloads(lab, rounds, options, report);
+  await variants(lab, rounds, options, report);
   await startUp(lab, programs, rounds, options, report);
-  await fairness(lab, programs, rounds, options, report);
+  // Its hosts meet at a router, over veths as they come.
+  if (!options.segment) await fairness(lab, programs, rounds, options, report);
 }
 
 function label(what: string, { segment }: BenchOptions): string {
@@ -144,33 +145,28 @@ function lossOf({ packets, lost }: { packets: number; lost: number }): number {
   return (100 * lost) / Math.max(1, packets + lost);
 }
 
-/** Weft with each offload turned off on both ends, beside Weft with all of them. */
-async function offloads(lab: Lab, rounds: number, options: BenchOptions, report: Report): Promise<void> {
+/** Weft with each offload turned off, and on two threads, on both ends, beside Weft as it comes. */
+async function variants(lab: Lab, rounds: number, options: BenchOptions, report: Report): Promise<void> {
   const mtu = options.mtu ?? DEFAULT_MTU;
-  const name = label(`offloads, MTU ${mtu}`, options);
-  const on = await wire(lab, "offload", options);
-  const variants = options.quick ? [OFFLOADS] : [[], ...OFFLOADS.map((flag) => [flag]), OFFLOADS];
+  const name = label(`variants of Weft, MTU ${mtu}`, options);
+  const on = await wire(lab, "variant", options);
+  const flagSets = options.quick ? [OFFLOADS] : [[], ["--workers", "2"], ...OFFLOADS.map((flag) => [flag]), OFFLOADS];
+  const seconds = options.quick ? QUICK.tcp : FULL.tcp;
   for (let round = 0; round < Math.min(rounds, 3); round++) {
-    for (const flags of variants) {
+    for (const flags of flagSets) {
       await using ends = await tunnel(on, "weft", { mtu, flags });
-      const impl = flags.length === OFFLOADS.length ? "weft, none" : ends.impl;
+      const impl = flags === OFFLOADS ? "weft without any offload" : ends.impl;
       progress(`datapath: ${name}: round ${round + 1}: ${impl}`);
       const { a, b } = ends;
       await talks(a.host, b.ip4, impl);
-      const pids = [a.pid, b.pid];
-      const seconds = options.quick ? QUICK.tcp : FULL.tcp;
-      const tcp = await load({ from: a.host, to: b.host, address: b.ip4, seconds, pids });
-      report.add({ case: name, impl, metric: "TCP x1", unit: "Mb/s" }, tcp.mbps);
-      report.add({ case: name, impl, metric: "TCP x1 per CPU-second", unit: "Mb" }, tcp.megabits / tcp.cpu);
-      const udp = await load({
-        from: a.host,
-        to: b.host,
-        address: b.ip4,
-        seconds: 1,
-        pids,
-        udp: { mbps: 200, bytes: 1200 },
-      });
-      report.add({ case: name, impl, metric: "200 Mb/s of 1200-byte UDP", unit: "cores" }, udp.cpu / udp.seconds);
+      const common = { ...through(ends), pids: [a.pid, b.pid] };
+      const add = (metric: string, unit: string, value: number) =>
+        report.add({ case: name, impl, metric, unit }, value);
+      const tcp = await load({ ...common, seconds });
+      add("TCP x1", "Mb/s", tcp.mbps);
+      add("TCP x1 per CPU-second", "Mb", tcp.megabits / tcp.cpu);
+      const udp = await load({ ...common, seconds: 1, udp: { mbps: 200, bytes: 1200 } });
+      add("200 Mb/s of 1200-byte UDP", "cores", udp.cpu / udp.seconds);
     }
   }
 }

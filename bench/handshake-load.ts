@@ -1,7 +1,8 @@
 // The load of `bun run bench handshake`, a process of its own, so that it has a core of its own:
 //
 //   bun handshake-load.ts RESPONDER_KEY PEERS COUNT     makes COUNT initiations, prints {"ready":true}, then reads lines
-//   IP PORT WARM_SECONDS SECONDS                        and answers each with {answered, seconds, cookies, unanswered}
+//   IP PORT WARM_SECONDS SECONDS                        and answers each with {"measuring":true} once it is warm, and at the end
+//                                                       with {answered, seconds, cookies, unanswered}
 //
 // It speaks for many peers, each from an address of its own, since devices under load limit what one address may ask. A number
 // of handshakes is under way at any time; cookies are taken and used as the protocol demands.
@@ -122,6 +123,7 @@ async function run(ip: string, port: number, warm: number, seconds: number): Pro
   }, 50);
   begin();
   await Bun.sleep(warm * 1000);
+  print({ measuring: true });
   const before = { answered, cookies, unanswered, at: performance.now() };
   const end = before.at + seconds * 1000;
   while (performance.now() < end && (busy.size > 0 || idle.length > 0)) await Bun.sleep(10);

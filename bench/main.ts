@@ -5,7 +5,7 @@
 import { UsageError } from "../src/cli/flags.ts";
 import { commit, machine } from "./lib/machine.ts";
 import { type BenchOptions, OPTIONS_USAGE, parseOptions } from "./lib/options.ts";
-import { progress, Report, rowsTable, writeReport } from "./lib/report.ts";
+import { progress, Report, type ReportFile, rowsTable, writeReport } from "./lib/report.ts";
 
 interface Part {
   run(options: BenchOptions, report: Report): Promise<void>;
@@ -43,11 +43,17 @@ const parts: Record<string, { what: string; load: () => Promise<Part> }> = {
 };
 
 const commands: Record<string, { what: string; load: () => Promise<Command> }> = {
+  report: {
+    what: "write the results of --json files into docs/performance.md",
+    load: () => import("./publish.ts"),
+  },
   soak: {
     what: "WireGuard tunnels for real minutes across real rekeys, with every implementation installed",
     load: () => import("./soak.ts"),
   },
 };
+
+const ALL = "every part, one after the other, whole tunnels over both kinds of veth";
 
 function list(): string {
   const lines = (entries: Record<string, { what: string }>) =>
@@ -56,9 +62,10 @@ function list(): string {
     "usage: bun run bench PART [flags]",
     "parts:",
     ...lines(parts),
+    `  ${"all".padEnd(12)}${ALL}`,
     "not races, with flags of their own (--help):",
     ...lines(commands),
-    "flags:",
+    "flags of parts:",
     OPTIONS_USAGE,
   ].join("\n");
 }
@@ -71,31 +78,37 @@ export async function main(argv: string[]): Promise<number> {
   }
   const command = Object.hasOwn(commands, name) ? commands[name] : undefined;
   if (command) return (await command.load()).main(rest);
-  const part = Object.hasOwn(parts, name) ? parts[name] : undefined;
-  if (!part) {
-    const known = [...Object.keys(parts), ...Object.keys(commands)].join(", ");
+  if (name !== "all" && !Object.hasOwn(parts, name)) {
+    const known = [...Object.keys(parts), "all", ...Object.keys(commands)].join(", ");
     throw new UsageError(`there is no part ${JSON.stringify(name)}; known are: ${known}`);
   }
   const options = parseOptions(name, rest);
   if (!options) {
-    console.log(`bun run bench ${name}: ${part.what}\n${OPTIONS_USAGE}`);
+    console.log(`bun run bench ${name}: ${parts[name]?.what ?? ALL}\n${OPTIONS_USAGE}`);
     return 0;
   }
   if (options.quick) progress("--quick: this shows that it runs, not how fast");
-  const report = new Report(name);
-  await (await part.load()).run(options, report);
-  const rows = report.rows();
-  console.log(rowsTable(rows));
-  if (options.json !== null) {
-    writeReport(options.json, {
-      commit: commit(),
-      command: argv.join(" "),
-      date: new Date().toISOString(),
-      machine: machine(),
-      versions: { bun: Bun.version, ...report.versions },
-      notes: report.notes,
-      rows,
-    });
+  const reports: Report[] = [];
+  for (const part of name === "all" ? Object.keys(parts) : [name]) {
+    const report = new Report(part);
+    reports.push(report);
+    const { run } = await parts[part]!.load();
+    await run(options, report);
+    if (name === "all" && part === "datapath" && !options.segment) await run({ ...options, segment: true }, report);
+    console.log(`${rowsTable(report.rows())}\n`);
   }
+  if (options.json !== null) writeReport(options.json, collect(argv, reports));
   return 0;
+}
+
+function collect(argv: string[], reports: Report[]): ReportFile {
+  return {
+    commit: commit(),
+    command: argv.filter((arg, i) => !/^--?json/.test(arg) && !/^--?json$/.test(argv[i - 1] ?? "")).join(" "),
+    date: new Date().toISOString(),
+    machine: machine(),
+    versions: Object.assign({ bun: Bun.version }, ...reports.map((report) => report.versions)),
+    notes: reports.flatMap((report) => report.notes.map((note) => `${report.part}: ${note}`)),
+    rows: reports.flatMap((report) => report.rows()),
+  };
 }
