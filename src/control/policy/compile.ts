@@ -1,12 +1,13 @@
 // Policy + tailnet -> what each node is told: packet filter, SSH rules, capabilities, peers, and the routes of each peer.
 // Everything is decided when a compiled policy is made or, for one node, when it is asked for. Pure.
 import type * as tc from "../../wire/tailcfg.ts";
-import { addressNumber, covers, INTERNET, parseRange, RangeSet } from "./addresses.ts";
+import { addressNumber, covers, INTERNET, parseRange, type Range, RangeSet } from "./addresses.ts";
 import { Bits } from "./bits.ts";
+import { type Place, PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { isExitRoute, Resolver, type SubnetRoute } from "./resolve.ts";
 import { Compiler, itemsAt, type Rule } from "./rules.ts";
-import { checkLocalDomains, sshRulesFor } from "./ssh.ts";
+import { sshRulesFor } from "./ssh.ts";
 import type { Policy, PolicyNode, PortRange, Selector, SSHRule, Tailnet } from "./types.ts";
 
 export interface PeerView {
@@ -18,6 +19,29 @@ export interface PeerView {
 }
 
 const ALLOW_ALL = { src: [{ kind: "any", text: "*" }], dst: [{ kind: "any", text: "*" }] } as const;
+
+/** "user:*@domain" and "localpart:*@domain" may name only domains of this tailnet. */
+function checkDomains(resolver: Resolver): void {
+  const known = resolver.domains();
+  if (!known) return;
+  const check = (domain: string, place: Place | null): void => {
+    if (known.has(domain)) return;
+    throw new PolicyError(
+      `${domain} is not associated with this Tailnet and cannot be used in user:*@<domain> expressions`,
+      place,
+    );
+  };
+  const checkAll = (selectors: readonly Selector[], place: Place | null): void => {
+    for (const selector of selectors) if (selector.kind === "domain") check(selector.domain, place);
+  };
+  const { accesses, ssh, nodeAttributes } = resolver.policy;
+  for (const { src, dst, place } of accesses ?? []) checkAll([...src, ...dst], place);
+  for (const { src, dst, localDomains, place } of ssh) {
+    checkAll([...src, ...dst], place);
+    for (const domain of localDomains) check(domain, place);
+  }
+  for (const { target } of nodeAttributes) checkAll(target, null);
+}
 
 /** Where "funnel" may listen. */
 const FUNNEL_PORTS = "https://tailscale.com/cap/funnel-ports?ports=443,8443,10000";
@@ -60,7 +84,7 @@ export class Compiled {
     for (const access of accesses) compiler.add(access);
     this.rules = compiler.rules.filter((rule) => rule.source.texts.length > 0);
     this.destinations = this.rules.map((rule) => RangeSet.of(rule.addresses.map(({ range }) => range)));
-    checkLocalDomains(this.resolver);
+    checkDomains(this.resolver);
     this.capabilityLists = this.attributes();
   }
 
@@ -157,10 +181,8 @@ export class Compiled {
     return (
       this.resolver.exits.has(exit) &&
       this.rules.some(
-        ({ source, via, everywhere, internet }) =>
-          source.nodes.has(i) &&
-          everywhere.length + internet.length > 0 &&
-          (via.length === 0 || this.resolver.hasTag(exit, via)),
+        (rule) =>
+          rule.exit && rule.source.nodes.has(i) && (rule.via.length === 0 || this.resolver.hasTag(exit, rule.via)),
       )
     );
   }
@@ -235,6 +257,22 @@ export class Compiled {
     return lists;
   }
 
+  /** Where `ipPool` wants the addresses of a new node to come from; empty: anywhere. */
+  addressPools(node: Pick<PolicyNode, "userId" | "tags">): Range[] {
+    return this.policy.nodeAttributes
+      .filter(({ ipPool, target }) => ipPool.length > 0 && target.some((selector) => this.means(selector, node)))
+      .flatMap(({ ipPool }) => ipPool);
+  }
+
+  /** Whether a selector stands for a node by its owner or tags. */
+  private means(selector: Selector, node: Pick<PolicyNode, "userId" | "tags">): boolean {
+    const tagged = node.tags.length > 0;
+    if (selector.kind === "any") return true;
+    if (selector.kind === "tag") return node.tags.includes(selector.name);
+    if (isAutogroup(selector, "tagged")) return tagged;
+    return !tagged && node.userId !== null && (this.resolver.users(selector)?.has(node.userId) ?? false);
+  }
+
   // ---- SSH ----
 
   /** In the order in which the client tries them. */
@@ -244,12 +282,7 @@ export class Compiled {
 
   /** Routes that a node advertises and that `autoApprovers` approves by themselves. */
   autoApproved(node: Pick<PolicyNode, "userId" | "tags">, advertised: readonly string[]): string[] {
-    const approves = (selector: Selector): boolean => {
-      if (selector.kind === "tag") return node.tags.includes(selector.name);
-      if (isAutogroup(selector, "tagged")) return node.tags.length > 0;
-      const users = node.tags.length === 0 && node.userId !== null && this.resolver.users(selector);
-      return users ? users.has(node.userId!) : false;
-    };
+    const approves = (selector: Selector): boolean => this.means(selector, node);
     const { routes, exitNode } = this.policy.approvers;
     return advertised.filter((text) => {
       // Exit routes are a pair and have their own list; a prefix of 0 bits among the routes approves nothing.

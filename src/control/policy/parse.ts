@@ -1,6 +1,6 @@
 // HuJSON text -> Policy. Everything that can be said about a policy without knowing the tailnet is checked here, in the
 // order definitions, rules, tests; the first fault is reported with its place.
-import { covers, EVERYTHING, parseRange, type Range, RangeSet } from "./addresses.ts";
+import { covers, EVERYTHING, INTERNET, parseRange, type Range, RangeSet, TAILNET } from "./addresses.ts";
 import { formatDuration, parseDuration } from "./duration.ts";
 import { PolicyError } from "./error.ts";
 import { parseHuJSON, placeAt, type Value } from "./hujson.ts";
@@ -204,10 +204,7 @@ class Parser implements Definitions {
           if (!lists.has(word!)) throw entry.wrong(`ipset not found: ${JSON.stringify(word)}`);
           ranges = resolve(word!, entry).ranges;
         } else {
-          const selector = at(entry, () => parseSelector(word!, this));
-          if (selector.kind !== "range")
-            throw entry.wrong(`${JSON.stringify(text)} is no address, CIDR, host or ipset`);
-          ranges = [selector.range];
+          ranges = this.setMember(word!, entry);
         }
         if (verb === "remove") {
           set = RangeSet.of([...set.ranges, ...pending]).without(RangeSet.of(ranges));
@@ -225,6 +222,13 @@ class Parser implements Definitions {
       }
       resolve(name, place);
     }
+  }
+
+  private setMember(word: string, entry: Value): readonly Range[] {
+    const selector = at(entry, () => parseSelector(word, this));
+    if (isAutogroup(selector, "internet")) return INTERNET.ranges;
+    if (selector.kind === "range") return [selector.range];
+    throw entry.wrong(`${JSON.stringify(word)} is no address, CIDR, host, IP set or autogroup:internet`);
   }
 
   private readPostures(): void {
@@ -427,8 +431,6 @@ class Parser implements Definitions {
 
   private nodeAttribute(entry: Value): NodeAttribute {
     const fields = fieldsOf(entry, "nodeAttrs", ["target", "attr", "app", "ipPool"]);
-    if (fields.has("ipPool"))
-      throw fields.get("ipPool")!.wrong("ipPool is not supported: addresses are given by the server");
     const target = (fields.get("target")?.strings("target") ?? []).map(({ text, at: place }) => {
       const selector = at(place, () => parseSelector(text, this));
       if (["self", "internet", "danger-all"].some((name) => isAutogroup(selector, name))) {
@@ -440,7 +442,13 @@ class Parser implements Definitions {
       if (text.trim() === "") throw place.wrong("attr values cannot be empty");
       return text.trim();
     });
-    return { target, attributes, app: this.capabilities(fields.get("app"), true) };
+    const ipPool = (fields.get("ipPool")?.strings("ipPool") ?? []).map(({ text, at: place }) => {
+      const range = parseRange(text.trim());
+      if (!range || !TAILNET.overlaps(range))
+        throw place.wrong(`ipPool: ${JSON.stringify(text)} is no part of the tailnet's addresses`);
+      return range;
+    });
+    return { target, attributes, app: this.capabilities(fields.get("app"), true), ipPool };
   }
 
   // ---- SSH ----

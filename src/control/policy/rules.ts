@@ -44,6 +44,8 @@ export interface Rule {
   readonly everywhere: Item[];
   /** autogroup:internet as destination: at exit nodes. */
   readonly internet: Item[];
+  /** Opens the internet, all of it or an IP set's part: exit nodes may be used. */
+  exit: boolean;
   /** Addresses as destinations, whether or not a node enforces them. */
   readonly addresses: (Item & { readonly range: Range })[];
   /** Nodes that enforce the rule. */
@@ -113,9 +115,10 @@ export class Compiler {
       .sort()
       .map((name) => ({ [COMPANIONS[name]!]: null }));
     if (plain.length > 0) {
-      const rule = this.newRule(this.source(access.src, access), null, [], capabilities);
+      const rule = this.newRule(this.source(access.src, access), null, access.via, capabilities);
       if (rule.source.texts.length > 0) for (const selector of plain) this.place(rule, selector, NO_PORTS, access);
-      for (const companion of companions) {
+      // Behind a router is nobody who could be told.
+      for (const companion of access.via.length === 0 ? companions : []) {
         const back = this.newRule(this.source(plain, access, false), null, [], companion);
         if (back.source.texts.length === 0) continue;
         if (access.postures.length > 0) this.placeAt(back, [...rule.source.nodes], NO_PORTS, access);
@@ -249,6 +252,7 @@ export class Compiler {
       items: new Map(),
       everywhere: [],
       internet: [],
+      exit: false,
       addresses: [],
       targets: new Bits(this.resolver.nodes.length),
       size: 0,
@@ -276,12 +280,14 @@ export class Compiler {
     const viaFits = (node: number): boolean => rule.via.length === 0 || resolver.hasTag(node, rule.via);
     if (isAutogroup(selector, "internet")) {
       this.charge(ports.length, access);
+      rule.exit = true;
       rule.internet.push({ order: rule.size++, text: null, range: null, ports, access });
       for (const node of resolver.exits) if (viaFits(node)) rule.targets.add(node);
       return;
     }
     if (selector.kind === "any" || isAutogroup(selector, "danger-all")) {
       this.charge(ports.length * resolver.nodes.length, access);
+      rule.exit = true;
       rule.everywhere.push({ order: rule.size++, text: "*", range: null, ports, access });
       for (const node of resolver.all) if (viaFits(node)) rule.targets.add(node);
       return;
@@ -300,7 +306,10 @@ export class Compiler {
       const nodes = new Set(resolver.routersOf(range).filter(viaFits));
       if (rule.via.length === 0) {
         for (const node of resolver.nodesIn(range)) nodes.add(node);
-        if (INTERNET.covers(range)) for (const node of resolver.exits) nodes.add(node);
+        if (INTERNET.covers(range)) {
+          for (const node of resolver.exits) nodes.add(node);
+          if (selector.kind === "ipset") rule.exit = true;
+        }
       }
       for (const node of nodes) this.put(rule, node, item);
     }

@@ -1,27 +1,11 @@
 // Entries of `ssh` -> SSHPolicy rules of one node (spec/ts2021-control-protocol.md, section 20).
 import { Bits } from "./bits.ts";
-import { PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { meetsPosture } from "./postures.ts";
 import type { Resolver } from "./resolve.ts";
 import type { SSHAction, SSHEntry, SSHRule } from "./types.ts";
 
 const DELEGATE = "https://unused/machine/ssh/action/$SRC_NODE_ID/to/$DST_NODE_ID?local_user=$LOCAL_USER";
-
-/** "localpart:*@domain" may name only domains of this tailnet. Throws PolicyError. */
-export function checkLocalDomains(resolver: Resolver): void {
-  const known = resolver.domains();
-  if (!known) return;
-  for (const { localDomains, place } of resolver.policy.ssh) {
-    for (const domain of localDomains) {
-      if (known.has(domain)) continue;
-      throw new PolicyError(
-        `${domain} is not associated with this Tailnet and cannot be used in user:*@<domain> expressions`,
-        place,
-      );
-    }
-  }
-}
 
 function actionOf(entry: SSHEntry, resolver: Resolver): SSHAction {
   const recorders = entry.recorders.flatMap((tag) =>

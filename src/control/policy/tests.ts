@@ -13,6 +13,8 @@ const FAILED = "test(s) failed";
 /** Tests times rules: bounds the time of a check. */
 const MAX_STEPS = 20_000_000;
 const TCP = 6;
+const UDP = 17;
+const SCTP = 132;
 
 /** Throws PolicyError with "test(s) failed" and what failed. */
 export function runTests(policy: Policy, tailnet: Tailnet): void {
@@ -94,6 +96,12 @@ function partyOf(word: string, compiled: Compiled): Party | string {
   return nodes.isEmpty ? `${JSON.stringify(word)} stands for nobody` : { nodes, address: null };
 }
 
+/** Whether a rule's protocol serves a test's. A test that names none is content with TCP or UDP. */
+function opens(rule: number | null, test: number | null): boolean {
+  if (rule === null) return test !== SCTP;
+  return test === null ? rule === TCP || rule === UDP : rule === test;
+}
+
 /** All nodes that a rule lets reach `node` or `address`, and whether the address `from` may. */
 function reach(
   compiled: Compiled,
@@ -104,8 +112,7 @@ function reach(
   const { resolver } = compiled;
   const hits = compiled.rules.filter((rule) => {
     if (rule.capabilities) return false;
-    const open = rule.protocol === null ? protocol !== 132 : rule.protocol === (protocol ?? TCP);
-    if (!open) return false;
+    if (!opens(rule.protocol, protocol)) return false;
     if (rule.everywhere.some(({ ports }) => includesPort(ports, port))) return true;
     const fits = ({ range, ports }: { range: Range | null; ports: Parameters<typeof includesPort>[0] }): boolean =>
       includesPort(ports, port) && (range === null || ownsAddress(resolver, target, range));
@@ -133,7 +140,6 @@ function ownsAddress(
 
 function testErrors(test: PolicyTest, compiled: Compiled): string[] {
   const errors: string[] = [];
-  const { resolver } = compiled;
   if (test.accept.length === 0 && test.deny.length === 0) return ["the test names neither accept nor deny"];
   let protocol: number | null = null;
   try {
@@ -141,55 +147,64 @@ function testErrors(test: PolicyTest, compiled: Compiled): string[] {
   } catch (error) {
     return [(error as Error).message];
   }
-  if (protocol !== null && ![6, 17, 132].includes(protocol)) {
+  if (protocol !== null && ![TCP, UDP, SCTP].includes(protocol)) {
     return [`proto ${JSON.stringify(test.proto)}: tests know tcp, udp and sctp`];
   }
   const source = partyOf(test.src.trim(), compiled);
   if (typeof source === "string") return [`src: ${source}`];
-  const judge = (word: string, want: "Accept" | "Drop"): void => {
-    const fail = (why: string): void => {
-      errors.push(`address ${JSON.stringify(word)}: ${why}`);
-    };
-    let host: string;
-    let port: number;
-    try {
-      const { host: name, ports } = splitPorts(word.trim());
-      const [only] = ports;
-      if (ports.length !== 1 || !only || only.first !== only.last) return fail("a test wants a single port");
-      host = name;
-      port = only.first;
-    } catch (error) {
-      return fail((error as Error).message);
+  for (const [words, want] of [
+    [test.accept, "Accept"],
+    [test.deny, "Drop"],
+  ] as const) {
+    for (const word of words) {
+      const why = judge(word.trim(), want, source, protocol, compiled);
+      if (why !== null) errors.push(`address ${JSON.stringify(word)}: ${why}`);
     }
-    const results: boolean[] = [];
-    const check = (from: Party, target: { node: number | null; address: Range | null }): void => {
-      const { nodes, allows } = reach(compiled, target, protocol, port);
-      if (from.nodes.isEmpty && from.address) results.push(allows(from.address));
-      for (const node of from.nodes) {
-        const byAddress = from.address !== null && !nodes.has(node) && allows(from.address);
-        results.push(nodes.has(node) || byAddress);
-      }
-    };
-    const selector = selectorOf(host, compiled.policy);
-    if (typeof selector !== "string" && isAutogroup(selector, "self")) {
-      for (const node of source.nodes) {
-        const owner = resolver.nodes[node]!.userId;
-        if (resolver.tagged.has(node) || owner === null) return fail("autogroup:self wants a user as src");
-        const one = { nodes: Bits.of(resolver.nodes.length, [node]), address: null };
-        for (const target of resolver.nodesOfUser(owner)) check(one, { node: target, address: null });
-      }
-    } else {
-      const target = partyOf(host, compiled);
-      if (typeof target === "string") return fail(target);
-      if (target.nodes.isEmpty) check(source, { node: null, address: target.address });
-      for (const node of target.nodes) check(source, { node, address: target.address });
-    }
-    if (want === "Accept" && !results.every(Boolean)) fail("want: Accept, got: Drop");
-    if (want === "Drop" && results.some(Boolean)) fail("want: Drop, got: Accept");
-  };
-  for (const word of test.accept) judge(word, "Accept");
-  for (const word of test.deny) judge(word, "Drop");
+  }
   return errors;
+}
+
+/** Why one destination of a test is not as it wants; null when it is. */
+function judge(
+  word: string,
+  want: "Accept" | "Drop",
+  source: Party,
+  protocol: number | null,
+  compiled: Compiled,
+): string | null {
+  const { resolver } = compiled;
+  let split: ReturnType<typeof splitPorts>;
+  try {
+    split = splitPorts(word);
+  } catch (error) {
+    return (error as Error).message;
+  }
+  const { host, ports } = split;
+  if (ports.length !== 1 || ports[0]!.first !== ports[0]!.last) return "a test wants a single port";
+  const results: boolean[] = [];
+  const check = (from: Party, node: number | null, address: Range | null): void => {
+    const { nodes, allows } = reach(compiled, { node, address }, protocol, ports[0]!.first);
+    const byAddress = from.address !== null && allows(from.address);
+    if (from.nodes.isEmpty) results.push(byAddress);
+    for (const each of from.nodes) results.push(byAddress || nodes.has(each));
+  };
+  const selector = selectorOf(host, compiled.policy);
+  if (typeof selector !== "string" && isAutogroup(selector, "self")) {
+    for (const each of source.nodes) {
+      const owner = resolver.nodes[each]!.userId;
+      if (resolver.tagged.has(each) || owner === null) return "autogroup:self wants a user as src";
+      const one = { nodes: Bits.of(resolver.nodes.length, [each]), address: null };
+      for (const target of resolver.nodesOfUser(owner)) check(one, target, null);
+    }
+  } else {
+    const target = partyOf(host, compiled);
+    if (typeof target === "string") return target;
+    if (target.nodes.isEmpty) check(source, null, target.address);
+    for (const node of target.nodes) check(source, node, target.address);
+  }
+  if (want === "Accept" && !results.every(Boolean)) return "want: Accept, got: Drop";
+  if (want === "Drop" && results.some(Boolean)) return "want: Drop, got: Accept";
+  return null;
 }
 
 type Verdict = "accept" | "check" | "deny";
@@ -219,8 +234,6 @@ function sshTestErrors(test: SSHTest, compiled: Compiled): string[] {
   if (source.nodes.isEmpty) return [`src: ${JSON.stringify(test.src)} is no node`];
   const errors = new Set<string>();
   for (const word of test.dst) {
-    // An IPv6 address without brackets reads as host and port.
-    if (/^[0-9a-f:.]*:[0-9a-f:.]*:/i.test(word)) return [`dst ${JSON.stringify(word)} is not valid`];
     const selector = selectorOf(word, compiled.policy);
     const self = typeof selector !== "string" && isAutogroup(selector, "self");
     const target = self ? null : partyOf(word, compiled);

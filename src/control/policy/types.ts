@@ -65,6 +65,7 @@ export interface NodeAttribute {
   readonly target: readonly Selector[];
   readonly attributes: readonly string[];
   readonly app: Readonly<Record<string, CapabilityValues>>;
+  readonly ipPool: readonly Range[];
 }
 
 export interface PolicyTest {
