@@ -1,6 +1,7 @@
 // The datapath as the main thread sees it: makes device, sockets and Worker, and carries commands and packets across.
 import { availableParallelism } from "node:os";
 import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
+import { epollCreate } from "../../ffi/epoll.ts";
 import { eventfdCreate, eventfdWake } from "../../ffi/eventfd.ts";
 import { closeFd } from "../../ffi/libc.ts";
 import { sockaddrOf } from "../../ffi/msg.ts";
@@ -118,6 +119,7 @@ class MainDatapath implements Datapath {
   readonly #tun: Tun;
   #sockets: SocketPair;
   #mark: number;
+  readonly #epollFd = epollCreate();
   readonly #wakeFd: number;
   readonly #toMain: Ring;
   readonly #toWorker: Ring;
@@ -191,6 +193,7 @@ class MainDatapath implements Datapath {
       mtu: options.mtu,
       tun: { fd, vnetHeader, tso, uso },
       sockets: describe(sockets),
+      epollFd: this.#epollFd,
       wakeFd: this.#wakeFd,
       toMain: this.#toMain.buffer,
       toWorker: this.#toWorker.buffer,
@@ -384,6 +387,7 @@ class MainDatapath implements Datapath {
     for (const words of this.#ringWords) Atomics.notify(words, 0);
     void Promise.allSettled([this.#worker.terminate(), this.#sender?.terminate()]).finally(() => {
       this.#sender?.close();
+      closeFd(this.#epollFd);
       closeFd(this.#wakeFd);
       if (started) {
         closeSockets(this.#sockets);
@@ -438,6 +442,7 @@ class SenderThread {
   readonly port: MessagePort;
   readonly link: Link;
   readonly toMain: SharedArrayBuffer;
+  readonly #epollFd = epollCreate();
   ended = false;
 
   constructor(receiverWakeFd: number, setup: Pick<SenderSetup, "mtu" | "tun" | "sockets" | "toMain">) {
@@ -451,7 +456,7 @@ class SenderThread {
     this.toMain = setup.toMain;
     const { port1, port2 } = new MessageChannel();
     this.port = port1;
-    const workerData: SenderSetup = { role: "sender", ...setup, link: this.link, port: port2 };
+    const workerData: SenderSetup = { role: "sender", ...setup, link: this.link, epollFd: this.#epollFd, port: port2 };
     this.worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData, transferList: [port2] });
   }
 
@@ -462,6 +467,7 @@ class SenderThread {
 
   /** After the Worker has ended. */
   close(): void {
+    closeFd(this.#epollFd);
     closeFd(this.link.senderWakeFd);
   }
 }

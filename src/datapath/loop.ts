@@ -3,18 +3,10 @@
 // Per wake: timers, commands and relayed messages, UDP (it drains what peers sent before we add to it), TUN; then everything
 // that came up leaves. Nothing is allocated per packet: views, runs, message headers are made once.
 import { receiveMessageOnPort } from "node:worker_threads";
-import {
-  EPOLL_EVENT_DATA,
-  EPOLL_EVENT_SIZE,
-  EPOLLIN,
-  epollAdd,
-  epollCreate,
-  epollDelete,
-  epollWait,
-} from "../../ffi/epoll.ts";
+import { EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE, EPOLLIN, epollAdd, epollDelete, epollWait } from "../../ffi/epoll.ts";
 import { EINTR } from "../../ffi/errno.ts";
 import { eventfdDrain, eventfdWake } from "../../ffi/eventfd.ts";
-import { addressOf, closeFd } from "../../ffi/libc.ts";
+import { addressOf } from "../../ffi/libc.ts";
 import { SOCKADDR_ROOM, writeSockaddr } from "../../ffi/msg.ts";
 import { randomBytes } from "../crypto/keys.ts";
 import { Asm } from "../crypto/wasm.ts";
@@ -127,7 +119,7 @@ export class Loop {
     this.#tun = link ? null : new TunReader(asm, this.#base, tun);
     this.#filterTable = asm.alloc(FILTER_BYTES);
     this.#address = asm.alloc(SOCKADDR_ROOM);
-    this.#epoll = epollCreate();
+    this.#epoll = setup.epollFd;
     epollAdd(this.#epoll, setup.wakeFd, EPOLLIN, TOKEN_WAKE);
     if (!link) epollAdd(this.#epoll, tun.fd, EPOLLIN, TOKEN_TUN);
     this.#watchSockets();
@@ -175,7 +167,6 @@ export class Loop {
       }
     } finally {
       this.#tx.close();
-      closeFd(this.#epoll);
     }
   }
 

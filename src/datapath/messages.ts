@@ -29,6 +29,7 @@ export interface SenderSetup {
   tun: { fd: number; vnetHeader: boolean };
   sockets: Sockets;
   link: Link;
+  epollFd: number;
   /** Relayed messages. */
   toMain: SharedArrayBuffer;
   port: import("node:worker_threads").MessagePort;
@@ -43,6 +44,7 @@ export interface WorkerSetup {
   mtu: number;
   tun: { fd: number; vnetHeader: boolean; tso: boolean; uso: boolean };
   sockets: Sockets;
+  epollFd: number;
   wakeFd: number;
   toMain: SharedArrayBuffer;
   toWorker: SharedArrayBuffer;

@@ -1,10 +1,10 @@
 // The sender Worker, where the work is split (docs/architecture.md, "More cores"): TUN -> route -> split -> seal -> UDP, in
 // a module instance and a memory of its own. It holds the keys to send with, which nobody else has, so no nonce can be used
 // twice; it learns of sessions, paths and allowed IPs by records that it takes in the order in which the device wrote them.
-import { EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE, EPOLLIN, epollAdd, epollCreate, epollWait } from "../../ffi/epoll.ts";
+import { EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE, EPOLLIN, epollAdd, epollWait } from "../../ffi/epoll.ts";
 import { EINTR } from "../../ffi/errno.ts";
 import { eventfdDrain, eventfdWake } from "../../ffi/eventfd.ts";
-import { addressOf, closeFd } from "../../ffi/libc.ts";
+import { addressOf } from "../../ffi/libc.ts";
 import { Asm } from "../crypto/wasm.ts";
 import { paddedLength, TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD } from "../wire/wireguard.ts";
 import { MAX_STAGED_BYTES, MAX_STAGED_PACKETS } from "../wireguard/constants.ts";
@@ -148,7 +148,7 @@ export class Sender {
       layOutFilter({ rules: [], local: [], skippedBad: 0, skippedCaps: 0 }, this.#emptyFilter),
       this.#emptyFilter,
     );
-    this.#epoll = epollCreate();
+    this.#epoll = setup.epollFd;
     epollAdd(this.#epoll, link.senderWakeFd, EPOLLIN, TOKEN_WAKE);
     epollAdd(this.#epoll, tun.fd, EPOLLIN, TOKEN_TUN);
   }
@@ -172,7 +172,6 @@ export class Sender {
       }
     } finally {
       this.#tx.close();
-      closeFd(this.#epoll);
     }
   }
 

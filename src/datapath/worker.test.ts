@@ -1,5 +1,6 @@
 import { expect, test } from "bun:test";
 import { MessageChannel, Worker } from "node:worker_threads";
+import { epollCreate } from "../../ffi/epoll.ts";
 import { eventfdCreate, eventfdWake } from "../../ffi/eventfd.ts";
 import { closeFd } from "../../ffi/libc.ts";
 import type { Command, Reply, WorkerSetup } from "./messages.ts";
@@ -8,6 +9,7 @@ import { Ring } from "./ring.ts";
 function start(setup: Partial<WorkerSetup>) {
   const { port1, port2 } = new MessageChannel();
   const wakeFd = eventfdCreate();
+  const epollFd = epollCreate();
   const tunLike = eventfdCreate();
   const workerData: WorkerSetup = {
     role: "device",
@@ -16,6 +18,7 @@ function start(setup: Partial<WorkerSetup>) {
     mtu: 1420,
     tun: { fd: tunLike, vnetHeader: true, tso: true, uso: true },
     sockets: { fd4: -1, fd6: -1, gso4: false, gso6: false, gro: false },
+    epollFd,
     wakeFd,
     toMain: new Ring(1 << 14).buffer,
     toWorker: new Ring(1 << 14).buffer,
@@ -48,6 +51,7 @@ function start(setup: Partial<WorkerSetup>) {
       port1.close();
       await worker.terminate();
       closeFd(wakeFd);
+      closeFd(epollFd);
       closeFd(tunLike);
     },
   };
