@@ -66,6 +66,8 @@ const HOSTED_ONLY: Readonly<Record<string, string>> = {
   "ssh-behavior-v1": "a roll-out switch of the hosted service",
   "ssh-env-vars": "a roll-out switch of the hosted service",
   "store-appc-routes": "a roll-out switch of the hosted service",
+  https: "the tailnet's switch for certificates, not policy",
+  "https://tailscale.com/cap/data-plane-audit-logs": "the tailnet's switch for flow logs, not policy",
   "tailnet-display-name": "the name of the hosted tailnet",
   "default-auto-update": "the tailnet's setting for updates, not policy; older captures are without it",
 };

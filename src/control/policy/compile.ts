@@ -187,6 +187,18 @@ export class Compiled {
     );
   }
 
+  /** The nodes behind which an address lies for a viewer: the router of its longest prefix, else usable exit nodes. */
+  routersFor(viewerId: number, address: string): number[] {
+    const viewer = this.index(viewerId);
+    const n = addressNumber(address);
+    if (n === null) return [];
+    const holds = this.resolver.routes
+      .filter(({ text, range }) => range.first <= n && n <= range.last && this.carriersFor(viewer).has(text))
+      .sort((a, b) => (a.range.last - a.range.first < b.range.last - b.range.first ? -1 : 1));
+    if (holds.length > 0) return [this.carriersFor(viewer).get(holds[0]!.text)!];
+    return INTERNET.has(n) ? [...this.resolver.exits].filter((exit) => this.mayExitBy(viewer, exit)) : [];
+  }
+
   private withoutIPv4(i: number): boolean {
     return this.policy.disableIPv4 || Object.hasOwn(this.capabilityLists[i]!, "disable-ipv4");
   }

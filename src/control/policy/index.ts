@@ -9,6 +9,8 @@ export { PolicyError, type TestFailure } from "./error.ts";
 export { parsePolicy } from "./parse.ts";
 export type { Policy, PolicyNode, PolicyUser, SSHRule, Tailnet } from "./types.ts";
 
+export { type Question, type Reason, why } from "./why.ts";
+
 /** All that can be wrong with a policy for this tailnet, its own tests among it. Throws PolicyError. */
 export function checkPolicy(text: string, tailnet: Tailnet): Policy {
   const policy = parsePolicy(text);

@@ -34,8 +34,6 @@ const OPEN_CAPABILITIES = new Set([
   "tailscale.com/cap/kubernetes",
   "tailscale.com/cap/tsidp",
   "tailscale.com/cap/secrets",
-  "tailscale.com/cap/golink",
-  "tailscale.com/cap/wake-on-lan",
 ]);
 
 /** Sections of the hosted service that mean nothing here. */
@@ -343,7 +341,7 @@ class Parser implements Definitions {
       const selector = at(
         place,
         () => parseSelector(text, this),
-        (message) => `dst=${message}`,
+        (message) => `dst=${JSON.stringify(text.trim())}: ${message}`,
       );
       this.checkDestination(selector, place);
       return selector;
@@ -490,7 +488,7 @@ class Parser implements Definitions {
       const selector = at(
         place,
         () => parseSelector(word, this),
-        (message) => (named ? `dst=${message}` : invalid),
+        (message) => (named ? `dst=${JSON.stringify(word)}: ${message}` : invalid),
       );
       const role = ["member", "tagged", "self"].some((name) => isAutogroup(selector, name));
       if (selector.kind !== "user" && selector.kind !== "tag" && !role) throw place.wrong(invalid);

@@ -99,9 +99,7 @@ export class Compiler {
         }
       }
     }
-    // A router's way says nothing about capabilities: those are the destination's own.
-    if (access.capabilities && access.via.length === 0)
-      this.addCapabilities(access, access.capabilities, plain, owners);
+    if (access.capabilities) this.addCapabilities(access, access.capabilities, plain, owners);
   }
 
   private addCapabilities(

@@ -1,0 +1,72 @@
+// Why one node may reach an address and port, or why it may not: the answer to `weft policy why SRC DST:PORT`.
+import { addressNumber } from "./addresses.ts";
+import type { Compiled } from "./compile.ts";
+import type { Place } from "./error.ts";
+import { includesPort } from "./ports.ts";
+import { itemsAt, type Rule } from "./rules.ts";
+import type { Access } from "./types.ts";
+
+export interface Reason {
+  /** Null: the policy has neither `acls` nor `grants`, so everything is allowed. */
+  readonly rule: { readonly section: "acls" | "grants"; readonly index: number; readonly place: Place } | null;
+  /** The router through which the traffic goes; null: straight to the node. */
+  readonly router: number | null;
+  /** One sentence. */
+  readonly text: string;
+}
+
+export interface Question {
+  /** Id of the node that asks. */
+  src: number;
+  /** An address: of a node, behind a router, or in the internet. */
+  dst: string;
+  port: number;
+  /** IP protocol number; TCP when absent. */
+  protocol?: number;
+}
+
+const TCP = 6;
+const DEFAULT_PROTOCOLS = new Set([1, 6, 17, 58]);
+
+/** Every entry of the policy that allows it, in the order of the policy; empty when none does. */
+export function why(compiled: Compiled, { src, dst, port, protocol = TCP }: Question): Reason[] {
+  const { resolver } = compiled;
+  const from = resolver.indexOf(src);
+  const n = addressNumber(dst);
+  if (from === undefined || n === null) return [];
+  const range = { first: n, last: n };
+  const [owner] = resolver.nodesIn(range);
+  const owned = owner !== undefined;
+  const candidates = owned ? [owner] : compiled.routersFor(src, dst);
+  const reasons: Reason[] = [];
+  const seen = new Set<Access>();
+  const serves = (rule: Rule): boolean =>
+    !rule.capabilities &&
+    rule.source.nodes.has(from) &&
+    (rule.protocol === null ? DEFAULT_PROTOCOLS.has(protocol) : rule.protocol === protocol);
+  for (const node of candidates) {
+    for (const rule of compiled.rules.filter(serves)) {
+      for (const item of itemsAt(rule, node, resolver)) {
+        const internet = rule.internet.includes(item);
+        // A node's own addresses do not open what lies behind it.
+        if (item.text === null && !internet && !owned) continue;
+        if (internet && owned) continue;
+        if (item.range && (n < item.range.first || n > item.range.last)) continue;
+        const ports = protocol === 1 || protocol === 58 || includesPort(item.ports, port);
+        if (!ports || seen.has(item.access)) continue;
+        seen.add(item.access);
+        reasons.push(reasonOf(compiled, item.access, owned ? null : resolver.nodes[node]!.id));
+      }
+    }
+  }
+  return reasons;
+}
+
+function reasonOf(compiled: Compiled, access: Access, router: number | null): Reason {
+  const way = router === null ? "" : ` through node ${router}`;
+  if (compiled.policy.accesses === null) {
+    return { rule: null, router, text: `allowed${way}: the policy has neither acls nor grants, so all may reach all` };
+  }
+  const { section, index, place } = access;
+  return { rule: { section, index, place }, router, text: `allowed${way} by ${section}[${index}], line ${place.line}` };
+}
