@@ -5,6 +5,7 @@ import { EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE, EPOLLIN, epollAdd, epollWait } from
 import { EINTR } from "../../ffi/errno.ts";
 import { eventfdDrain, eventfdWake } from "../../ffi/eventfd.ts";
 import { addressOf } from "../../ffi/libc.ts";
+import { warmUp } from "../crypto/warmup.ts";
 import { Asm } from "../crypto/wasm.ts";
 import { paddedLength, TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD } from "../wire/wireguard.ts";
 import { MAX_STAGED_BYTES, MAX_STAGED_PACKETS } from "../wireguard/constants.ts";
@@ -103,6 +104,7 @@ export class Sender {
     this.#setup = setup;
     const { mtu, tun, sockets, link } = setup;
     const asm = Asm.create(MEMORY_PAGES);
+    warmUp(asm);
     this.#asm = asm;
     this.#base = addressOf(asm.u8);
     const { exports } = asm;
