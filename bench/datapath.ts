@@ -14,14 +14,18 @@ const DEFAULT_MTU = 1420;
 const ROUNDS = 5;
 const OFFLOADS = ["--no-tun-tso", "--no-tun-uso", "--no-udp-gso", "--no-udp-gro"];
 
+/** What does not decide a target to the last percent takes part in so many rounds only. */
+const SIDE_ROUNDS = 3;
+
 /** Seconds of each load. iperf3 takes whole ones. */
 interface Durations {
   tcp: number;
-  udp: number;
+  modest: number;
+  small: number;
   pings: number;
 }
-const FULL: Durations = { tcp: 3, udp: 2, pings: 500 };
-const QUICK: Durations = { tcp: 1, udp: 1, pings: 20 };
+const FULL: Durations = { tcp: 2, modest: 2, small: 1, pings: 500 };
+const QUICK: Durations = { tcp: 1, modest: 1, small: 1, pings: 20 };
 
 /** Something to send through: a tunnel of one program, or the bare wire. */
 interface Subject {
@@ -131,11 +135,11 @@ async function measure(subject: Subject, name: string, { quick }: BenchOptions, 
   if (!tunneled) return;
   add("TCP x4 per CPU-second", "Mb", four.megabits / four.cpu);
 
-  const modest = await through(time.udp, { udp: { mbps: 200, bytes: 1200 } });
+  const modest = await through(time.modest, { udp: { mbps: 200, bytes: 1200 } });
   add("200 Mb/s of 1200-byte UDP", "cores", modest.cpu / modest.seconds);
   add("200 Mb/s of 1200-byte UDP, lost", "%", lossOf(modest));
   for (const bytes of quick ? [64] : [64, 300]) {
-    const small = await through(time.udp, { udp: { mbps: 0, bytes } });
+    const small = await through(time.small, { udp: { mbps: 0, bytes } });
     add(`${bytes}-byte UDP`, "packets/s", small.packets / small.seconds);
     add(`${bytes}-byte UDP per CPU-second`, "packets", small.packets / small.cpu);
   }
@@ -152,7 +156,7 @@ async function variants(lab: Lab, rounds: number, options: BenchOptions, report:
   const on = await wire(lab, "variant", options);
   const flagSets = options.quick ? [OFFLOADS] : [[], ["--workers", "2"], ...OFFLOADS.map((flag) => [flag]), OFFLOADS];
   const seconds = options.quick ? QUICK.tcp : FULL.tcp;
-  for (let round = 0; round < Math.min(rounds, 3); round++) {
+  for (let round = 0; round < Math.min(rounds, SIDE_ROUNDS); round++) {
     for (const flags of flagSets) {
       await using ends = await tunnel(on, "weft", { mtu, flags });
       const impl = flags === OFFLOADS ? "weft without any offload" : ends.impl;
@@ -183,10 +187,10 @@ async function startUp(
   const name = label(`start, MTU ${mtu}`, options);
   const on = await wire(lab, "start", options);
   const racing = options.quick ? programs.slice(0, 1) : programs;
-  for (let round = 0; round < rounds; round++) {
+  for (let round = 0; round < Math.min(rounds, SIDE_ROUNDS); round++) {
     for (let i = 0; i < racing.length; i++) {
       const impl = racing[(i + round) % racing.length]!;
-      progress(`datapath: ${name}: round ${round + 1} of ${rounds}: ${impl}`);
+      progress(`datapath: ${name}: round ${round + 1}: ${impl}`);
       const add = (metric: string, unit: string, value: number) =>
         report.add({ case: name, impl, metric, unit }, value);
       {
@@ -242,7 +246,7 @@ async function fairness(
   const hosts: Host[] = [];
   for (let i = 0; i <= count; i++) hosts.push(await lab.host(`fair${i}`));
   const racing = options.quick ? programs.slice(0, 1) : programs;
-  for (let round = 0; round < Math.min(rounds, 3); round++) {
+  for (let round = 0; round < Math.min(rounds, SIDE_ROUNDS); round++) {
     for (const impl of racing) {
       progress(`datapath: ${name}: round ${round + 1}: ${impl}`);
       await using stack = new AsyncDisposableStack();
