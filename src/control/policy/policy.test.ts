@@ -1,0 +1,395 @@
+// The policy language by example: given these nodes and this policy, then these answers.
+import { describe, expect, test } from "bun:test";
+import { Compiled, checkPolicy, PolicyError, parsePolicy, why } from "./index.ts";
+import { compile, HOME, node, passes, TAG_OWNERS } from "./testing.ts";
+import type { Tailnet } from "./types.ts";
+
+function refusal(run: () => unknown): PolicyError {
+  try {
+    run();
+  } catch (error) {
+    if (error instanceof PolicyError) return error;
+    throw error;
+  }
+  throw new Error("the policy was accepted");
+}
+
+const ALLOW = { action: "accept", src: ["*"], dst: ["*:*"] };
+
+describe("HuJSON", () => {
+  test("comments, trailing commas and keys of any case are read, fields that begin with # are not", () => {
+    const policy = parsePolicy(`{
+      // who
+      "Groups": { "group:dev": ["alice@example.com", /* and */ "bob@",], },
+      "ACLs": [ { "#note": "all", "Action": "accept", "SRC": ["group:dev"], "dst": ["*:22"], }, ],
+    }`);
+    expect(policy.groups.get("group:dev")?.map(({ text }) => text)).toEqual(["alice@example.com", "bob@"]);
+    expect(policy.accesses).toHaveLength(1);
+  });
+
+  test.each([
+    [
+      "a syntax error",
+      '{\n  "acls": [}\n}',
+      { line: 2, column: 12 },
+      /^the policy is not valid HuJSON: a value is expected/,
+    ],
+    ["an unknown section", '{\n  "acl": []\n}', { line: 2, column: 3 }, /^unknown field "acl"$/],
+    [
+      "an unknown field",
+      '{"acls": [\n {"actoin": "accept"}]}',
+      { line: 2, column: 3 },
+      /^unknown field "actoin" in acls\[0\]$/,
+    ],
+    [
+      "a string for a list",
+      '{"acls": [{"action":"accept",\n"src": "*"}]}',
+      { line: 2, column: 8 },
+      /^src must be a list, not a string$/,
+    ],
+    [
+      "a key that stands twice",
+      '{"hosts": {"a": "10.0.0.1",\n"a": "10.0.0.2"}}',
+      { line: 2, column: 1 },
+      /"a" stands twice/,
+    ],
+    ["a section that is refused", '{"derpMap": {}}', { line: 1, column: 2 }, /^derpMap is not part of the policy/],
+    [
+      "an unknown tag",
+      '{"acls": [{"action":"accept","src":["*",\n  "tag:x"],"dst":[]}]}',
+      { line: 2, column: 3 },
+      /^src=tag not found: "tag:x"$/,
+    ],
+  ])("%s is reported with its place", (_, text, place, message) => {
+    const error = refusal(() => parsePolicy(text));
+    expect(error.message).toMatch(message);
+    expect(error.place).toEqual(place);
+    expect(error.describe()).toStartWith(`line ${place.line}, column ${place.column}: `);
+  });
+
+  test("an empty file and an empty object allow all, empty acls allow nothing", () => {
+    for (const text of ["", "// nothing", "{}"]) {
+      const compiled = new Compiled(parsePolicy(text), HOME);
+      expect(passes(compiled.packetFilter(4), "100.64.0.1", "100.64.0.4", 22)).toBe(true);
+    }
+    const closed = new Compiled(parsePolicy('{"acls": []}'), HOME);
+    expect(closed.packetFilter(4)).toEqual([]);
+    expect(closed.peers(4)).toEqual([]);
+  });
+
+  test.each([
+    ["size", `{"acls": [${" ".repeat(1 << 20)}]}`, /more than the 1048576 that are allowed/],
+    ["depth", `${"[".repeat(10_000)}${"]".repeat(10_000)}`, /nested deeper than 64 levels/],
+    [
+      "a port list times many addresses",
+      explosion(),
+      /expands to more than 4000000 sources and destinations at grants\[0\]/,
+    ],
+  ])("%s is bounded", (_, text, message) => {
+    expect(refusal(() => new Compiled(parsePolicy(text), CROWD)).message).toMatch(message);
+  });
+
+  test("IP sets that double at each step stay small", () => {
+    const ipsets = Object.fromEntries(
+      Array.from({ length: 60 }, (_, i) => [
+        `ipset:${i}`,
+        i === 0 ? ["10.0.0.1"] : [`ipset:${i - 1}`, `ipset:${i - 1}`],
+      ]),
+    );
+    expect(parsePolicy(JSON.stringify({ ipsets })).ipsets.get("ipset:59")!.texts()).toEqual(["10.0.0.1"]);
+    const loop = { ipsets: { "ipset:a": ["ipset:b"], "ipset:b": ["ipset:a"] } };
+    expect(refusal(() => parsePolicy(JSON.stringify(loop))).message).toMatch(/contains itself/);
+  });
+});
+
+const CROWD: Tailnet = { users: [], nodes: Array.from({ length: 500 }, (_, i) => node(i + 1, { tags: ["tag:many"] })) };
+
+function explosion(): string {
+  const ip = Array.from({ length: 20_000 }, (_, i) => String(i + 1));
+  return JSON.stringify({ tagOwners: { "tag:many": [] }, grants: [{ src: ["*"], dst: ["tag:many"], ip }] });
+}
+
+describe("packet filters", () => {
+  test("a user's nodes reach a tag on one port, in both families, one way", () => {
+    const compiled = compile({ acls: [{ action: "accept", src: ["alice@"], dst: ["tag:server:22"] }] });
+    expect(compiled.packetFilter(4)).toEqual([
+      {
+        SrcIPs: ["100.64.0.1", "100.64.0.2", "fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2"],
+        DstPorts: [
+          { IP: "100.64.0.4", Ports: { First: 22, Last: 22 } },
+          { IP: "fd7a:115c:a1e0::4", Ports: { First: 22, Last: 22 } },
+        ],
+      },
+    ]);
+    expect(compiled.packetFilter(1)).toEqual([]);
+    expect(compiled.peers(1)).toEqual([4]);
+    expect(compiled.peers(4)).toEqual([1, 2]);
+    expect(compiled.peers(3)).toEqual([]);
+  });
+
+  test("autogroup:self is each user's own nodes", () => {
+    const compiled = compile({ acls: [{ action: "accept", src: ["autogroup:member"], dst: ["autogroup:self:*"] }] });
+    expect(compiled.peers(1)).toEqual([2]);
+    expect(compiled.peers(3)).toEqual([]);
+    expect(passes(compiled.packetFilter(2), "100.64.0.1", "100.64.0.2", 80)).toBe(true);
+    expect(passes(compiled.packetFilter(3), "100.64.0.1", "100.64.0.3", 80)).toBe(false);
+  });
+
+  test("an IP set is what was added without what was removed, in order", () => {
+    const compiled = compile({
+      hosts: { printer: "192.168.7.9" },
+      ipsets: { "ipset:lan": ["add 192.168.7.0/28", "remove printer", "add 192.168.7.12"] },
+      acls: [{ action: "accept", src: ["alice@"], dst: ["ipset:lan:80"] }],
+    });
+    expect(compiled.packetFilter(5)[0]!.DstPorts!.map(({ IP }) => IP)).toEqual([
+      "192.168.7.0-192.168.7.8",
+      "192.168.7.10-192.168.7.15",
+    ]);
+  });
+
+  test("a posture lets only devices pass that meet it", () => {
+    const nodes = [
+      node(1, { userId: 1, attributes: { "node:os": "linux", "node:osVersion": "6.10.0" } }),
+      node(2, { userId: 1, attributes: { "node:os": "macos" } }),
+      node(4, { tags: ["tag:server"] }),
+    ];
+    const tailnet = { users: HOME.users, nodes };
+    const policy = (conditions: string[]) => ({
+      postures: { "posture:fine": conditions },
+      acls: [{ action: "accept", src: ["autogroup:member"], srcPosture: ["posture:fine"], dst: ["tag:server:22"] }],
+    });
+    const sources = (...conditions: string[]) =>
+      compile(policy(conditions), tailnet)
+        .packetFilter(4)
+        .flatMap(({ SrcIPs }) => SrcIPs ?? []);
+    expect(sources("node:os == 'linux'")).toEqual(["100.64.0.1", "fd7a:115c:a1e0::1"]);
+    expect(sources("node:os IN ['macos', 'ios']")).toEqual(["100.64.0.2", "fd7a:115c:a1e0::2"]);
+    expect(sources("node:osVersion >= '6.9'")).toEqual(["100.64.0.1", "fd7a:115c:a1e0::1"]);
+    expect(sources("node:osVersion NOT SET")).toEqual(["100.64.0.2", "fd7a:115c:a1e0::2"]);
+    expect(sources("custom:tier != 'prod'")).toEqual([]);
+    expect(refusal(() => compile(policy(["node:os = linux"]), tailnet)).message).toMatch(/is no condition/);
+  });
+
+  test("groups of the identity provider add to those of the policy", () => {
+    const users = [{ id: 2, name: "bob", email: "", groups: ["group:ops"] }];
+    const policy = {
+      groups: { "group:ops": [] },
+      acls: [{ action: "accept", src: ["group:ops"], dst: ["tag:server:22"] }],
+    };
+    expect(compile(policy, { ...HOME, users }).peers(4)).toEqual([3]);
+  });
+
+  test("a name that means two users is refused", () => {
+    const users = [...HOME.users, { id: 3, name: "Alice", email: "other@example.org" }];
+    const policy = { acls: [{ action: "accept", src: ["alice@"], dst: ["*:*"] }] };
+    expect(refusal(() => compile(policy, { ...HOME, users })).message).toBe(
+      '"alice@" means 2 users: write the mail address of one',
+    );
+  });
+});
+
+describe("routes", () => {
+  test("a subnet is shown to whom the policy lets in, an exit node to whom it lets out", () => {
+    const compiled = compile({
+      grants: [
+        { src: ["alice@"], dst: ["192.168.7.0/24"], ip: ["*"] },
+        { src: ["bob@"], dst: ["autogroup:internet"], ip: ["*"] },
+      ],
+    });
+    expect(compiled.peerView(1, 5)).toEqual({
+      allowedIPs: ["100.64.0.5/32", "fd7a:115c:a1e0::5/128", "192.168.7.0/24"],
+      primaryRoutes: ["192.168.7.0/24"],
+      capMap: {},
+    });
+    expect(compiled.peerView(3, 6).allowedIPs).toEqual(["100.64.0.6/32", "fd7a:115c:a1e0::6/128", "0.0.0.0/0", "::/0"]);
+    expect(compiled.peerView(3, 6).capMap).toEqual({ "suggest-exit-node": null });
+    expect(compiled.peers(1)).toEqual([5]);
+    expect(compiled.peers(3)).toEqual([6]);
+    expect(passes(compiled.packetFilter(6), "100.64.0.3", "9.9.9.9", 443)).toBe(true);
+    expect(passes(compiled.packetFilter(6), "100.64.0.3", "192.168.7.1", 443)).toBe(false);
+  });
+
+  test("via sends each group through its own router; the primary serves the rest", () => {
+    const routes = ["10.9.0.0/16"];
+    const nodes = [
+      node(1, { userId: 1 }),
+      node(2, { userId: 2 }),
+      node(5, { tags: ["tag:router"], routes }),
+      node(6, { tags: ["tag:exit"], routes }),
+    ];
+    const policy = {
+      grants: [
+        { src: ["alice@"], dst: routes, ip: ["*"], via: ["tag:exit"] },
+        { src: ["bob@"], dst: routes, ip: ["*"] },
+      ],
+    };
+    const compiled = compile(policy, { ...HOME, nodes });
+    expect(compiled.peerView(1, 6).primaryRoutes).toEqual(routes);
+    expect(compiled.peerView(2, 5).primaryRoutes).toEqual(routes);
+    expect(compiled.peers(1)).toEqual([6]);
+    expect(compiled.selfView(6)).toMatchObject({ primaryRoutes: [] });
+    const elected = compile(policy, { ...HOME, nodes, primaries: new Map([["10.9.0.0/16", 6]]) });
+    expect(elected.peerView(2, 6).primaryRoutes).toEqual(routes);
+  });
+
+  test("routes are approved by the narrowest or wider prefix, exit nodes by their own list", () => {
+    const compiled = compile({
+      autoApprovers: { routes: { "10.0.0.0/8": ["tag:router"], "0.0.0.0/0": ["bob@"] }, exitNode: ["alice@"] },
+    });
+    const advertised = ["10.1.0.0/16", "172.16.0.0/12", "0.0.0.0/0", "::/0"];
+    expect(compiled.autoApproved({ userId: null, tags: ["tag:router"] }, advertised)).toEqual(["10.1.0.0/16"]);
+    expect(compiled.autoApproved({ userId: 1, tags: [] }, advertised)).toEqual(["0.0.0.0/0", "::/0"]);
+    expect(compiled.autoApproved({ userId: 2, tags: [] }, advertised)).toEqual(["10.1.0.0/16", "172.16.0.0/12"]);
+    expect(compiled.autoApproved({ userId: 1, tags: ["tag:server"] }, advertised)).toEqual([]);
+  });
+});
+
+describe("capabilities", () => {
+  test("nodeAttrs reach their targets, switches all", () => {
+    const compiled = compile({
+      randomizeClientPort: true,
+      nodeAttrs: [
+        { target: ["tag:server"], attr: ["funnel"] },
+        { target: ["alice@"], attr: ["disable-ipv4"], app: { "example.com/app": [{ a: 1 }] } },
+        { target: ["100.64.0.1"], app: { "example.com/app": [{ a: 2 }] } },
+      ],
+    });
+    expect(Object.keys(compiled.capabilities(4))).toEqual([
+      "randomize-client-port",
+      "funnel",
+      "https://tailscale.com/cap/funnel-ports?ports=443,8443,10000",
+      "https://tailscale.com/cap/warn-funnel-no-https",
+    ]);
+    expect(compiled.capabilities(1)["example.com/app"]).toEqual([{ a: 1 }, { a: 2 }]);
+    expect(compiled.capabilities(2)["example.com/app"]).toEqual([{ a: 1 }]);
+    expect(compiled.selfView(1).allowedIPs).toEqual(["fd7a:115c:a1e0::1/128"]);
+    expect(compiled.peerView(3, 1).allowedIPs).toEqual(["fd7a:115c:a1e0::1/128"]);
+  });
+
+  test("addresses of new nodes come from the pool of their owner or tag", () => {
+    const compiled = compile({ nodeAttrs: [{ target: ["tag:server"], ipPool: ["100.81.0.0/16"] }] });
+    expect(compiled.addressPools({ userId: null, tags: ["tag:server"] })).toHaveLength(1);
+    expect(compiled.addressPools({ userId: 1, tags: [] })).toEqual([]);
+  });
+});
+
+describe("tests of the policy", () => {
+  const check = (policy: object, tailnet: Tailnet = HOME) =>
+    checkPolicy(JSON.stringify({ tagOwners: TAG_OWNERS, ...policy }), tailnet);
+  const acls = [{ action: "accept", src: ["alice@"], dst: ["tag:server:22"] }];
+  const ssh = [{ action: "check", src: ["alice@"], dst: ["tag:server"], users: ["autogroup:nonroot"] }];
+
+  test("what holds is accepted, also on a tailnet without nodes", () => {
+    const tests = [{ src: "alice@", accept: ["tag:server:22"], deny: ["tag:server:80", "alice@:22"] }];
+    const sshTests = [{ src: "alice@", dst: ["tag:server"], check: ["deploy"], deny: ["root"] }];
+    expect(() => check({ acls, ssh, tests, sshTests })).not.toThrow();
+    expect(() => check({ acls, ssh, tests, sshTests }, { users: HOME.users, nodes: [] })).not.toThrow();
+  });
+
+  test("what fails is named, test by test", () => {
+    const tests = [
+      { src: "bob@", accept: ["tag:server:22"] },
+      { src: "alice@", deny: ["tag:server:22", "10.0.0.0/8:22"] },
+    ];
+    const sshTests = [{ src: "alice@", dst: ["tag:server"], accept: ["deploy"] }];
+    const error = refusal(() => check({ acls, ssh, tests, sshTests }));
+    expect(error.message).toBe("test(s) failed");
+    expect(error.failures).toEqual([
+      { user: "bob@", errors: ['address "tag:server:22": want: Accept, got: Drop'] },
+      {
+        user: "alice@",
+        errors: [
+          'address "tag:server:22": want: Drop, got: Accept',
+          'address "10.0.0.0/8:22": "10.0.0.0/8" is no single address',
+        ],
+      },
+      { user: "alice@", errors: ['user "deploy" on "tag:server": want: accept, got: check'] },
+    ]);
+    expect(error.describe()).toContain('\n  bob@: address "tag:server:22": want: Accept, got: Drop');
+  });
+});
+
+describe("why", () => {
+  const compiled = compile({
+    acls: [
+      { action: "accept", src: ["alice@"], dst: ["tag:server:22"] },
+      { action: "accept", src: ["autogroup:member"], dst: ["tag:server:20-30", "192.168.7.0/24:443"] },
+      { action: "accept", src: ["bob@"], dst: ["autogroup:internet:*"] },
+    ],
+  });
+
+  test("names each entry that allows it, and the router in between", () => {
+    const rules = (src: number, dst: string, port: number) =>
+      why(compiled, { src, dst, port }).map(({ rule, router }) => [rule?.index, router]);
+    expect(rules(1, "100.64.0.4", 22)).toEqual([
+      [0, null],
+      [1, null],
+    ]);
+    expect(rules(3, "fd7a:115c:a1e0::4", 22)).toEqual([[1, null]]);
+    expect(rules(3, "192.168.7.20", 443)).toEqual([[1, 5]]);
+    expect(rules(3, "9.9.9.9", 53)).toEqual([[2, 6]]);
+    expect(why(compiled, { src: 1, dst: "100.64.0.4", port: 22 })[0]!.text).toBe("allowed by acls[0], line 1");
+  });
+
+  test("is empty where nothing allows it", () => {
+    expect(why(compiled, { src: 3, dst: "100.64.0.4", port: 31 })).toEqual([]);
+    expect(why(compiled, { src: 4, dst: "100.64.0.1", port: 22 })).toEqual([]);
+    expect(why(compiled, { src: 1, dst: "9.9.9.9", port: 53 })).toEqual([]);
+    expect(why(compiled, { src: 1, dst: "100.64.0.4", port: 22, protocol: 132 })).toEqual([]);
+    expect(why(compiled, { src: 99, dst: "100.64.0.4", port: 22 })).toEqual([]);
+  });
+
+  test("says so when there is no policy at all", () => {
+    const [reason] = why(new Compiled(parsePolicy(""), HOME), { src: 1, dst: "100.64.0.4", port: 22 });
+    expect(reason!.text).toBe("allowed: the policy has neither acls nor grants, so all may reach all");
+  });
+});
+
+describe("refusals", () => {
+  test.each([
+    [
+      "a negative port",
+      { acls: [{ ...ALLOW, dst: ["tag:server:-1"] }] },
+      'dst="tag:server:-1": port range "-1": invalid first integer',
+    ],
+    [
+      "an inverted range",
+      { acls: [{ ...ALLOW, dst: ["*:9-8"] }] },
+      'dst="*:9-8": port range "9-8": first port must be <= last port',
+    ],
+    [
+      "an unknown protocol",
+      { acls: [{ ...ALLOW, proto: "quic" }] },
+      'proto="quic" is not a known protocol: use a name like "tcp" or a number up to 255',
+    ],
+    [
+      "ports of ICMP",
+      { acls: [{ ...ALLOW, proto: "icmp", dst: ["*:1"] }] },
+      'dst="*:1": only tcp, udp and sctp have ports, use "*:*"',
+    ],
+    [
+      "a host as SSH source",
+      { hosts: { h: "10.0.0.1" }, ssh: [{ action: "accept", src: ["h"], dst: ["tag:server"], users: ["root"] }] },
+      'invalid src "h"',
+    ],
+    [
+      "another user's node by SSH",
+      { ssh: [{ action: "accept", src: ["bob@"], dst: ["alice@"], users: ["root"] }] },
+      'dst "alice@": a user\'s nodes can be reached by that user alone, who must be the only src',
+    ],
+    [
+      "a recursive group of two",
+      { groups: { "group:a": ["group:b"], "group:b": ["bob@"] } },
+      'groups["group:a"]: "group:b": group members cannot be recursive',
+    ],
+    ["a group without its prefix", { groups: { dev: [] } }, 'groups["dev"]: group names must start with "group:"'],
+    ["a host that is no address", { hosts: { h: "10.0.0.300" } }, 'hosts["h"]: "10.0.0.300" is no IP address or CIDR'],
+    [
+      "a posture that is not there",
+      { acls: [{ ...ALLOW, srcPosture: ["posture:x"] }] },
+      'posture not found: "posture:x"',
+    ],
+  ])("%s", (_, policy, message) => {
+    expect(refusal(() => compile(policy)).message).toBe(message);
+  });
+});
