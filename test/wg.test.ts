@@ -43,46 +43,50 @@ describe.skipIf(skip(cannot))("weft wg", () => {
   });
   afterAll(() => lab?.close());
 
-  test("two ends: IPv4 and IPv6 inside and outside, TCP by hash, UDP both ways, preshared key, roaming", async () => {
-    await using a = await WgEnd.start(h1, 1);
-    await using b = await WgEnd.start(h2, 2);
-    await a.knows(b, { endpoint: b.outer4 });
-    await b.knows(a);
-    await reaches(a, b);
-    await moves(a, b, 50 * MB, b.ip4);
-    await moves(b, a, 10 * MB, a.ip6);
-    await echoes(a, b, b.ip4);
-    await echoes(b, a, a.ip6);
+  test.each(["1", "2"])(
+    "two ends of %s Workers: IPv4 and IPv6 inside and outside, TCP by hash, UDP both ways, preshared key, roaming",
+    async (workers) => {
+      await using a = await WgEnd.start(h1, 1, "weft", ["--workers", workers]);
+      await using b = await WgEnd.start(h2, 2, "weft", ["--workers", workers]);
+      await a.knows(b, { endpoint: b.outer4 });
+      await b.knows(a);
+      await reaches(a, b);
+      await moves(a, b, 50 * MB, b.ip4);
+      await moves(b, a, 10 * MB, a.ip6);
+      await echoes(a, b, b.ip4);
+      await echoes(b, a, a.ip6);
 
-    // IPv6 outside: the other side follows.
-    await a.knows(b, { endpoint: b.outer6 });
-    await reaches(a, b);
-    expect(await b.endpoint()).toBe(a.outer6);
-    await moves(a, b, 5 * MB, b.ip6);
-    await moves(b, a, 5 * MB, a.ip4);
+      // IPv6 outside: the other side follows.
+      await a.knows(b, { endpoint: b.outer6 });
+      await reaches(a, b);
+      expect(await b.endpoint()).toBe(a.outer6);
+      await moves(a, b, 5 * MB, b.ip6);
+      await moves(b, a, 5 * MB, a.ip4);
 
-    // A new port on one side: the other follows the next packet.
-    await a.must(a.wg("set", a.device, "listen-port", "40000"));
-    await reaches(a, b);
-    expect(await b.endpoint()).toBe(`[${h1.ip6}]:40000`);
-    await reaches(b, a);
+      // A new port on one side: the other follows the next packet.
+      await a.must(a.wg("set", a.device, "listen-port", "40000"));
+      await reaches(a, b);
+      expect(await b.endpoint()).toBe(`[${h1.ip6}]:40000`);
+      await reaches(b, a);
 
-    // Keys that differ keep them apart; the same one joins them again.
-    const psk = (await a.wg("genpsk")).stdout;
-    await a.knows(b, { presharedKey: psk, endpoint: b.outer4 });
-    await a.must(a.wg("set", a.device, "peer", b.publicKey, "remove"));
-    await a.knows(b, { presharedKey: psk, endpoint: b.outer4 });
-    expect((await ping(h1, b.ip4, { count: 1, timeoutMs: 500 })).received).toBe(0);
-    await b.knows(a, { presharedKey: psk });
-    await reaches(a, b);
+      // Keys that differ keep them apart; the same one joins them again.
+      const psk = (await a.wg("genpsk")).stdout;
+      await a.knows(b, { presharedKey: psk, endpoint: b.outer4 });
+      await a.must(a.wg("set", a.device, "peer", b.publicKey, "remove"));
+      await a.knows(b, { presharedKey: psk, endpoint: b.outer4 });
+      expect((await ping(h1, b.ip4, { count: 1, timeoutMs: 500 })).received).toBe(0);
+      await b.knows(a, { presharedKey: psk });
+      await reaches(a, b);
 
-    const [line] = (await a.must(a.wg("show", a.device, "dump"))).trim().split("\n").slice(1);
-    const [key, shared, , , handshake, rx, tx, keepalive] = line!.split("\t");
-    expect([key, shared, keepalive]).toEqual([b.publicKey, psk.trim(), "off"]);
-    expect(Math.abs(Date.now() / 1000 - Number(handshake))).toBeLessThan(30);
-    expect(Number(rx)).toBeGreaterThan(300);
-    expect(Number(tx)).toBeGreaterThan(300);
-  }, 60_000);
+      const [line] = (await a.must(a.wg("show", a.device, "dump"))).trim().split("\n").slice(1);
+      const [key, shared, , , handshake, rx, tx, keepalive] = line!.split("\t");
+      expect([key, shared, keepalive]).toEqual([b.publicKey, psk.trim(), "off"]);
+      expect(Math.abs(Date.now() / 1000 - Number(handshake))).toBeLessThan(30);
+      expect(Number(rx)).toBeGreaterThan(300);
+      expect(Number(tx)).toBeGreaterThan(300);
+    },
+    60_000,
+  );
 
   test("answers leave from the local address to which the peer wrote", async () => {
     await using a = await WgEnd.start(h1, 1);

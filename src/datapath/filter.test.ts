@@ -218,6 +218,53 @@ describe("filter", () => {
     expect(verdict("in", ipPacket({ src, dst, proto: 6, transport: new Uint8Array(8) }))).toBe(false);
   });
 
+  test("flows that one instance lets out are let in by another that was told, also those in use among a thousand newer", () => {
+    const sender = Asm.create();
+    const out = (i: number) => {
+      const packet = build({ src: "100.64.0.1", dst: "100.64.0.2", proto: 17, sport: 1000 + i, dport: 53 });
+      const p = sender.exports.heapBase() + 4096;
+      sender.u8.set(packet, p);
+      sender.exports.parsePacket(p, packet.length);
+      expect(sender.exports.filterOut()).toBe(1);
+    };
+    const tell = () => {
+      const n = sender.exports.filterTakeNews();
+      for (let i = 0; i < n; i++) {
+        const entry = sender.exports.filterNews() + i * 40;
+        asm.u8.set(sender.u8.subarray(entry, entry + 40), TABLE + (1 << 19));
+        x.filterLearn(TABLE + (1 << 19));
+      }
+      return n;
+    };
+    const back = (i: number) =>
+      sends("in", { src: "100.64.0.2", dst: "100.64.0.1", proto: 17, sport: 53, dport: 1000 + i });
+    sender.exports.filterShareFlows();
+    sender.exports.filterSet(sender.exports.heapBase());
+    x.filterForgetFlows();
+    use({ rules: [], local });
+    out(0);
+    expect(back(0)).toBe(false);
+    expect(tell()).toBe(1);
+    expect(back(0)).toBe(true);
+    out(0);
+    expect(tell()).toBe(0);
+    for (let i = 1; i <= 1200; i++) {
+      out(i);
+      out(-1);
+      tell();
+    }
+    expect(back(-1)).toBe(true);
+    expect(back(1200)).toBe(true);
+    expect(back(1)).toBe(false);
+    // More at once than the list holds: the rest is told when it is used again.
+    for (let i = 0; i < 2000; i++) out(5000 + i);
+    expect(tell()).toBe(1024);
+    expect(back(5000 + 1999)).toBe(false);
+    out(5000 + 1999);
+    expect(tell()).toBe(1);
+    expect(back(5000 + 1999)).toBe(true);
+  });
+
   test("the 512 latest flows are remembered, in the order of their last use, also across new rules", () => {
     x.filterForgetFlows();
     use({ rules: [], local });

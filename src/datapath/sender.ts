@@ -7,9 +7,6 @@ import { eventfdDrain, eventfdWake } from "../../ffi/eventfd.ts";
 import { addressOf } from "../../ffi/libc.ts";
 import { warmUp } from "../crypto/warmup.ts";
 import { Asm } from "../crypto/wasm.ts";
-import { paddedLength, TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD } from "../wire/wireguard.ts";
-import { MAX_STAGED_BYTES, MAX_STAGED_PACKETS } from "../wireguard/constants.ts";
-import { sessionTableSlots } from "../wireguard/sessions.ts";
 import { ASM_DROPS } from "./asm.ts";
 import { layOutFilter } from "./filter.ts";
 import { MAX_ALLOWED_IPS, MAX_PEERS, MEMORY_PAGES } from "./limits.ts";
@@ -39,6 +36,7 @@ import {
 } from "./messages.ts";
 import { PeerPaths } from "./peer-paths.ts";
 import { Ring } from "./ring.ts";
+import { SendingPeers } from "./sending-peers.ts";
 import { Transmitter } from "./transmit.ts";
 import { TunReader } from "./tun-reader.ts";
 
@@ -48,8 +46,6 @@ const EVENTS = 2;
 const FLOW_SIZE = 40;
 /** How long the device may wait for what only moves its timers and counts. */
 const REPORT_MS = 50;
-const MAX_PACKET = 65535 - TRANSPORT_OVERHEAD - 16;
-const EMPTY = new Uint8Array(0);
 
 /** The copy of the peers' paths; what the kernel refuses is told to the device. */
 class CopiedPaths extends PeerPaths {
@@ -69,13 +65,12 @@ export class Sender {
   readonly #box: Mailbox;
   readonly #toMain: Ring;
   readonly #paths: CopiedPaths;
+  readonly #peers: SendingPeers;
   readonly #tx: Transmitter;
   readonly #tun: TunReader;
   readonly #epoll: number;
   readonly #events: number;
   readonly #address: number;
-  readonly #keys: number;
-  readonly #scratch: number;
   readonly #emptyFilter: number;
   readonly #words = new Uint32Array(8);
   /** The first of them. */
@@ -85,15 +80,7 @@ export class Sender {
   readonly #readView = new DataView(this.#read.buffer);
   readonly #stats: Float64Array;
 
-  /** By peer: the session to send on or -1, and until when. */
-  readonly #session = new Int32Array(MAX_PEERS).fill(-1);
-  readonly #until = new Float64Array(MAX_PEERS);
   readonly #peerKeys: (Uint8Array | undefined)[] = [];
-  readonly #staged = new Map<number, Uint8Array[]>();
-  #stagedBytes = 0;
-  /** Peers whose packets may be able to go now. */
-  readonly #resumed = new Set<number>();
-  readonly #wanted = new Set<number>();
   /** When the device must know of what was told to it; Infinity: nothing was. */
   #reportDue = Number.POSITIVE_INFINITY;
   #filtering = false;
@@ -108,8 +95,6 @@ export class Sender {
     this.#asm = asm;
     this.#base = addressOf(asm.u8);
     const { exports } = asm;
-    const sessions = sessionTableSlots(MAX_PEERS);
-    exports.sessionTableInit(asm.alloc(exports.sessionTableSize(sessions), 64), sessions);
     exports.trieInit(asm.alloc(exports.trieSize(2 * MAX_ALLOWED_IPS), 64), 2 * MAX_ALLOWED_IPS);
     exports.filterShareFlows();
     this.#from = new Ring(link.toSender, true);
@@ -121,13 +106,18 @@ export class Sender {
       this.#words[0] = slot;
       this.#box.post(LINK_SOURCE_GONE, this.#word);
     };
+    this.#peers = new SendingPeers(asm, MAX_PEERS, mtu, {
+      reachable: (slot) => this.#paths.nameLength[slot] !== 0 || this.#paths.relay[slot] !== 0,
+      send: (slot, message, now) => this.#tx.message(slot, message, now),
+      sent: (slot, session, packets, bytes, counterHigh) => this.#sent(slot, session, packets, bytes, counterHigh),
+    });
     this.#tx = new Transmitter(
       asm,
       this.#base,
       {
-        prepareSend: (slot, now) => this.#prepareSend(slot, now),
-        stage: (slot, packet) => this.#stage(slot, packet),
-        sent: (slot, packets, bytes) => this.#sent(slot, packets, bytes),
+        prepareSend: (slot, now) => this.#peers.prepareSend(slot, now),
+        stage: (slot, packet) => this.#peers.stage(slot, packet),
+        sent: (slot, packets, bytes) => this.#peers.sent(slot, packets, bytes),
         peerBySlot: () => null,
       },
       this.#paths,
@@ -141,8 +131,6 @@ export class Sender {
     this.#tun = new TunReader(asm, this.#base, tun);
     this.#events = asm.alloc(EVENTS * EPOLL_EVENT_SIZE);
     this.#address = asm.alloc(16);
-    this.#keys = asm.alloc(64);
-    this.#scratch = asm.alloc(65536 + 64);
     // Only what comes in is judged by rules; here it counts that there is a filter.
     const filter = layOutFilter({ rules: [], local: [], skippedBad: 0, skippedCaps: 0 }, 0).length;
     this.#emptyFilter = asm.alloc(filter);
@@ -178,78 +166,21 @@ export class Sender {
   }
 
   #wait(): number {
-    if (this.#box.backlog || this.#wanted.size > 0) return 1;
+    if (this.#box.backlog || this.#peers.wanted.size > 0) return 1;
     if (this.#reportDue === Number.POSITIVE_INFINITY) return -1;
     return Math.max(0, Math.ceil(this.#reportDue - performance.now()));
   }
 
-  // --- what the transmitter asks
-
-  #prepareSend(slot: number, now: number): number {
-    const session = this.#session[slot]!;
-    if (session < 0 || now >= this.#until[slot]! || !this.#reachable(slot)) return -1;
-    if (this.#staged.has(slot)) this.#flushStaged(slot, session, now);
-    return this.#staged.has(slot) ? -1 : session;
-  }
-
-  #reachable(slot: number): boolean {
-    return this.#paths.nameLength[slot] !== 0 || this.#paths.relay[slot] !== 0;
-  }
-
-  /** Keeps a copy until there is a session, for which the device is asked. Per peer the oldest is dropped. */
-  #stage(slot: number, packet: Uint8Array): void {
-    if (packet.length > MAX_PACKET || this.#stagedBytes + packet.length > MAX_STAGED_BYTES) return;
-    let staged = this.#staged.get(slot);
-    if (!staged) {
-      staged = [];
-      this.#staged.set(slot, staged);
-    }
-    staged.push(packet.slice());
-    this.#stagedBytes += packet.length;
-    if (staged.length > MAX_STAGED_PACKETS) this.#stagedBytes -= staged.shift()!.length;
-    this.#wanted.add(slot);
-  }
-
-  #flushStaged(slot: number, session: number, now: number): void {
-    const staged = this.#staged.get(slot) ?? [];
-    let done = 0;
-    for (const packet of staged) {
-      if (!this.#send(slot, session, packet, now)) break;
-      done++;
-      this.#stagedBytes -= packet.length;
-      this.#sent(slot, 1, paddedLength(packet.length, this.#tx.mtu) + TRANSPORT_OVERHEAD);
-    }
-    if (done === staged.length) this.#staged.delete(slot);
-    else this.#staged.set(slot, staged.slice(done));
-  }
-
-  #dropStaged(slot: number): void {
-    for (const packet of this.#staged.get(slot) ?? []) this.#stagedBytes -= packet.length;
-    this.#staged.delete(slot);
-  }
-
-  /** One packet by itself. False when the session cannot seal any more. */
-  #send(slot: number, session: number, packet: Uint8Array, now: number): boolean {
-    const { u8, exports } = this.#asm;
-    const p = this.#scratch + TRANSPORT_HEADER_SIZE;
-    const length = paddedLength(packet.length, this.#tx.mtu);
-    u8.set(packet, p);
-    u8.fill(0, p + packet.length, p + length);
-    if (exports.sessionSeal(session, p, length) === 0) return false;
-    this.#tx.message(slot, u8.subarray(this.#scratch, this.#scratch + length + TRANSPORT_OVERHEAD), now);
-    return true;
-  }
+  // --- what was sent
 
   /** The device must know before a reply can come: it looks here before it looks at what the socket brought. */
-  #sent(slot: number, packets: number, bytes: number): void {
-    const session = this.#session[slot]!;
-    const high = session < 0 ? 0 : this.#asm.exports.sessionSendCounterHi(session);
+  #sent(slot: number, session: number, packets: number, bytes: number, counterHigh: number): void {
     const words = this.#words;
     words[0] = slot;
     words[1] = session;
     words[2] = packets;
     words[3] = bytes;
-    words[4] = high;
+    words[4] = counterHigh;
     this.#box.tell(LINK_SENT, words, 0, 20);
   }
 
@@ -272,10 +203,10 @@ export class Sender {
 
   #report(now: number): void {
     this.#box.flush();
-    if (this.#wanted.size > 0) {
-      for (const slot of this.#wanted) {
+    if (this.#peers.wanted.size > 0) {
+      for (const slot of this.#peers.wanted) {
         this.#words[0] = slot;
-        if (this.#box.tell(LINK_WANT, this.#words, 0, 4)) this.#wanted.delete(slot);
+        if (this.#box.tell(LINK_WANT, this.#words, 0, 4)) this.#peers.wanted.delete(slot);
       }
       this.#wake();
     }
@@ -306,8 +237,7 @@ export class Sender {
       if (record < 0) break;
       this.#take(record >>> 16, record & 0xffff, now);
     }
-    for (const slot of this.#resumed) if (this.#staged.has(slot)) this.#prepareSend(slot, now);
-    this.#resumed.clear();
+    this.#peers.settle(now);
   }
 
   #take(kind: number, length: number, now: number): void {
@@ -315,29 +245,22 @@ export class Sender {
     const word = (i: number) => this.#readWords[i]!;
     switch (kind) {
       case LINK_SESSION:
-        u8.set(this.#read.subarray(16, 48), this.#keys);
+        this.#peers.install(word(0), word(1), word(2), word(3), this.#read.subarray(16, 48));
         this.#read.fill(0, 16, 48);
-        exports.sessionInstall(word(0), this.#keys, this.#keys + 32, word(2), word(3), word(1));
-        u8.fill(0, this.#keys, this.#keys + 32);
         return;
-      case LINK_WIPE: {
-        const peer = exports.sessionPeer(word(0));
-        if (this.#session[peer] === word(0)) this.#session[peer] = -1;
-        exports.sessionWipe(word(0));
+      case LINK_WIPE:
+        this.#peers.wipe(word(0));
         return;
-      }
       case LINK_USE:
-        this.#session[word(0)] = this.#readView.getInt32(4, true);
-        this.#until[word(0)] = now + this.#readView.getFloat64(8, true);
-        this.#resumed.add(word(0));
+        this.#peers.use(word(0), this.#readView.getInt32(4, true), this.#readView.getFloat64(8, true), now);
         return;
       case LINK_DROP:
-        this.#dropStaged(word(0));
+        this.#peers.dropStaged(word(0));
         return;
       case LINK_PATH:
         this.#peerKeys[word(0)] = this.#read.slice(4, 36);
         this.#paths.adopt(word(0), this.#read.subarray(36, length));
-        this.#resumed.add(word(0));
+        this.#peers.resume(word(0));
         return;
       case LINK_ALLOW:
       case LINK_DISALLOW: {
@@ -348,9 +271,7 @@ export class Sender {
         return;
       }
       case LINK_KEEPALIVE:
-        // Better what waits than nothing.
-        if (this.#staged.has(word(0))) this.#resumed.add(word(0));
-        else this.#send(word(0), word(1), EMPTY, now);
+        this.#peers.keepalive(word(0), word(1), now);
         return;
       case LINK_FILTER:
         this.#filtering = word(0) === 1;
@@ -358,6 +279,7 @@ export class Sender {
         return;
       case LINK_MTU:
         this.#tx.mtu = word(0);
+        this.#peers.mtu = word(0);
         return;
       case LINK_SOCKETS:
         // What was said before goes to where it was said.

@@ -3,15 +3,28 @@ import { MessageChannel, Worker } from "node:worker_threads";
 import { epollCreate } from "../../ffi/epoll.ts";
 import { eventfdCreate, eventfdWake } from "../../ffi/eventfd.ts";
 import { closeFd } from "../../ffi/libc.ts";
-import type { Command, Reply, WorkerSetup } from "./messages.ts";
+import { ASM_DROPS } from "./asm.ts";
+import { Mailbox } from "./mailbox.ts";
+import {
+  type Command,
+  LINK_CLOSE,
+  LINK_FENCE,
+  LINK_FENCED,
+  LINK_MTU,
+  type Link,
+  type Reply,
+  SENDER_STATS,
+  type SenderSetup,
+  type WorkerSetup,
+} from "./messages.ts";
 import { Ring } from "./ring.ts";
 
-function start(setup: Partial<WorkerSetup>) {
+function start(setup: Partial<WorkerSetup> | ((shared: WorkerSetup) => SenderSetup)) {
   const { port1, port2 } = new MessageChannel();
   const wakeFd = eventfdCreate();
   const epollFd = epollCreate();
   const tunLike = eventfdCreate();
-  const workerData: WorkerSetup = {
+  const shared: WorkerSetup = {
     role: "device",
     link: null,
     mode: "wg",
@@ -23,8 +36,8 @@ function start(setup: Partial<WorkerSetup>) {
     toMain: new Ring(1 << 14).buffer,
     toWorker: new Ring(1 << 14).buffer,
     port: port2,
-    ...setup,
   };
+  const workerData = typeof setup === "function" ? setup(shared) : { ...shared, ...setup };
   const replies: Reply[] = [];
   let arrived: () => void = () => {};
   port1.on("message", (reply: Reply) => {
@@ -34,6 +47,7 @@ function start(setup: Partial<WorkerSetup>) {
   const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData, transferList: [port2] });
   return {
     replies,
+    wake: () => eventfdWake(wakeFd),
     send: (command: Command) => {
       port1.postMessage(command);
       eventfdWake(wakeFd);
@@ -61,6 +75,53 @@ test("what goes wrong in the Worker reaches the main thread as one sentence", as
   await using worker = start({ tun: { fd: -1, vnetHeader: true, tso: true, uso: true } });
   const fatal = await worker.until("fatal");
   expect(fatal).toEqual({ type: "fatal", reason: expect.stringMatching(/^the datapath failed: [^\n]+$/) });
+}, 20_000);
+
+const sender = ({ mtu, tun, sockets, epollFd, toMain, port, wakeFd }: WorkerSetup): SenderSetup => {
+  const link: Link = {
+    toSender: new Ring(1 << 14).buffer,
+    toReceiver: new Ring(1 << 14).buffer,
+    senderWakeFd: wakeFd,
+    receiverWakeFd: wakeFd,
+    stats: new SharedArrayBuffer(8 * (SENDER_STATS.length + ASM_DROPS.length)),
+  };
+  return { role: "sender", mtu, tun, sockets, link, epollFd, toMain, port };
+};
+
+test("so does what goes wrong in the sender", async () => {
+  for (const fd of [-1, 1 << 20]) {
+    await using worker = start((shared) => {
+      const setup = sender(shared);
+      return { ...setup, tun: { ...setup.tun, fd } };
+    });
+    const fatal = await worker.until("fatal");
+    expect(fatal).toEqual({ type: "fatal", reason: expect.stringMatching(/^the datapath failed: [^\n]+$/) });
+  }
+}, 20_000);
+
+test("the sender answers a fence when what came before has taken effect, and ends when told", async () => {
+  let link!: Link;
+  await using worker = start((shared) => {
+    const setup = sender(shared);
+    link = setup.link;
+    return setup;
+  });
+  await worker.until("ready");
+  const box = new Mailbox(new Ring(link.toSender));
+  const from = new Ring(link.toReceiver);
+  const words = new Uint32Array(16);
+  for (let number = 1; number <= 3; number++) {
+    box.post(LINK_MTU, new Uint8Array(4));
+    box.post(LINK_FENCE, Uint8Array.of(number, 0, 0, 0));
+    worker.wake();
+    const deadline = performance.now() + 10_000;
+    while (from.empty && performance.now() < deadline) await Bun.sleep(1);
+    expect(from.read(words)).toBe((LINK_FENCED << 16) | 4);
+    expect(words[0]).toBe(number);
+  }
+  box.post(LINK_CLOSE, new Uint8Array(0));
+  worker.wake();
+  await worker.until("closed");
 }, 20_000);
 
 test("commands are answered by id while the Worker sleeps in epoll; close ends it", async () => {

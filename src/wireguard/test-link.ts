@@ -142,12 +142,18 @@ export class TestNode {
     this.arrived.push(id);
   }
 
+  /** For nodes with a sealer of their own. */
+  protected keepalive(_slot: number, _session: number): void {
+    throw new Error("only a sealer has keepalives to send");
+  }
+
   /** Messages to send; the other outputs are noted. */
   messages(): Extract<Output, { type: "send" }>[] {
     const messages: Extract<Output, { type: "send" }>[] = [];
     for (const output of this.device.drain()) {
       if (output.type === "send") messages.push(output);
       else if (output.type === "handshake") this.handshakes.push(output);
+      else if (output.type === "keepalive") this.keepalive(output.slot, output.session);
       else this.forgotten++;
     }
     return messages;
@@ -299,8 +305,16 @@ export function testPair(
   link?: LinkOptions,
   peer: Partial<PeerUpdate> = {},
 ): { a: TestNode; b: TestNode; net: TestNetwork } {
-  const a = new TestNode(1);
-  const b = new TestNode(3);
+  return joined(new TestNode(1), new TestNode(3), link, peer);
+}
+
+/** Two nodes get to know each other. */
+export function joined<A extends TestNode, B extends TestNode>(
+  a: A,
+  b: B,
+  link?: LinkOptions,
+  peer: Partial<PeerUpdate> = {},
+): { a: A; b: B; net: TestNetwork } {
   a.addPeer(b, peer);
   b.addPeer(a, peer);
   return { a, b, net: new TestNetwork([a, b], link) };
