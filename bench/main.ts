@@ -47,6 +47,10 @@ const commands: Record<string, { what: string; load: () => Promise<Command> }> =
     what: "write the results of --json files into docs/performance.md",
     load: () => import("./publish.ts"),
   },
+  "timing-leak": {
+    what: "t-test of the primitives' times: do they depend on secrets (dudect's method)",
+    load: () => import("./timing-leak.ts"),
+  },
   soak: {
     what: "WireGuard tunnels for real minutes across real rekeys, with every implementation installed",
     load: () => import("./soak.ts"),
