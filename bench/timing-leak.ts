@@ -202,7 +202,7 @@ function primitives(): Primitive[] {
   // 1024 bytes: then a difference is longer than the clock is coarse.
   const compare = (name: string, equal: (a: Uint8Array, b: Uint8Array) => boolean): Primitive => {
     const one = fixed(1024);
-    let other = fixed(1024);
+    let other: Uint8Array = fixed(1024);
     const wrong = [0, 1023].map((at) => {
       const bytes = one.slice();
       bytes[at]! ^= 1;
