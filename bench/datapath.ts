@@ -1,14 +1,15 @@
 // `bun run bench datapath`: whole tunnels between two network namespaces of this machine, both ends and both ends of the load
 // on its cores. The programs take turns: each round measures every program once, beginning with another one.
-import { existsSync, realpathSync } from "node:fs";
+import { existsSync, realpathSync, rmSync } from "node:fs";
 import { ping } from "../lab/measure.ts";
 import { type Host, Lab } from "../lab/network.ts";
 import { type Implementation, WgEnd } from "../test/lib/wg.ts";
 import { type LoadOptions, load } from "./lib/iperf.ts";
 import { MESH_MTU, mesh } from "./lib/mesh.ts";
 import type { BenchOptions } from "./lib/options.ts";
-import { progress, quartiles, type Report } from "./lib/report.ts";
+import { quartiles, type Report } from "./lib/report.ts";
 import { cannotTunnel, talks, tunnel, wire, wireguards } from "./lib/tunnels.ts";
+import { inTurns } from "./lib/turns.ts";
 
 const DEFAULT_MTU = 1420;
 const ROUNDS = 5;
@@ -75,7 +76,8 @@ async function race(
     await talks(a.host, b.ip4, impl);
     subjects.push({ impl, from: a.host, to: b.host, address: b.ip4, pids: [a.pid, b.pid] });
   }
-  await turns(subjects, label(`WireGuard, MTU ${mtu}`, options), rounds, options, report);
+  const name = label(`WireGuard, MTU ${mtu}`, options);
+  await inTurns(subjects, rounds, name, report, (subject) => measure(subject, name, options, report));
 }
 
 async function raceMesh(lab: Lab, rounds: number, options: BenchOptions, report: Report): Promise<void> {
@@ -89,24 +91,8 @@ async function raceMesh(lab: Lab, rounds: number, options: BenchOptions, report:
       pids: [a.process.pid, b.process.pid],
     }),
   );
-  await turns(subjects, label(`mesh, MTU ${MESH_MTU}`, options), rounds, options, report);
-}
-
-/** Everything that one program is asked, program after program, round after round. */
-async function turns(
-  subjects: Subject[],
-  name: string,
-  rounds: number,
-  options: BenchOptions,
-  report: Report,
-): Promise<void> {
-  for (let round = 0; round < rounds; round++) {
-    for (let i = 0; i < subjects.length; i++) {
-      const subject = subjects[(i + round) % subjects.length]!;
-      progress(`datapath: ${name}: round ${round + 1} of ${rounds}: ${subject.impl}`);
-      await measure(subject, name, options, report);
-    }
-  }
+  const name = label(`mesh, MTU ${MESH_MTU}`, options);
+  await inTurns(subjects, rounds, name, report, (subject) => measure(subject, name, options, report));
 }
 
 async function measure(subject: Subject, name: string, { quick }: BenchOptions, report: Report): Promise<void> {
@@ -156,23 +142,22 @@ async function variants(lab: Lab, rounds: number, options: BenchOptions, report:
   const on = await wire(lab, "variant", options);
   const flagSets = options.quick ? [OFFLOADS] : [[], ["--workers", "2"], ...OFFLOADS.map((flag) => [flag]), OFFLOADS];
   const seconds = options.quick ? QUICK.tcp : FULL.tcp;
-  for (let round = 0; round < Math.min(rounds, SIDE_ROUNDS); round++) {
-    for (const flags of flagSets) {
-      await using ends = await tunnel(on, "weft", { mtu, flags });
-      const impl = flags === OFFLOADS ? "weft without any offload" : ends.impl;
-      progress(`datapath: ${name}: round ${round + 1}: ${impl}`);
-      const { a, b } = ends;
-      await talks(a.host, b.ip4, impl);
-      const common = { ...through(ends), pids: [a.pid, b.pid] };
-      const add = (metric: string, unit: string, value: number) =>
-        report.add({ case: name, impl, metric, unit }, value);
-      const tcp = await load({ ...common, seconds });
-      add("TCP x1", "Mb/s", tcp.mbps);
-      add("TCP x1 per CPU-second", "Mb", tcp.megabits / tcp.cpu);
-      const udp = await load({ ...common, seconds: 1, udp: { mbps: 200, bytes: 1200 } });
-      add("200 Mb/s of 1200-byte UDP", "cores", udp.cpu / udp.seconds);
-    }
-  }
+  const contestants = flagSets.map((flags) => ({
+    flags,
+    impl: flags === OFFLOADS ? "weft without any offload" : ["weft", ...flags].join(" "),
+  }));
+  await inTurns(contestants, Math.min(rounds, SIDE_ROUNDS), name, report, async ({ impl, flags }) => {
+    await using ends = await tunnel(on, "weft", { mtu, flags });
+    const { a, b } = ends;
+    await talks(a.host, b.ip4, impl);
+    const common = { ...through(ends), pids: [a.pid, b.pid] };
+    const add = (metric: string, unit: string, value: number) => report.add({ case: name, impl, metric, unit }, value);
+    const tcp = await load({ ...common, seconds });
+    add("TCP x1", "Mb/s", tcp.mbps);
+    add("TCP x1 per CPU-second", "Mb", tcp.megabits / tcp.cpu);
+    const udp = await load({ ...common, seconds: 1, udp: { mbps: 200, bytes: 1200 } });
+    add("200 Mb/s of 1200-byte UDP", "cores", udp.cpu / udp.seconds);
+  });
 }
 
 /** From the start of the processes to full speed. */
@@ -186,34 +171,31 @@ async function startUp(
   const mtu = options.mtu ?? DEFAULT_MTU;
   const name = label(`start, MTU ${mtu}`, options);
   const on = await wire(lab, "start", options);
-  const racing = options.quick ? programs.slice(0, 1) : programs;
-  for (let round = 0; round < Math.min(rounds, SIDE_ROUNDS); round++) {
-    for (let i = 0; i < racing.length; i++) {
-      const impl = racing[(i + round) % racing.length]!;
-      progress(`datapath: ${name}: round ${round + 1}: ${impl}`);
-      const add = (metric: string, unit: string, value: number) =>
-        report.add({ case: name, impl, metric, unit }, value);
-      {
-        const socket = untilSocket(on.a);
-        await using ends = await tunnel(on, impl, { mtu });
-        add("process start to configuration socket", "ms", await socket);
-        const seconds = options.quick ? 2 : 4;
-        const { intervals } = await load({ ...through(ends), seconds, interval: 0.1 });
-        const [, full] = quartiles(intervals.slice(10));
-        const first = intervals.slice(0, 10);
-        add(
-          "TCP x1 in the first second, of full speed",
-          "%",
-          (100 * first.reduce((a, b) => a + b, 0)) / first.length / full,
-        );
-        const reached = intervals.findIndex((mbps) => mbps >= 0.8 * full);
-        add("first packet to 80 % of full speed", "ms", (reached < 0 ? intervals.length : reached) * 100);
-      }
+  const contestants = racing(programs, options);
+  await inTurns(contestants, Math.min(rounds, SIDE_ROUNDS), name, report, async ({ impl }) => {
+    const add = (metric: string, unit: string, value: number) => report.add({ case: name, impl, metric, unit }, value);
+    {
+      const socket = untilSocket(on.a);
       await using ends = await tunnel(on, impl, { mtu });
-      const udp = await load({ ...through(ends), seconds: 1, udp: { mbps: 100, bytes: 1200 } });
-      add("lost of 100 Mb/s UDP in the first second", "%", lossOf(udp));
+      add("process start to configuration socket", "ms", await socket);
+      const seconds = options.quick ? 2 : 4;
+      const { intervals } = await load({ ...through(ends), seconds, interval: 0.1 });
+      const [, full] = quartiles(intervals.slice(10));
+      const first = intervals.slice(0, 10);
+      const mean = first.reduce((a, b) => a + b, 0) / first.length;
+      add("TCP x1 in the first second, of full speed", "%", (100 * mean) / full);
+      const reached = intervals.findIndex((mbps) => mbps >= 0.8 * full);
+      add("first packet to 80 % of full speed", "ms", (reached < 0 ? intervals.length : reached) * 100);
     }
-  }
+    await using ends = await tunnel(on, impl, { mtu });
+    const udp = await load({ ...through(ends), seconds: 1, udp: { mbps: 100, bytes: 1200 } });
+    add("lost of 100 Mb/s UDP in the first second", "%", lossOf(udp));
+  });
+}
+
+/** Quick: Weft shows that it runs. */
+function racing(programs: Implementation[], { quick }: BenchOptions): { impl: Implementation }[] {
+  return (quick ? programs.slice(0, 1) : programs).map((impl) => ({ impl }));
 }
 
 function through({ a, b }: { a: WgEnd; b: WgEnd }): Pick<LoadOptions, "from" | "to" | "address"> {
@@ -222,9 +204,10 @@ function through({ a, b }: { a: WgEnd; b: WgEnd }): Pick<LoadOptions, "from" | "
 
 /** Milliseconds until the WireGuard configuration socket on this host is there. */
 async function untilSocket(host: Host): Promise<number> {
-  const start = performance.now();
   // An absolute link would lead out of the host's files again.
   const path = `/proc/${host.holderPid}/root${realpathSync("/var/run")}/wireguard/w${process.pid}.sock`;
+  rmSync(path, { force: true });
+  const start = performance.now();
   while (!existsSync(path)) {
     if (performance.now() - start > 20_000) throw new Error(`bench: ${path} does not appear`);
     await Bun.sleep(1);
@@ -245,38 +228,33 @@ async function fairness(
   const name = `${count} peers, one floods, MTU ${mtu}`;
   const hosts: Host[] = [];
   for (let i = 0; i <= count; i++) hosts.push(await lab.host(`fair${i}`));
-  const racing = options.quick ? programs.slice(0, 1) : programs;
-  for (let round = 0; round < Math.min(rounds, SIDE_ROUNDS); round++) {
-    for (const impl of racing) {
-      progress(`datapath: ${name}: round ${round + 1}: ${impl}`);
-      await using stack = new AsyncDisposableStack();
-      const ends = await Promise.all(hosts.map((host, i) => WgEnd.start(host, i + 1, impl)));
-      for (const end of ends) {
-        stack.use(end);
-        end.host.netlink.setLink(end.device, { mtu });
-      }
-      const [hub, ...spokes] = ends as [WgEnd, ...WgEnd[]];
-      for (const spoke of spokes) {
-        await hub.knows(spoke, { endpoint: spoke.outer4 });
-        await spoke.knows(hub, { endpoint: hub.outer4 });
-        await talks(spoke.host, hub.ip4, impl);
-      }
-      const seconds = options.quick ? 1 : 4;
-      const [flooder, ...quiet] = spokes as [WgEnd, ...WgEnd[]];
-      const to = { to: hub.host, address: hub.ip4 };
-      const flood = load({ from: flooder.host, ...to, seconds: seconds + 2, udp: { mbps: 0, bytes: 1200 } });
-      const modest = quiet.map((end, i) =>
-        load({ from: end.host, ...to, port: 5301 + i, seconds: seconds + 1, udp: { mbps: 5, bytes: 1200 } }),
-      );
-      await Bun.sleep(500);
-      const pinger = quiet[round % quiet.length]!;
-      const trips = await ping(pinger.host, hub.ip4, { count: seconds * 50, intervalMs: 20, timeoutMs: 2000 });
-      const results = await Promise.all(modest);
-      const add = (metric: string, unit: string, value: number) =>
-        report.add({ case: name, impl, metric, unit }, value);
-      add("the flood, as received", "Mb/s", (await flood).mbps);
-      add("the slowest of the others at 5 Mb/s", "Mb/s", Math.min(...results.map((result) => result.mbps)));
-      add("ping p99 of one of the others", "ms", trips.p99);
+  await inTurns(racing(programs, options), Math.min(rounds, SIDE_ROUNDS), name, report, async ({ impl }, round) => {
+    await using stack = new AsyncDisposableStack();
+    const ends = await Promise.all(hosts.map((host, i) => WgEnd.start(host, i + 1, impl)));
+    for (const end of ends) {
+      stack.use(end);
+      end.host.netlink.setLink(end.device, { mtu });
     }
-  }
+    const [hub, ...spokes] = ends as [WgEnd, ...WgEnd[]];
+    for (const spoke of spokes) {
+      await hub.knows(spoke, { endpoint: spoke.outer4 });
+      await spoke.knows(hub, { endpoint: hub.outer4 });
+      await talks(spoke.host, hub.ip4, impl);
+    }
+    const seconds = options.quick ? 1 : 4;
+    const [flooder, ...quiet] = spokes as [WgEnd, ...WgEnd[]];
+    const to = { to: hub.host, address: hub.ip4 };
+    const pinger = quiet[round % quiet.length]!;
+    const [flood, trips, ...modest] = await Promise.all([
+      load({ from: flooder.host, ...to, seconds: seconds + 2, udp: { mbps: 0, bytes: 1200 } }),
+      Bun.sleep(500).then(() => ping(pinger.host, hub.ip4, { count: seconds * 50, intervalMs: 20, timeoutMs: 2000 })),
+      ...quiet.map((end, i) =>
+        load({ from: end.host, ...to, port: 5301 + i, seconds: seconds + 1, udp: { mbps: 5, bytes: 1200 } }),
+      ),
+    ]);
+    const add = (metric: string, unit: string, value: number) => report.add({ case: name, impl, metric, unit }, value);
+    add("the flood, as received", "Mb/s", flood.mbps);
+    add("the slowest of the others at 5 Mb/s", "Mb/s", Math.min(...modest.map((result) => result.mbps)));
+    add("ping p99 of one of the others", "ms", trips.p99);
+  });
 }

@@ -8,6 +8,7 @@ import { identity, keyText, sourceOf } from "./lib/initiations.ts";
 import type { BenchOptions } from "./lib/options.ts";
 import { progress, type Report } from "./lib/report.ts";
 import { cannotTunnel, configure, wire, wireguards } from "./lib/tunnels.ts";
+import { inTurns } from "./lib/turns.ts";
 
 const PEERS = 400;
 const RESPONDER = "10.99.0.1";
@@ -51,35 +52,27 @@ export async function run(options: BenchOptions, report: Report): Promise<void> 
   const answers = lines(child.stdout);
   await answers.next();
 
-  const programs = wireguards(options, report);
-  const rounds = options.rounds ?? (quick ? 1 : ROUNDS);
-  for (let round = 0; round < rounds; round++) {
-    for (let i = 0; i < programs.length; i++) {
-      const impl = programs[(i + round) % programs.length]!;
-      progress(`handshake: round ${round + 1} of ${rounds}: ${impl}`);
-      await using end = await start(on.b, impl, responder.privateKey, pin(0));
-      const port = (await end.must(end.wg("show", end.device, "listen-port"))).trim();
-      child.stdin.write(`${RESPONDER} ${port} ${warm} ${seconds}\n`);
-      await child.stdin.flush();
-      await answers.next();
-      const before = cpuSeconds([end.pid]);
-      const { value, done } = await answers.next();
-      if (done) throw new Error("bench handshake: the load has ended");
-      const result = JSON.parse(value) as Result;
-      if (result.answered === 0) {
-        report.note(`${impl} answered none of ${PEERS} peers: left out`);
-        continue;
-      }
-      const spent = cpuSeconds([end.pid]) - before;
-      if (spent <= 0) throw new Error("bench handshake: the kernel accounts no CPU time");
-      const add = (metric: string, unit: string, amount: number) =>
-        report.add({ case: `${PEERS} peers, one core`, impl, metric, unit }, amount);
-      add("handshakes as responder", "1/s", result.answered / result.seconds);
-      add("handshakes per CPU-second", "1", result.answered / spent);
-      add("cores used", "cores", spent / result.seconds);
-      add("initiations without an answer", "1/s", result.unanswered / result.seconds);
-    }
-  }
+  const name = `${PEERS} peers, one core`;
+  const contestants = wireguards(options, report).map((impl) => ({ impl }));
+  await inTurns(contestants, options.rounds ?? (quick ? 1 : ROUNDS), name, report, async ({ impl }) => {
+    await using end = await start(on.b, impl, responder.privateKey, pin(0));
+    const port = (await end.must(end.wg("show", end.device, "listen-port"))).trim();
+    child.stdin.write(`${RESPONDER} ${port} ${warm} ${seconds}\n`);
+    await child.stdin.flush();
+    await answers.next();
+    const before = cpuSeconds([end.pid]);
+    const { value, done } = await answers.next();
+    const spent = cpuSeconds([end.pid]) - before;
+    if (done) throw new Error("the load has ended");
+    const result = JSON.parse(value) as Result;
+    if (result.answered === 0 || spent <= 0) throw new Error(`none of ${PEERS} peers was answered`);
+    const add = (metric: string, unit: string, amount: number) =>
+      report.add({ case: name, impl, metric, unit }, amount);
+    add("handshakes as responder", "1/s", result.answered / result.seconds);
+    add("handshakes per CPU-second", "1", result.answered / spent);
+    add("cores used", "cores", spent / result.seconds);
+    add("initiations without an answer", "1/s", result.unanswered / result.seconds);
+  });
   await child.stdin.end();
   await child.exited;
 }

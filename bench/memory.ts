@@ -6,8 +6,9 @@ import { type Implementation, WgEnd } from "../test/lib/wg.ts";
 import { identity, keyText } from "./lib/initiations.ts";
 import { load } from "./lib/iperf.ts";
 import type { BenchOptions } from "./lib/options.ts";
-import { progress, quartiles, type Report } from "./lib/report.ts";
+import { quartiles, type Report } from "./lib/report.ts";
 import { cannotTunnel, configure, talks, tunnel, type Wire, wire, wireguards } from "./lib/tunnels.ts";
+import { inTurns } from "./lib/turns.ts";
 
 const DEFAULT_MTU = 1420;
 const PEERS = 1000;
@@ -28,12 +29,10 @@ export async function run(options: BenchOptions, report: Report): Promise<void> 
     (_, i) =>
       `[Peer]\nPublicKey = ${keyText(identity(`peer ${i}`).publicKey)}\nAllowedIPs = 10.100.${i >> 8}.${i & 255}/32\n`,
   );
-  for (let round = 0; round < (options.rounds ?? 1); round++) {
-    for (const impl of programs) {
-      await underLoad(on, impl, options, report);
-      await manyPeers(on, impl, peers, options, report);
-    }
-  }
+  const contestants = programs.map((impl) => ({ impl }));
+  const rounds = options.rounds ?? 1;
+  await inTurns(contestants, rounds, "load", report, ({ impl }) => underLoad(on, impl, options, report));
+  await inTurns(contestants, rounds, "many peers", report, ({ impl }) => manyPeers(on, impl, peers, options, report));
 }
 
 function megabytes(kilobytes: number): number {
@@ -43,7 +42,6 @@ function megabytes(kilobytes: number): number {
 async function underLoad(on: Wire, impl: Implementation, options: BenchOptions, report: Report): Promise<void> {
   const { quick } = options;
   const seconds = quick ? 1 : Math.max(1, Math.round((options.minutes ?? 1) * 60));
-  progress(`memory: ${impl}: ${seconds} s of TCP x4`);
   await using ends = await tunnel(on, impl, { mtu: options.mtu ?? DEFAULT_MTU });
   const { a, b } = ends;
   await talks(a.host, b.ip4, impl);
@@ -79,7 +77,6 @@ async function manyPeers(
   { quick }: BenchOptions,
   report: Report,
 ): Promise<void> {
-  progress(`memory: ${impl}: ${PEERS} peers`);
   await using end = await WgEnd.start(on.a, 1, impl);
   await configure(end, peers);
   await Bun.sleep(quick ? 100 : SETTLE_MS);

@@ -5,6 +5,7 @@ import { join, resolve } from "node:path";
 import { quartiles, Report, type ReportFile, type Row } from "../bench/lib/report.ts";
 import { judge } from "../bench/lib/targets.ts";
 import { cannotTunnel } from "../bench/lib/tunnels.ts";
+import { inTurns } from "../bench/lib/turns.ts";
 import { resultsSection } from "../bench/publish.ts";
 import { skip, tempDir } from "./lib/mesh.ts";
 
@@ -87,6 +88,19 @@ test("rows: quartiles, Weft's share, and no number that is none", () => {
   ]);
   expect(quartiles([1, 2])).toEqual([1.25, 1.5, 1.75]);
   expect(() => report.add({ ...of, impl: "weft" }, Number.NaN)).toThrow("came out as NaN");
+});
+
+test("turns: every program in each round, another one first; a rival's failure is noted, Weft's is an error", async () => {
+  const report = new Report("x");
+  const order: string[] = [];
+  await inTurns([{ impl: "weft" }, { impl: "other" }], 2, "case", report, async ({ impl }, round) => {
+    order.push(`${impl} ${round}`);
+    if (impl === "other") throw new Error(`it broke in round ${round}`);
+  });
+  expect(order).toEqual(["weft 0", "other 0", "other 1", "weft 1"]);
+  expect(report.notes).toEqual([0, 1].map((round) => `other is left out of a round: it broke in round ${round}`));
+  const broken = inTurns([{ impl: "weft --workers 2" }], 1, "case", report, () => Promise.reject(new Error("broken")));
+  await expect(broken).rejects.toThrow("broken");
 });
 
 test("the published results: targets reached, missed and not measured; every number", () => {
