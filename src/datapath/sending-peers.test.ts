@@ -168,6 +168,25 @@ describe("an hour with device and sender apart", () => {
     noNonceTwice(b);
   }, 20_000);
 
+  test("the sender's counter decides when to rekey", () => {
+    const [a, b] = nodes(5, 9);
+    const { net } = joined(a, b, { delay: 15 });
+    net.every(5, 0, 30_000, (now) => {
+      a.exchange(now);
+      b.exchange(now);
+      if (now % 1000 === 0) net.send(a, now);
+    });
+    net.run(10_500);
+    const sessions = () => new Set(a.nonces.map(({ session }) => session)).size;
+    expect(sessions()).toBe(1);
+    const session = a.sender.prepareSend(a.peer.slot, net.now);
+    a.senderAsm.view.setBigUint64(a.senderAsm.exports.sessionAddress(session) + 16, 2n ** 60n, true);
+    net.run(15_000);
+    expect(sessions()).toBe(2);
+    expect(b.arrived.length).toBe(15);
+    expect(b.drops).toEqual([]);
+  });
+
   test("nobody answers: what waits is dropped when the device gives up, and a removed peer's session seals no more", () => {
     const [a, b] = nodes(0, 5);
     const { net } = joined(a, b, { delay: 15 });
