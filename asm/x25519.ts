@@ -212,18 +212,20 @@ function sub(r: usize, a: usize, b: usize): void {
   store<u64>(r, load<u64>(a, 32) + 0xffffffffffffe - load<u64>(b, 32), 32);
 }
 
-// Adds the high sums to the limbs that they belong to (2^255 = 19), carries once, all limbs at the same time, and stores.
+// Takes the sums with their sign changed: of plain sums JavaScriptCore would make one tree of all ten terms of a limb, to
+// be added up at the end, and spill them until then (7 % slower). Adds the high sums to the limbs that they belong to
+// (2^255 = 19), carries once, all limbs at the same time, and stores.
 // @ts-ignore: decorator
 @inline
 function carry(
   r: usize,
   l0: u64, l1: u64, l2: u64, l3: u64, l4: u64, h0: u64, h1: u64, h2: u64, h3: u64, h4: u64,
 ): void {
-  l0 += h4 * 19;
-  l1 += h0;
-  l2 += h1;
-  l3 += h2;
-  l4 += h3;
+  l0 = 0 - (l0 + h4 * 19);
+  l1 = 0 - (l1 + h0);
+  l2 = 0 - (l2 + h1);
+  l3 = 0 - (l3 + h2);
+  l4 = 0 - (l4 + h3);
   store<u64>(r, (l0 & MASK) + (l4 >> 51) * 19);
   store<u64>(r, (l1 & MASK) + (l0 >> 51), 8);
   store<u64>(r, (l2 & MASK) + (l1 >> 51), 16);
@@ -247,56 +249,56 @@ function mul(r: usize, a: usize, b: usize): void {
   const c2 = b2 * 19;
   const c3 = b3 * 19;
   const c4 = b4 * 19;
-  let l0 = wideMul(a0, b0) >> 13;
-  let h0 = wideHi();
-  l0 += wideMul(a1, c4) >> 13;
-  h0 += wideHi();
-  l0 += wideMul(a2, c3) >> 13;
-  h0 += wideHi();
-  l0 += wideMul(a3, c2) >> 13;
-  h0 += wideHi();
-  l0 += wideMul(a4, c1) >> 13;
-  h0 += wideHi();
-  let l1 = wideMul(a0, b1) >> 13;
-  let h1 = wideHi();
-  l1 += wideMul(a1, b0) >> 13;
-  h1 += wideHi();
-  l1 += wideMul(a2, c4) >> 13;
-  h1 += wideHi();
-  l1 += wideMul(a3, c3) >> 13;
-  h1 += wideHi();
-  l1 += wideMul(a4, c2) >> 13;
-  h1 += wideHi();
-  let l2 = wideMul(a0, b2) >> 13;
-  let h2 = wideHi();
-  l2 += wideMul(a1, b1) >> 13;
-  h2 += wideHi();
-  l2 += wideMul(a2, b0) >> 13;
-  h2 += wideHi();
-  l2 += wideMul(a3, c4) >> 13;
-  h2 += wideHi();
-  l2 += wideMul(a4, c3) >> 13;
-  h2 += wideHi();
-  let l3 = wideMul(a0, b3) >> 13;
-  let h3 = wideHi();
-  l3 += wideMul(a1, b2) >> 13;
-  h3 += wideHi();
-  l3 += wideMul(a2, b1) >> 13;
-  h3 += wideHi();
-  l3 += wideMul(a3, b0) >> 13;
-  h3 += wideHi();
-  l3 += wideMul(a4, c4) >> 13;
-  h3 += wideHi();
-  let l4 = wideMul(a0, b4) >> 13;
-  let h4 = wideHi();
-  l4 += wideMul(a1, b3) >> 13;
-  h4 += wideHi();
-  l4 += wideMul(a2, b2) >> 13;
-  h4 += wideHi();
-  l4 += wideMul(a3, b1) >> 13;
-  h4 += wideHi();
-  l4 += wideMul(a4, b0) >> 13;
-  h4 += wideHi();
+  let l0: u64 = 0 - (wideMul(a0, b0) >> 13);
+  let h0: u64 = 0 - wideHi();
+  l0 -= wideMul(a1, c4) >> 13;
+  h0 -= wideHi();
+  l0 -= wideMul(a2, c3) >> 13;
+  h0 -= wideHi();
+  l0 -= wideMul(a3, c2) >> 13;
+  h0 -= wideHi();
+  l0 -= wideMul(a4, c1) >> 13;
+  h0 -= wideHi();
+  let l1: u64 = 0 - (wideMul(a0, b1) >> 13);
+  let h1: u64 = 0 - wideHi();
+  l1 -= wideMul(a1, b0) >> 13;
+  h1 -= wideHi();
+  l1 -= wideMul(a2, c4) >> 13;
+  h1 -= wideHi();
+  l1 -= wideMul(a3, c3) >> 13;
+  h1 -= wideHi();
+  l1 -= wideMul(a4, c2) >> 13;
+  h1 -= wideHi();
+  let l2: u64 = 0 - (wideMul(a0, b2) >> 13);
+  let h2: u64 = 0 - wideHi();
+  l2 -= wideMul(a1, b1) >> 13;
+  h2 -= wideHi();
+  l2 -= wideMul(a2, b0) >> 13;
+  h2 -= wideHi();
+  l2 -= wideMul(a3, c4) >> 13;
+  h2 -= wideHi();
+  l2 -= wideMul(a4, c3) >> 13;
+  h2 -= wideHi();
+  let l3: u64 = 0 - (wideMul(a0, b3) >> 13);
+  let h3: u64 = 0 - wideHi();
+  l3 -= wideMul(a1, b2) >> 13;
+  h3 -= wideHi();
+  l3 -= wideMul(a2, b1) >> 13;
+  h3 -= wideHi();
+  l3 -= wideMul(a3, b0) >> 13;
+  h3 -= wideHi();
+  l3 -= wideMul(a4, c4) >> 13;
+  h3 -= wideHi();
+  let l4: u64 = 0 - (wideMul(a0, b4) >> 13);
+  let h4: u64 = 0 - wideHi();
+  l4 -= wideMul(a1, b3) >> 13;
+  h4 -= wideHi();
+  l4 -= wideMul(a2, b2) >> 13;
+  h4 -= wideHi();
+  l4 -= wideMul(a3, b1) >> 13;
+  h4 -= wideHi();
+  l4 -= wideMul(a4, b0) >> 13;
+  h4 -= wideHi();
   carry(r, l0, l1, l2, l3, l4, h0, h1, h2, h3, h4);
 }
 
@@ -323,51 +325,51 @@ function square(r: usize, a: usize): void {
   const b4 = w4 << 4;
   const c3 = b3 * 19;
   const c4 = b4 * 19;
-  let l0 = wideMul(a0, b0) >> 13;
-  let h0 = wideHi();
-  l0 += wideMul(d1, c4) >> 13;
-  h0 += wideHi();
-  l0 += wideMul(d2, c3) >> 13;
-  h0 += wideHi();
-  let l1 = wideMul(d0, b1) >> 13;
-  let h1 = wideHi();
-  l1 += wideMul(d2, c4) >> 13;
-  h1 += wideHi();
-  l1 += wideMul(a3, c3) >> 13;
-  h1 += wideHi();
-  let l2 = wideMul(d0, b2) >> 13;
-  let h2 = wideHi();
-  l2 += wideMul(a1, b1) >> 13;
-  h2 += wideHi();
-  l2 += wideMul(d3, c4) >> 13;
-  h2 += wideHi();
-  let l3 = wideMul(d0, b3) >> 13;
-  let h3 = wideHi();
-  l3 += wideMul(d1, b2) >> 13;
-  h3 += wideHi();
-  l3 += wideMul(a4, c4) >> 13;
-  h3 += wideHi();
-  let l4 = wideMul(d0, b4) >> 13;
-  let h4 = wideHi();
-  l4 += wideMul(d1, b3) >> 13;
-  h4 += wideHi();
-  l4 += wideMul(a2, b2) >> 13;
-  h4 += wideHi();
+  let l0: u64 = 0 - (wideMul(a0, b0) >> 13);
+  let h0: u64 = 0 - wideHi();
+  l0 -= wideMul(d1, c4) >> 13;
+  h0 -= wideHi();
+  l0 -= wideMul(d2, c3) >> 13;
+  h0 -= wideHi();
+  let l1: u64 = 0 - (wideMul(d0, b1) >> 13);
+  let h1: u64 = 0 - wideHi();
+  l1 -= wideMul(d2, c4) >> 13;
+  h1 -= wideHi();
+  l1 -= wideMul(a3, c3) >> 13;
+  h1 -= wideHi();
+  let l2: u64 = 0 - (wideMul(d0, b2) >> 13);
+  let h2: u64 = 0 - wideHi();
+  l2 -= wideMul(a1, b1) >> 13;
+  h2 -= wideHi();
+  l2 -= wideMul(d3, c4) >> 13;
+  h2 -= wideHi();
+  let l3: u64 = 0 - (wideMul(d0, b3) >> 13);
+  let h3: u64 = 0 - wideHi();
+  l3 -= wideMul(d1, b2) >> 13;
+  h3 -= wideHi();
+  l3 -= wideMul(a4, c4) >> 13;
+  h3 -= wideHi();
+  let l4: u64 = 0 - (wideMul(d0, b4) >> 13);
+  let h4: u64 = 0 - wideHi();
+  l4 -= wideMul(d1, b3) >> 13;
+  h4 -= wideHi();
+  l4 -= wideMul(a2, b2) >> 13;
+  h4 -= wideHi();
   carry(r, l0, l1, l2, l3, l4, h0, h1, h2, h3, h4);
 }
 
 // r = 121665 * a + b, the curve's (A - 2) / 4.
 function mulSmallAdd(r: usize, a: usize, b: usize): void {
-  const l0 = (wideMul(load<u64>(a) << 9, 121665 << 4) >> 13) + load<u64>(b);
-  const h0 = wideHi();
-  const l1 = (wideMul(load<u64>(a, 8) << 9, 121665 << 4) >> 13) + load<u64>(b, 8);
-  const h1 = wideHi();
-  const l2 = (wideMul(load<u64>(a, 16) << 9, 121665 << 4) >> 13) + load<u64>(b, 16);
-  const h2 = wideHi();
-  const l3 = (wideMul(load<u64>(a, 24) << 9, 121665 << 4) >> 13) + load<u64>(b, 24);
-  const h3 = wideHi();
-  const l4 = (wideMul(load<u64>(a, 32) << 9, 121665 << 4) >> 13) + load<u64>(b, 32);
-  const h4 = wideHi();
+  const l0: u64 = 0 - ((wideMul(load<u64>(a) << 9, 121665 << 4) >> 13) + load<u64>(b));
+  const h0: u64 = 0 - wideHi();
+  const l1: u64 = 0 - ((wideMul(load<u64>(a, 8) << 9, 121665 << 4) >> 13) + load<u64>(b, 8));
+  const h1: u64 = 0 - wideHi();
+  const l2: u64 = 0 - ((wideMul(load<u64>(a, 16) << 9, 121665 << 4) >> 13) + load<u64>(b, 16));
+  const h2: u64 = 0 - wideHi();
+  const l3: u64 = 0 - ((wideMul(load<u64>(a, 24) << 9, 121665 << 4) >> 13) + load<u64>(b, 24));
+  const h3: u64 = 0 - wideHi();
+  const l4: u64 = 0 - ((wideMul(load<u64>(a, 32) << 9, 121665 << 4) >> 13) + load<u64>(b, 32));
+  const h4: u64 = 0 - wideHi();
   carry(r, l0, l1, l2, l3, l4, h0, h1, h2, h3, h4);
 }
 
