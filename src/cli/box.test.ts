@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } 
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import { TestNode } from "../control/testing.ts";
+import { TestNode, until } from "../control/testing.ts";
 import { formatKey, randomBytes } from "../crypto/keys.ts";
 
 const RUN = resolve(import.meta.dir, "../../tools/run.ts");
@@ -301,4 +301,47 @@ test("control and relay apart: the relay asks the control server whom to admit",
   expect(await ask(formatKey("nodekey", randomBytes(32)))).toBe(false);
   expect((await fetch(`${relayUrl}/derp/probe`)).status).toBe(200);
   node.close();
+});
+
+test("a policy file is in force from the start, read again on SIGHUP, and kept when the new one is wrong", async () => {
+  const policy = join(folder, "policy.hujson");
+  writeFileSync(policy, '{ "acls": [] } // closed');
+  const box = await startBox("--policy", policy);
+  await weft("users", "create", "alice");
+  const { stdout } = await weft("preauthkeys", "create", "--user", "1", "--reusable");
+  const nodes = [new TestNode(box.url, "a"), new TestNode(box.url, "b")];
+  for (const node of nodes) await node.register({ authKey: stdout.trim() });
+  const [a, b] = await Promise.all(nodes.map((node) => node.stream()));
+  expect([a!.peers.size, b!.peers.size, a!.filters?.base]).toEqual([0, 0, []]);
+
+  const errors = box.child.stderr.getReader();
+  let log = "";
+  const hangup = async (text: string, answer: string) => {
+    writeFileSync(policy, text);
+    box.child.kill("SIGHUP");
+    while (!log.includes(answer)) log += new TextDecoder().decode((await errors.read()).value);
+  };
+  await hangup(
+    '{ "acls": [ { "action": "accept" "src": [] } ] }',
+    "is not used, the one before stays: line 1, column 34",
+  );
+  await hangup('{ "acls": [{ "action": "accept", "src": ["*"], "dst": ["*:*"] }] }', "is in force");
+  await until(() => a!.peer("b") && b!.peer("a"), "both to see each other");
+  for (const node of nodes) node.close();
+});
+
+test("weft policy check says what is wrong with a policy, without a server", async () => {
+  const file = join(folder, "policy.hujson");
+  const check = (text: string) => {
+    writeFileSync(file, text);
+    return run("weft", "policy", "check", "-f", file);
+  };
+  const acls = '"acls": [{"action": "accept", "src": ["alice@"], "dst": ["bob@:22"]}]';
+  const good = await check(`{${acls}, "tests": [{"src": "alice@", "accept": ["bob@:22"]}]}`);
+  expect(good).toEqual({ status: 0, stdout: `${file}: the policy is fine\n`, stderr: "" });
+  const bad = await check(`{${acls}, "tests": [{"src": "bob@", "accept": ["alice@:22"]}]}`);
+  expect(bad.status).toBe(1);
+  expect(bad.stderr).toBe(`${file}: test(s) failed\n  bob@: address "alice@:22": want: Accept, got: Drop\n`);
+  expectSentence(await check('{"acls": 1}'), 1, "line 1, column 10: acls must be a list, not a number");
+  expectSentence(await run("weft", "policy", "check"), 2, "which policy? Give --file FILE");
 });

@@ -15,6 +15,8 @@ import {
   endWithin,
   logLine,
   parseStun,
+  readPolicy,
+  reloadOnHangup,
   SERVER_FLAGS,
   serverSettings,
   showAddress,
@@ -33,6 +35,7 @@ Control server, relay and STUN in one process.
   --tls-cert FILE      certificate chain in PEM; with --tls-key the port speaks TLS
   --tls-key FILE       its private key in PEM
   --base-domain NAME   suffix of node names in MagicDNS (default weft.internal)
+  --policy FILE        who may reach whom, in HuJSON; read again on SIGHUP (default: all may reach all)
   --ephemeral-timeout DURATION
                        ephemeral nodes are deleted after this time offline (default 30m)`;
 
@@ -44,6 +47,7 @@ export async function main(argv: string[]): Promise<number> {
       ...SERVER_FLAGS,
       stun: "string",
       "base-domain": "string",
+      policy: "string",
       "ephemeral-timeout": "duration",
     },
     USAGE,
@@ -64,11 +68,13 @@ export async function main(argv: string[]): Promise<number> {
       dataDir,
       baseDomain,
       derpMap: derpMapOf(url, stunAddress?.port ?? null),
+      ...(flags.policy !== undefined && { policy: readPolicy(flags.policy) }),
       ...(flags["ephemeral-timeout"] !== undefined && { ephemeralTimeout: flags["ephemeral-timeout"] }),
       onNodeRemoved: (nodeKey) => relay.disconnect(nodeKey),
       log: logLine,
     });
     cleanups.push(() => control.close());
+    if (flags.policy !== undefined) cleanups.push(reloadOnHangup(flags.policy, control, logLine));
     const relay = createRelay({
       privateKey: loadOrCreateKey(join(dataDir, "derp_private.key"), () => generatePrivateKey(randomBytes)),
       verify: (nodeKey) => control.verifyNode(nodeKey),

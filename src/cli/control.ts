@@ -11,6 +11,8 @@ import {
   endWithin,
   logLine,
   parseUrl,
+  readPolicy,
+  reloadOnHangup,
   SERVER_FLAGS,
   STUN_PORT,
   serverSettings,
@@ -30,6 +32,7 @@ The control server alone. \`bun run box\` has a relay with it.
   --tls-cert FILE      certificate chain in PEM; with --tls-key the port speaks TLS
   --tls-key FILE       its private key in PEM
   --base-domain NAME   suffix of node names in MagicDNS (default weft.internal)
+  --policy FILE        who may reach whom, in HuJSON; read again on SIGHUP (default: all may reach all)
   --ephemeral-timeout DURATION
                        ephemeral nodes are deleted after this time offline (default 30m)
 
@@ -44,6 +47,7 @@ export async function main(argv: string[]): Promise<number> {
       "relay-url": "string",
       "derp-map": "string",
       "base-domain": "string",
+      policy: "string",
       "ephemeral-timeout": "duration",
     },
     USAGE,
@@ -63,10 +67,12 @@ export async function main(argv: string[]): Promise<number> {
       dataDir,
       baseDomain,
       derpMap,
+      ...(flags.policy !== undefined && { policy: readPolicy(flags.policy) }),
       ...(flags["ephemeral-timeout"] !== undefined && { ephemeralTimeout: flags["ephemeral-timeout"] }),
       log: logLine,
     });
     cleanups.push(() => control.close());
+    if (flags.policy !== undefined) cleanups.push(reloadOnHangup(flags.policy, control, logLine));
     const listener = await listen({ ...address, ...(tls && { tls }), app: control.app, upgrades: control.upgrades });
     cleanups.push(() => listener.close());
     console.log(`control ready: ${url.origin}, listening on ${showAddress(listener)}, data in ${dataDir}`);

@@ -2,6 +2,7 @@
 // the DERP map, and an orderly end on a signal.
 import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
+import { PolicyError } from "../control/policy/index.ts";
 import { metaCertificate } from "../relay/metacert.ts";
 import { formatAddrPort, formatIP, parseAddrPort, parseIP, parsePrefix, prefixContains } from "../wire/ip.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
@@ -137,6 +138,34 @@ export function plainHttpWarning(url: URL): string | null {
     "Official clients speak nothing but TLS to relays. Get a certificate (for example with certbot or acme.sh) and start with",
     `--url https://${url.hostname} --tls-cert FILE --tls-key FILE, or put a TLS proxy in front that passes upgrades on.`,
   ].join("\n");
+}
+
+/** Text of `--policy`. Throws with one sentence. */
+export function readPolicy(file: string): string {
+  try {
+    return readFileSync(file, "utf8");
+  } catch (error) {
+    throw new Error(`--policy ${file} cannot be read: ${(error as Error).message}`);
+  }
+}
+
+/** On SIGHUP the file is read again; what is wrong with it is logged, and the policy in force stays. Returns the end of it. */
+export function reloadOnHangup(
+  file: string,
+  control: { setPolicy(text: string): void },
+  log: (line: string) => void,
+): () => void {
+  const reload = (): void => {
+    try {
+      control.setPolicy(readPolicy(file));
+      log(`policy ${file} is in force`);
+    } catch (error) {
+      const why = error instanceof PolicyError ? error.describe() : (error as Error).message;
+      log(`policy ${file} is not used, the one before stays: ${why}`);
+    }
+  };
+  process.on("SIGHUP", reload);
+  return () => void process.off("SIGHUP", reload);
 }
 
 /** Throws UsageError when MagicDNS could not work with this suffix. */

@@ -9,6 +9,9 @@ const USAGE = `Usage: bun run weft [flags] COMMAND
 On the control server (--data DIR or --socket PATH, -o json|json-line|yaml):
 ${ADMIN_USAGE}
 
+Anywhere:
+  policy check -f FILE
+
 On a node (--socket PATH, default /run/weft/weft.sock):
   up | down | status | ping HOST | ip | netcheck | version
 
@@ -21,11 +24,12 @@ export async function main(argv: string[]): Promise<number> {
       console.log(USAGE);
       return 0;
     }
-    throw new UsageError(`which command? It is one of ${[...ADMIN_COMMANDS, ...CLIENT_COMMANDS].join(", ")}`);
+    throw new UsageError(`which command? It is one of ${[...ADMIN_COMMANDS, ...CLIENT_COMMANDS, "policy"].join(", ")}`);
   }
   if (isAdminCommand(command)) return adminMain(argv);
+  if (command === "policy") return (await import("./policy.ts")).main(argv);
   if (CLIENT_COMMANDS.includes(command)) return (await import("./client.ts")).main(argv);
-  const near = nearest(command, [...ADMIN_COMMANDS, ...CLIENT_COMMANDS]);
+  const near = nearest(command, [...ADMIN_COMMANDS, ...CLIENT_COMMANDS, "policy"]);
   throw new UsageError(
     `unknown command ${JSON.stringify(command)}${near ? `: did you mean "${near}"?` : ""} (weft --help lists them)`,
   );

@@ -8,6 +8,7 @@ import { generatePrivateKey, x25519Public } from "../crypto/x25519.ts";
 import { loadOrCreateKey } from "../net/keyfile.ts";
 import type { UpgradeHandler } from "../net/listener.ts";
 import type { DERPMap, RegisterResponse } from "../wire/tailcfg.ts";
+import { PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { Commands } from "./commands.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
@@ -16,6 +17,7 @@ import { checkVersion, handleMachineRequest, respond } from "./machine.ts";
 import { encodeFrame, KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
+import { PolicyError, parsePolicy } from "./policy/index.ts";
 import { isExpired, planRegister, withHostinfo } from "./register.ts";
 import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
 import { Store } from "./store.ts";
@@ -33,6 +35,8 @@ export interface ControlOptions {
   /** MagicDNS suffix, for example "weft.internal". */
   baseDomain: string;
   derpMap: DERPMap;
+  /** HuJSON (docs/policy.md). Absent: everybody reaches everybody, and no policy can be set later. */
+  policy?: string;
   /** Milliseconds after which an ephemeral node that is offline is deleted. Default 30 minutes. */
   ephemeralTimeout?: number;
   /** Milliseconds that a node stays online after its map stream ended. Default 10 s. */
@@ -58,6 +62,8 @@ export interface Control {
   verifyNode(nodeKey: Uint8Array): boolean;
   /** Open Noise connections, HTTP/2 requests in them, and map streams among those. */
   stats(): { connections: number; streams: number; maps: number; nodes: number };
+  /** Puts another policy in force at once. Throws PolicyError, then the old one stays. */
+  setPolicy(text: string): void;
   /** Looks for nodes whose key has expired and for ephemeral nodes that were away too long. Runs by itself, too. */
   tick(): Promise<void>;
   /** Ends the map streams, closes connections and the store. */
@@ -73,7 +79,8 @@ export async function createControl(options: ControlOptions): Promise<Control> {
     const noiseKey = loadOrCreateKey(join(options.dataDir, "noise_private.key"), () => generatePrivateKey(randomBytes));
     const model = new Model();
     model.apply(await store.load());
-    const server = new ControlServer(options, store, model, noiseKey);
+    const access = options.policy === undefined ? null : openPolicy(options.policy, model, options.log);
+    const server = new ControlServer(options, store, model, noiseKey, access);
     try {
       await server.start();
     } catch (error) {
@@ -84,6 +91,14 @@ export async function createControl(options: ControlOptions): Promise<Control> {
   } catch (error) {
     await store.close();
     throw error;
+  }
+}
+
+function openPolicy(text: string, model: Model, log?: (line: string) => void): PolicyAccess {
+  try {
+    return new PolicyAccess(model, parsePolicy(text), log);
+  } catch (error) {
+    throw error instanceof PolicyError ? new Error(`the policy cannot be used: ${error.describe()}`) : error;
   }
 }
 
@@ -110,6 +125,8 @@ class ControlServer implements Control {
     private readonly store: Store,
     private readonly model: Model,
     noiseKey: Uint8Array,
+    /** Null: without a policy. */
+    private readonly access: PolicyAccess | null,
   ) {
     this.now = options.now ?? Date.now;
     this.startedAt = this.now();
@@ -151,6 +168,12 @@ class ControlServer implements Control {
 
   stats() {
     return { ...this.noise.stats, maps: this.streams.size, nodes: this.model.nodes.size };
+  }
+
+  setPolicy(text: string): void {
+    if (!this.access) throw new Error("this server was started without a policy");
+    this.access.replace(text);
+    for (const stream of this.streams.values()) stream.poke();
   }
 
   async tick(): Promise<void> {
@@ -252,7 +275,7 @@ class ControlServer implements Control {
   }
 
   private answerOnce(node: NodeRecord, input: MapInput, stream: ServerHttp2Stream): void {
-    const message = new View(node.id, this.config).next(this.model, this.now())!;
+    const message = new View(node.id, this.config, this.access).next(this.model, this.now())!;
     stream.respond({ ":status": 200, "content-type": "application/octet-stream" });
     stream.end(encodeFrame(message, input.zstd));
   }
@@ -267,7 +290,7 @@ class ControlServer implements Control {
     if (!node.online) this.journal.applyVolatile({ nodes: [{ ...node, online: true }] });
     const mapStream: MapStream = new MapStream({
       stream,
-      view: new View(nodeId, this.config),
+      view: new View(nodeId, this.config, this.access),
       model: this.model,
       zstd: input.zstd,
       keepAlive: input.keepAlive ? (this.options.keepAlive ?? KEEP_ALIVE) : null,
@@ -300,6 +323,7 @@ class ControlServer implements Control {
 
   private onApplied(effect: Effect): void {
     this.leaving.push(...effect.removed);
+    this.access?.onApplied(effect);
     for (const stream of this.streams.values()) for (const id of effect.nodes) stream.mark(id);
   }
 

@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { type Change, Model, type NodeRecord } from "./model.ts";
-import { type TailnetConfig, View } from "./netmap.ts";
+import { type Access, type TailnetConfig, View } from "./netmap.ts";
 import { DERP_MAP, Mirror } from "./testing.ts";
 
 const CONFIG: TailnetConfig = { baseDomain: "net.test", derpMap: DERP_MAP };
@@ -83,6 +83,17 @@ const USERS = [1, 2].map((id) => ({
   createdAt: 0,
 }));
 
+/** Everything is open between nodes that may see each other. */
+function hiding(model: Model, sees: (peer: NodeRecord) => boolean): Access {
+  const visible = (viewer: number, peer: number) => viewer !== peer && sees(model.nodes.get(peer)!);
+  return {
+    epoch: 0,
+    sees: visible,
+    peers: (viewer) => model.sortedNodes().flatMap(({ id }) => (visible(viewer, id) ? [id] : [])),
+    decide: () => null,
+  };
+}
+
 /** What the node is told of itself; endpoints, relay and the like it knows better than the server. */
 function selfIdentity(mirror: Mirror) {
   const { Name, User, Key, KeyExpiry, Addresses, AllowedIPs, Tags, Expired, MachineAuthorized, CapMap } = mirror.self!;
@@ -161,7 +172,11 @@ test("nodes that may not see each other learn nothing, and what becomes visible 
   const model = new Model();
   const tagged = { tags: ["tag:x"], userId: null };
   model.apply({ users: USERS, nodes: [makeNode(1), makeNode(2), makeNode(3, tagged)] });
-  const view = new View(1, CONFIG, (_, peer) => peer.tags.length > 0);
+  const view = new View(
+    1,
+    CONFIG,
+    hiding(model, (peer) => peer.tags.length > 0),
+  );
   expect(view.next(model, 0)!.Peers!.map((peer) => peer.ID)).toEqual([3]);
   const mark = (change: Change) => {
     for (const id of model.apply(change).nodes) view.mark(id);
@@ -178,7 +193,11 @@ test("a peer that was hidden for a while comes back whole, and is not told gone 
   const model = new Model();
   model.apply({ users: USERS, nodes: [makeNode(1), makeNode(2)] });
   let hidden = false;
-  const view = new View(1, CONFIG, () => !hidden);
+  const view = new View(
+    1,
+    CONFIG,
+    hiding(model, () => !hidden),
+  );
   view.next(model, 0);
   hidden = true;
   view.mark(2);

@@ -3,6 +3,7 @@
 //
 // A view remembers which peers its node knows and up to which version of the model; changes only mark peers as dirty.
 // However long a slow reader makes a message wait, what waits is a set of ids: merged by nature, bounded by the tailnet.
+import { createHash } from "node:crypto";
 import type * as tc from "../wire/tailcfg.ts";
 import { ZERO_TIME } from "../wire/tailcfg.ts";
 import { IdSet } from "./idset.ts";
@@ -23,11 +24,41 @@ export interface TailnetConfig {
   derpMap: tc.DERPMap;
 }
 
-/** Whether `viewer` may know of `peer`. */
-export type Visibility = (viewer: NodeRecord, peer: NodeRecord) => boolean;
+/** A node as one viewer sees it. */
+export interface NodeView {
+  /** Addresses and routes, as prefixes. */
+  allowedIPs: string[];
+  primaryRoutes: string[];
+  capMap: tc.CapMap;
+}
 
-/** Without a policy everybody sees everybody. */
-export const allVisible: Visibility = () => true;
+/** What a policy decides for one node. */
+export interface Decision {
+  self: NodeView;
+  filter: tc.FilterRule[];
+  sshRules: unknown[];
+  /** Peers that are more, or less, than a node with its addresses. */
+  special: ReadonlyMap<number, NodeView>;
+}
+
+/** Who may know of whom, and what follows from it. By ids of nodes, all of them in the model. */
+export interface Access {
+  /** Grows when any answer may be another one. */
+  readonly epoch: number;
+  sees(viewer: number, peer: number): boolean;
+  /** Ascending. */
+  peers(viewer: number): number[];
+  /** Null: everything is open, and nodes have their addresses and no more. */
+  decide(viewer: number): Decision | null;
+}
+
+/** Without a policy everybody sees and reaches everybody. */
+const openAccess = (model: Model): Access => ({
+  epoch: 0,
+  sees: () => true,
+  peers: (viewer) => model.sortedNodes().flatMap(({ id }) => (id === viewer ? [] : [id])),
+  decide: () => null,
+});
 
 const ALLOW_ALL: tc.FilterRule[] = [{ SrcIPs: ["*"], DstPorts: [{ IP: "*", Ports: { First: 0, Last: 65535 } }] }];
 
@@ -108,8 +139,20 @@ export function peerNode(node: NodeRecord, config: TailnetConfig): tc.Node {
 }
 
 /** A node as it sees itself. */
-export function selfNode(node: NodeRecord, config: TailnetConfig): tc.Node {
-  return { ...baseNode(node, config), Hostinfo: node.hostinfo, CapMap: SELF_CAPABILITIES };
+export function selfNode(node: NodeRecord, config: TailnetConfig, view?: NodeView): tc.Node {
+  const form = { ...baseNode(node, config), Hostinfo: node.hostinfo, CapMap: SELF_CAPABILITIES };
+  return view ? seenAs({ ...form, CapMap: { ...SELF_CAPABILITIES, ...view.capMap } }, view) : form;
+}
+
+/** With the addresses, routes and capabilities of a view. */
+function seenAs(node: tc.Node, { allowedIPs, primaryRoutes, capMap }: NodeView): tc.Node {
+  return {
+    ...node,
+    Addresses: (node.Addresses ?? []).filter((address) => allowedIPs.includes(address)),
+    AllowedIPs: allowedIPs,
+    ...(primaryRoutes.length > 0 && { PrimaryRoutes: primaryRoutes }),
+    ...(Object.keys(capMap).length > 0 && { CapMap: { ...node.CapMap, ...capMap } }),
+  };
 }
 
 /** The last word to a node that was deleted: its key is over, so that it asks for a login instead of retrying for ever. */
@@ -129,6 +172,12 @@ function dnsConfig(config: TailnetConfig): tc.DNSConfig {
     Proxied: true,
     Routes: Object.fromEntries(REVERSE_ZONES.map((zone) => [zone, []])),
   };
+}
+
+/** Filters are long: what was sent is remembered by its hash. */
+function digest(value: unknown): string {
+  const text = JSON.stringify(value);
+  return text.length < 64 ? text : createHash("sha256").update(text).digest("base64");
 }
 
 function patchOf(node: NodeRecord, model: Model, since: number): tc.PeerChange | null {
@@ -156,11 +205,16 @@ export class View {
   private dirty = new Set<number>();
   /** Version of the model that the last message reflects; 0: no message yet. */
   private sent = 0;
+  private decision: Decision | null = null;
+  private epoch = -1;
+  /** What was told last, of what the policy decides. */
+  private told = { self: "", filter: "", ssh: "", special: new Map<number, string>() };
 
   constructor(
     readonly nodeId: number,
     private readonly config: TailnetConfig,
-    private readonly visible: Visibility = allVisible,
+    /** Null: without a policy. */
+    private readonly access: Access | null = null,
   ) {}
 
   /** Something about this node (peer or self) may have changed. */
@@ -169,52 +223,56 @@ export class View {
   }
 
   get hasWork(): boolean {
-    return this.sent === 0 || this.dirty.size > 0;
+    return this.sent === 0 || this.dirty.size > 0 || (this.access !== null && this.access.epoch !== this.epoch);
   }
 
   /** The next message; null when nothing has changed or the node is gone. */
   next(model: Model, now: number): tc.MapResponse | null {
     const self = model.nodes.get(this.nodeId);
     if (!self) return null;
-    const message = this.sent === 0 ? this.first(self, model, now) : this.delta(self, model);
+    const access = this.access ?? openAccess(model);
+    const message = this.sent === 0 ? this.first(self, model, access, now) : this.delta(self, model, access);
     this.sent = model.version;
     this.dirty.clear();
     return message;
   }
 
-  private first(self: NodeRecord, model: Model, now: number): tc.MapResponse {
-    const peers = model.sortedNodes().filter((peer) => peer.id !== self.id && this.visible(self, peer));
+  private first(self: NodeRecord, model: Model, access: Access, now: number): tc.MapResponse {
+    this.decide(access);
+    const peers = access.peers(self.id).map((id) => model.nodes.get(id)!);
     for (const peer of peers) this.known.add(peer.id);
     return {
-      Node: selfNode(self, this.config),
+      Node: selfNode(self, this.config, this.decision?.self),
       DERPMap: this.config.derpMap,
-      ...(peers.length > 0 && { Peers: peers.map((peer) => peerNode(peer, this.config)) }),
+      ...(peers.length > 0 && { Peers: peers.map((peer) => this.peer(peer)) }),
       DNSConfig: dnsConfig(this.config),
       Domain: this.config.baseDomain,
       CollectServices: false,
-      PacketFilters: { base: ALLOW_ALL },
+      PacketFilters: { base: this.decision?.filter ?? ALLOW_ALL },
+      ...(this.decision && { SSHPolicy: { rules: this.decision.sshRules } }),
       UserProfiles: this.newProfiles([self, ...peers], model),
       ControlTime: timeText(now),
       Debug: { DisableLogTail: true },
     };
   }
 
-  private delta(self: NodeRecord, model: Model): tc.MapResponse | null {
+  private delta(self: NodeRecord, model: Model, access: Access): tc.MapResponse | null {
     const message: tc.MapResponse = {};
     const changed: NodeRecord[] = [];
     const removed: number[] = [];
     const patches: tc.PeerChange[] = [];
+    const whole = this.decideAgain(model, access, message);
     for (const id of [...this.dirty].sort((a, b) => a - b)) {
       if (id === this.nodeId) {
-        if (model.stampsOf(id)!.self > this.sent) message.Node = selfNode(self, this.config);
+        if (model.stampsOf(id)!.self > this.sent) message.Node = selfNode(self, this.config, this.decision?.self);
         continue;
       }
       const peer = model.nodes.get(id);
       const known = this.known.has(id);
-      if (!peer || !this.visible(self, peer)) {
+      if (!peer || !access.sees(self.id, id)) {
         if (known) removed.push(id);
         this.known.delete(id);
-      } else if (!known || model.stampsOf(id)!.whole > this.sent) {
+      } else if (!known || whole.has(id) || model.stampsOf(id)!.whole > this.sent) {
         changed.push(peer);
         this.known.add(id);
       } else {
@@ -222,12 +280,57 @@ export class View {
         if (patch) patches.push(patch);
       }
     }
-    if (changed.length > 0) message.PeersChanged = changed.map((peer) => peerNode(peer, this.config));
+    if (changed.length > 0) message.PeersChanged = changed.map((peer) => this.peer(peer));
     if (removed.length > 0) message.PeersRemoved = removed;
     if (patches.length > 0) message.PeersChangedPatch = patches;
     const profiles = this.newProfiles(message.Node ? [self, ...changed] : changed, model);
     if (profiles.length > 0) message.UserProfiles = profiles;
     return Object.keys(message).length > 0 ? message : null;
+  }
+
+  private peer(node: NodeRecord): tc.Node {
+    const form = peerNode(node, this.config);
+    const view = this.decision?.special.get(node.id);
+    return view ? seenAs(form, view) : form;
+  }
+
+  /** Asks the policy; returns what it said before. */
+  private decide(access: Access): View["told"] {
+    this.epoch = access.epoch;
+    this.decision = access.decide(this.nodeId);
+    const before = this.told;
+    if (this.decision) {
+      const { self, filter, sshRules, special } = this.decision;
+      this.told = {
+        self: JSON.stringify(self),
+        filter: digest(filter),
+        ssh: digest(sshRules),
+        special: new Map([...special].map(([id, view]) => [id, JSON.stringify(view)])),
+      };
+    }
+    return before;
+  }
+
+  /** After a change of policy, or of what it depends on: marks peers that come, go or lead elsewhere; those are returned. */
+  private decideAgain(model: Model, access: Access, message: tc.MapResponse): Set<number> {
+    const whole = new Set<number>();
+    if (access.epoch === this.epoch) return whole;
+    const before = this.decide(access);
+    const visible = new Set(access.peers(this.nodeId));
+    for (const id of model.nodes.keys()) {
+      if (id !== this.nodeId && visible.has(id) !== this.known.has(id)) this.dirty.add(id);
+    }
+    for (const id of new Set([...before.special.keys(), ...this.told.special.keys()])) {
+      if (before.special.get(id) === this.told.special.get(id) || !model.nodes.has(id)) continue;
+      this.dirty.add(id);
+      whole.add(id);
+    }
+    if (!this.decision) return whole;
+    if (before.self !== this.told.self)
+      message.Node = selfNode(model.nodes.get(this.nodeId)!, this.config, this.decision.self);
+    if (before.filter !== this.told.filter) message.PacketFilters = { base: this.decision.filter };
+    if (before.ssh !== this.told.ssh) message.SSHPolicy = { rules: this.decision.sshRules };
+    return whole;
   }
 
   /** Profiles of owners that this view has not told of yet. */

@@ -62,12 +62,16 @@ export class Compiled {
   private readonly capabilityLists: readonly tc.CapMap[];
   private readonly carriers = new Map<number, ReadonlyMap<string, number>>();
 
-  /** Throws PolicyError: a name that means two users, a foreign mail domain, or a policy that expands without end. */
+  /**
+   * Throws PolicyError: a name that means two users, a foreign mail domain, or a policy that expands without end. A tailnet
+   * that has changed under a policy in force is not `strict`: what a name cannot mean any more is nobody's.
+   */
   constructor(
     readonly policy: Policy,
     tailnet: Tailnet,
+    strict = true,
   ) {
-    this.resolver = new Resolver(policy, tailnet);
+    this.resolver = new Resolver(policy, tailnet, strict);
     const compiler = new Compiler(this.resolver);
     const accesses = policy.accesses ?? [
       {
@@ -84,7 +88,7 @@ export class Compiled {
     for (const access of accesses) compiler.add(access);
     this.rules = compiler.rules.filter((rule) => rule.source.texts.length > 0);
     this.destinations = this.rules.map((rule) => RangeSet.of(rule.addresses.map(({ range }) => range)));
-    checkDomains(this.resolver);
+    if (strict) checkDomains(this.resolver);
     this.capabilityLists = this.attributes();
   }
 
@@ -148,6 +152,33 @@ export class Compiled {
     }
     seen.delete(i);
     return [...seen].map((peer) => this.resolver.nodes[peer]!.id);
+  }
+
+  /** Whether a node may know of another. */
+  sees(nodeId: number, peerId: number): boolean {
+    const i = this.index(nodeId);
+    const peer = this.index(peerId);
+    return this.rules.some(
+      ({ source, targets }) => (source.nodes.has(i) && targets.has(peer)) || (targets.has(i) && source.nodes.has(peer)),
+    );
+  }
+
+  /** Peers of a viewer that are more, or less, than a node with two addresses. */
+  specialPeers(viewerId: number): Map<number, PeerView> {
+    const viewer = this.index(viewerId);
+    const candidates = new Bits(this.resolver.nodes.length);
+    for (const [i] of this.resolver.nodes.entries()) {
+      if (this.withoutIPv4(viewer) || this.withoutIPv4(i)) candidates.add(i);
+    }
+    for (const router of this.carriersFor(viewer).values()) candidates.add(router);
+    for (const exit of this.resolver.exits) if (this.mayExitBy(viewer, exit)) candidates.add(exit);
+    candidates.delete(viewer);
+    const out = new Map<number, PeerView>();
+    for (const i of candidates) {
+      const { id } = this.resolver.nodes[i]!;
+      if (this.sees(viewerId, id)) out.set(id, this.peerView(viewerId, id));
+    }
+    return out;
   }
 
   /** Which router carries each subnet route for one viewer. Routes that it has no use for are absent. */

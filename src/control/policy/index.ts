@@ -2,11 +2,12 @@
 import { Compiled } from "./compile.ts";
 import { parsePolicy } from "./parse.ts";
 import { runTests } from "./tests.ts";
-import type { Policy, Tailnet } from "./types.ts";
+import type { Policy, PolicyUser, Selector, Tailnet } from "./types.ts";
 
 export { Compiled, type PeerView } from "./compile.ts";
 export { PolicyError, type TestFailure } from "./error.ts";
 export { parsePolicy } from "./parse.ts";
+export { runTests } from "./tests.ts";
 export type { Policy, PolicyNode, PolicyUser, SSHRule, Tailnet } from "./types.ts";
 
 export { type Question, type Reason, why } from "./why.ts";
@@ -17,4 +18,24 @@ export function checkPolicy(text: string, tailnet: Tailnet): Policy {
   new Compiled(policy, tailnet);
   runTests(policy, tailnet);
   return policy;
+}
+
+/** `checkPolicy` without a tailnet: its users are those that the policy names, and it has no nodes. Throws PolicyError. */
+export function checkPolicyAlone(text: string): Policy {
+  const policy = parsePolicy(text);
+  const selectors: Selector[] = [
+    ...[...policy.groups.values(), ...policy.tagOwners.values()].flat(),
+    ...[...(policy.accesses ?? []), ...policy.ssh].flatMap(({ src, dst }) => [...src, ...dst]),
+    ...policy.nodeAttributes.flatMap(({ target }) => target),
+    ...policy.approvers.routes.flatMap(({ approvers }) => approvers),
+    ...policy.approvers.exitNode,
+  ];
+  const tokens = new Set(
+    selectors.flatMap((selector) => (selector.kind === "user" ? [selector.token.toLowerCase()] : [])),
+  );
+  const users = [...tokens].map((token, i): PolicyUser => {
+    const isName = token.endsWith("@");
+    return { id: i + 1, name: isName ? token.slice(0, -1) : token, email: isName ? "" : token };
+  });
+  return checkPolicy(text, { users, nodes: [] });
 }

@@ -46,6 +46,8 @@ export class Resolver {
   constructor(
     readonly policy: Policy,
     readonly tailnet: Tailnet,
+    /** Whether a name that means two users is an error; else it means nobody. */
+    private readonly strict = true,
   ) {
     this.nodes = [...tailnet.nodes].sort((a, b) => a.id - b.id);
     this.all = Bits.all(this.nodes.length);
@@ -136,6 +138,7 @@ export class Resolver {
     switch (selector.kind) {
       case "user": {
         const users = this.usersByName.get(lower(selector.token)) ?? [];
+        if (users.length > 1 && !this.strict) return new Set();
         if (users.length > 1) {
           throw new PolicyError(
             `${JSON.stringify(selector.text)} means ${users.length} users: write the mail address of one`,
