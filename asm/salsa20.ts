@@ -14,60 +14,10 @@ const TAG = memory.data(16, 16);
 
 const FIRST: i32 = 224;
 
-// Rotation constants: swap of 16-bit halves; then for each rotation what ./chacha20 calls up, keep, down, low.
-const TABLE = memory.data<u32>([
-  0x01000302, 0x05040706, 0x09080b0a, 0x0d0c0f0e, // 0: swap
-  0x00800080, 0x00800080, 0x00800080, 0x00800080, // 16: 7
-  0xfe00fe00, 0xfe00fe00, 0xfe00fe00, 0xfe00fe00,
-  0x00400040, 0x00400040, 0x00400040, 0x00400040,
-  0x007f007f, 0x007f007f, 0x007f007f, 0x007f007f,
-  0x02000200, 0x02000200, 0x02000200, 0x02000200, // 80: 9
-  0xff80ff80, 0xff80ff80, 0xff80ff80, 0xff80ff80,
-  0x01000100, 0x01000100, 0x01000100, 0x01000100,
-  0x01ff01ff, 0x01ff01ff, 0x01ff01ff, 0x01ff01ff,
-  0x20002000, 0x20002000, 0x20002000, 0x20002000, // 144: 13
-  0xfff8fff8, 0xfff8fff8, 0xfff8fff8, 0xfff8fff8,
-  0x10001000, 0x10001000, 0x10001000, 0x10001000,
-  0x1fff1fff, 0x1fff1fff, 0x1fff1fff, 0x1fff1fff,
-  0x00040004, 0x00040004, 0x00040004, 0x00040004, // 208: 2, for 18 = 16 + 2
-  0xc000c000, 0xc000c000, 0xc000c000, 0xc000c000,
-  0x00020002, 0x00020002, 0x00020002, 0x00020002,
-  0x00030003, 0x00030003, 0x00030003, 0x00030003,
-]);
-
-// Per 16-bit half: own bits up, and the other half's upper bits down.
 // @ts-ignore: decorator
 @inline
-function rotate(x: v128, other: v128, up: v128, keep: v128, down: v128, low: v128): v128 {
-  return v128.or(i16x8.mul(x, up), v128.and(i16x8.relaxed_q15mulr_s(v128.and(other, keep), down), low));
-}
-
-// @ts-ignore: decorator
-@inline
-function rotl7(x: v128, t: usize): v128 {
-  const other = i8x16.relaxed_swizzle(x, v128.load(t));
-  return rotate(x, other, v128.load(t, 16), v128.load(t, 32), v128.load(t, 48), v128.load(t, 64));
-}
-
-// @ts-ignore: decorator
-@inline
-function rotl9(x: v128, t: usize): v128 {
-  const other = i8x16.relaxed_swizzle(x, v128.load(t));
-  return rotate(x, other, v128.load(t, 80), v128.load(t, 96), v128.load(t, 112), v128.load(t, 128));
-}
-
-// @ts-ignore: decorator
-@inline
-function rotl13(x: v128, t: usize): v128 {
-  const other = i8x16.relaxed_swizzle(x, v128.load(t));
-  return rotate(x, other, v128.load(t, 144), v128.load(t, 160), v128.load(t, 176), v128.load(t, 192));
-}
-
-// @ts-ignore: decorator
-@inline
-function rotl18(x: v128, t: usize): v128 {
-  const swapped = i8x16.relaxed_swizzle(x, v128.load(t));
-  return rotate(swapped, x, v128.load(t, 208), v128.load(t, 224), v128.load(t, 240), v128.load(t, 256));
+function rotl(x: v128, n: i32): v128 {
+  return v128.or(i32x4.shl(x, n), i32x4.shr_u(x, 32 - n));
 }
 
 /** HSalsa20: derives the 32-byte `out` from a 32-byte key and a 16-byte input. `out` may be one of them. */
@@ -178,7 +128,6 @@ function salsa20Stream(): void {
 
 // XORs the next `passes` times 256 bytes of key stream into p and advances the counter.
 function salsa20Xor(state: usize, p: usize, passes: i32): void {
-  const t = TABLE;
   for (; passes > 0; passes--) {
     let x0 = v128.load(state);
     let x1 = v128.load(state, 16);
@@ -197,38 +146,38 @@ function salsa20Xor(state: usize, p: usize, passes: i32): void {
     let x14 = v128.load(state, 224);
     let x15 = v128.load(state, 240);
     for (let round = 0; round < 10; round++) {
-      x4 = v128.xor(x4, rotl7(i32x4.add(x0, x12), t));
-      x9 = v128.xor(x9, rotl7(i32x4.add(x5, x1), t));
-      x14 = v128.xor(x14, rotl7(i32x4.add(x10, x6), t));
-      x3 = v128.xor(x3, rotl7(i32x4.add(x15, x11), t));
-      x8 = v128.xor(x8, rotl9(i32x4.add(x4, x0), t));
-      x13 = v128.xor(x13, rotl9(i32x4.add(x9, x5), t));
-      x2 = v128.xor(x2, rotl9(i32x4.add(x14, x10), t));
-      x7 = v128.xor(x7, rotl9(i32x4.add(x3, x15), t));
-      x12 = v128.xor(x12, rotl13(i32x4.add(x8, x4), t));
-      x1 = v128.xor(x1, rotl13(i32x4.add(x13, x9), t));
-      x6 = v128.xor(x6, rotl13(i32x4.add(x2, x14), t));
-      x11 = v128.xor(x11, rotl13(i32x4.add(x7, x3), t));
-      x0 = v128.xor(x0, rotl18(i32x4.add(x12, x8), t));
-      x5 = v128.xor(x5, rotl18(i32x4.add(x1, x13), t));
-      x10 = v128.xor(x10, rotl18(i32x4.add(x6, x2), t));
-      x15 = v128.xor(x15, rotl18(i32x4.add(x11, x7), t));
-      x1 = v128.xor(x1, rotl7(i32x4.add(x0, x3), t));
-      x6 = v128.xor(x6, rotl7(i32x4.add(x5, x4), t));
-      x11 = v128.xor(x11, rotl7(i32x4.add(x10, x9), t));
-      x12 = v128.xor(x12, rotl7(i32x4.add(x15, x14), t));
-      x2 = v128.xor(x2, rotl9(i32x4.add(x1, x0), t));
-      x7 = v128.xor(x7, rotl9(i32x4.add(x6, x5), t));
-      x8 = v128.xor(x8, rotl9(i32x4.add(x11, x10), t));
-      x13 = v128.xor(x13, rotl9(i32x4.add(x12, x15), t));
-      x3 = v128.xor(x3, rotl13(i32x4.add(x2, x1), t));
-      x4 = v128.xor(x4, rotl13(i32x4.add(x7, x6), t));
-      x9 = v128.xor(x9, rotl13(i32x4.add(x8, x11), t));
-      x14 = v128.xor(x14, rotl13(i32x4.add(x13, x12), t));
-      x0 = v128.xor(x0, rotl18(i32x4.add(x3, x2), t));
-      x5 = v128.xor(x5, rotl18(i32x4.add(x4, x7), t));
-      x10 = v128.xor(x10, rotl18(i32x4.add(x9, x8), t));
-      x15 = v128.xor(x15, rotl18(i32x4.add(x14, x13), t));
+      x4 = v128.xor(x4, rotl(i32x4.add(x0, x12), 7));
+      x9 = v128.xor(x9, rotl(i32x4.add(x5, x1), 7));
+      x14 = v128.xor(x14, rotl(i32x4.add(x10, x6), 7));
+      x3 = v128.xor(x3, rotl(i32x4.add(x15, x11), 7));
+      x8 = v128.xor(x8, rotl(i32x4.add(x4, x0), 9));
+      x13 = v128.xor(x13, rotl(i32x4.add(x9, x5), 9));
+      x2 = v128.xor(x2, rotl(i32x4.add(x14, x10), 9));
+      x7 = v128.xor(x7, rotl(i32x4.add(x3, x15), 9));
+      x12 = v128.xor(x12, rotl(i32x4.add(x8, x4), 13));
+      x1 = v128.xor(x1, rotl(i32x4.add(x13, x9), 13));
+      x6 = v128.xor(x6, rotl(i32x4.add(x2, x14), 13));
+      x11 = v128.xor(x11, rotl(i32x4.add(x7, x3), 13));
+      x0 = v128.xor(x0, rotl(i32x4.add(x12, x8), 18));
+      x5 = v128.xor(x5, rotl(i32x4.add(x1, x13), 18));
+      x10 = v128.xor(x10, rotl(i32x4.add(x6, x2), 18));
+      x15 = v128.xor(x15, rotl(i32x4.add(x11, x7), 18));
+      x1 = v128.xor(x1, rotl(i32x4.add(x0, x3), 7));
+      x6 = v128.xor(x6, rotl(i32x4.add(x5, x4), 7));
+      x11 = v128.xor(x11, rotl(i32x4.add(x10, x9), 7));
+      x12 = v128.xor(x12, rotl(i32x4.add(x15, x14), 7));
+      x2 = v128.xor(x2, rotl(i32x4.add(x1, x0), 9));
+      x7 = v128.xor(x7, rotl(i32x4.add(x6, x5), 9));
+      x8 = v128.xor(x8, rotl(i32x4.add(x11, x10), 9));
+      x13 = v128.xor(x13, rotl(i32x4.add(x12, x15), 9));
+      x3 = v128.xor(x3, rotl(i32x4.add(x2, x1), 13));
+      x4 = v128.xor(x4, rotl(i32x4.add(x7, x6), 13));
+      x9 = v128.xor(x9, rotl(i32x4.add(x8, x11), 13));
+      x14 = v128.xor(x14, rotl(i32x4.add(x13, x12), 13));
+      x0 = v128.xor(x0, rotl(i32x4.add(x3, x2), 18));
+      x5 = v128.xor(x5, rotl(i32x4.add(x4, x7), 18));
+      x10 = v128.xor(x10, rotl(i32x4.add(x9, x8), 18));
+      x15 = v128.xor(x15, rotl(i32x4.add(x14, x13), 18));
     }
     xorRow(p, i32x4.add(x0, v128.load(state)), i32x4.add(x1, v128.load(state, 16)), i32x4.add(x2, v128.load(state, 32)), i32x4.add(x3, v128.load(state, 48)));
     xorRow(p + 16, i32x4.add(x4, v128.load(state, 64)), i32x4.add(x5, v128.load(state, 80)), i32x4.add(x6, v128.load(state, 96)), i32x4.add(x7, v128.load(state, 112)));

@@ -18,7 +18,8 @@ export function blake2s(data: Uint8Array, { key, length = HASH_SIZE }: Blake2sOp
   const keyLength = key?.length ?? 0;
   if (keyLength > HASH_SIZE)
     throw new RangeError(`BLAKE2s key has ${keyLength} bytes, at most ${HASH_SIZE} are possible`);
-  const { asm, u8, ...s } = doorScratch();
+  const s = doorScratch();
+  const { asm, u8 } = s;
   if (key) u8.set(key, s.key);
   if (data.length <= MAX_MESSAGE) {
     u8.set(data, s.message);
@@ -38,7 +39,8 @@ export function blake2s(data: Uint8Array, { key, length = HASH_SIZE }: Blake2sOp
 
 /** HMAC-BLAKE2s-256 of the concatenation of `parts` (1 MiB at most together): 32 bytes. */
 export function hmacBlake2s(key: Uint8Array, ...parts: Uint8Array[]): Uint8Array {
-  const { asm, u8, ...s } = doorScratch();
+  const s = doorScratch();
+  const { asm, u8 } = s;
   const shortKey = key.length > BLOCK_SIZE ? blake2s(key) : key;
   checkMessage(
     "HMAC message",

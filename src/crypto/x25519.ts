@@ -10,7 +10,8 @@ export const KEY_SIZE = 32;
 export function x25519(privateKey: Uint8Array, publicKey: Uint8Array): Uint8Array | null {
   checkLength("X25519 private key", privateKey, KEY_SIZE);
   checkLength("X25519 public key", publicKey, KEY_SIZE);
-  const { asm, u8, ...s } = doorScratch();
+  const s = doorScratch();
+  const { asm, u8 } = s;
   u8.set(privateKey, s.key);
   u8.set(publicKey, s.nonce);
   const ok = asm.exports.x25519(s.out, s.key, s.nonce);
@@ -22,7 +23,8 @@ export function x25519(privateKey: Uint8Array, publicKey: Uint8Array): Uint8Arra
 /** The public key of a private key. */
 export function x25519Public(privateKey: Uint8Array): Uint8Array {
   checkLength("X25519 private key", privateKey, KEY_SIZE);
-  const { asm, u8, ...s } = doorScratch();
+  const s = doorScratch();
+  const { asm, u8 } = s;
   u8.set(privateKey, s.key);
   asm.exports.x25519Base(s.out, s.key);
   u8.fill(0, s.key, s.key + KEY_SIZE);
