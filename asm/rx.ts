@@ -13,7 +13,7 @@ import {
 import { ecnDecapsulate, relieve } from "./ecn";
 import { filterIn, filterOn } from "./filter";
 import { groAdd, groFull, ipLength, parsePacket } from "./packet";
-import { sessionOpen, sessionPeer } from "./session";
+import { sessionAddress, sessionOpen, sessionPeer } from "./session";
 import { trieLookup4, trieLookup6 } from "./trie";
 
 // One account per run of messages on one session, u32: 0 session slot, 4 peer slot, 8 packets with data, 12 keepalives,
@@ -31,6 +31,17 @@ export function rxAccounts(): usize {
 
 export function rxAccountCount(): i32 {
   return accountCount;
+}
+
+/**
+ * The peer whose session the transport message of `len` bytes at `p` names; -1: none, or another message. Nothing is
+ * authenticated yet.
+ */
+export function rxPeer(p: usize, len: i32): i32 {
+  if (len < 32 || load<u32>(p) != 4) return -1;
+  const index = load<u32>(p, 4);
+  const s = sessionAddress(index);
+  return load<u32>(s) == index && load<u32>(s, 12) != 0 ? load<i32>(s, 8) : -1;
 }
 
 /** The ECN field of the datagrams that `rxOpen` gets from now on. */

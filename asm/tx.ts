@@ -9,8 +9,32 @@ import {
 } from "./counters";
 import { ecnOf, relieve } from "./ecn";
 import { filterOn, filterOut } from "./filter";
-import { parsePacket, parseWhole, pDst, pTotal, pVersion, splitEcn, splitPrepare, splitSkip } from "./packet";
+import { PROTO_SCTP, PROTO_TCP, PROTO_UDP, parsePacket, parseWhole, pDst, pTotal, pVersion, splitEcn, splitPrepare, splitSkip } from "./packet";
 import { trieLookup4, trieLookup6 } from "./trie";
+
+/**
+ * A number below 1024 for the flow of the packet of `len` bytes at `p`: what belongs together (addresses, protocol, ports)
+ * has the same one.
+ */
+export function txFlow(p: usize, len: i32): i32 {
+  let mix: u64 = 0;
+  let at: i32 = 0;
+  if (len >= 28 && load<u8>(p) >> 4 == 4) {
+    const fragment = (load<u16>(p, 6) & 0xff3f) != 0;
+    mix = load<u64>(p, 12) + <u64>load<u8>(p, 9);
+    if (!fragment) at = <i32>(load<u8>(p) & 15) << 2;
+  } else if (len >= 48 && load<u8>(p) >> 4 == 6) {
+    mix = load<u64>(p, 8) + rotl<u64>(load<u64>(p, 16), 17) + rotl<u64>(load<u64>(p, 24), 31) + load<u64>(p, 32);
+    mix = rotl<u64>(mix, 7) + <u64>load<u8>(p, 6);
+    at = 40;
+  }
+  const proto = at == 40 ? <i32>load<u8>(p, 6) : <i32>load<u8>(p, 9);
+  const hasPorts = proto == PROTO_TCP || proto == PROTO_UDP || proto == PROTO_SCTP;
+  if (at > 0 && hasPorts && at + 4 <= len) mix ^= <u64>load<u32>(p + <usize>at) << 16;
+  mix = mix * 0x9e3779b97f4a7c15;
+  mix = (mix ^ (mix >> 29)) * 0xbf58476d1ce4e5b9;
+  return <i32>(mix >> 54);
+}
 
 let queueStands: i32 = 0;
 

@@ -112,24 +112,22 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     }
   }, 30_000);
 
-  test("each offload turned off, on one side: traffic is the same", async () => {
+  test("each combination of offloads turned off, on one side: traffic is the same", async () => {
     await using b = await WgEnd.start(h2, 2);
-    const combinations = [
-      ["--no-tun-tso"],
-      ["--no-tun-uso"],
-      ["--no-udp-gso"],
-      ["--no-udp-gro"],
-      ["--no-tun-tso", "--no-tun-uso", "--no-udp-gso", "--no-udp-gro"],
-    ];
-    for (const flags of combinations) {
+    const offloads = ["--no-tun-tso", "--no-tun-uso", "--no-udp-gso", "--no-udp-gro"];
+    // Every combination but the one with nothing turned off.
+    for (let set = 1; set < 1 << offloads.length; set++) {
+      const flags = offloads.filter((_, i) => set & (1 << i));
       await using a = await WgEnd.start(h1, 1, "weft", flags);
       await a.knows(b, { endpoint: b.outer4 });
       await b.knows(a);
-      await moves(a, b, 3 * MB, b.ip4);
-      await moves(b, a, 3 * MB, a.ip6);
-      await echoes(a, b, b.ip4);
+      await moves(a, b, MB, b.ip4);
+      await moves(b, a, MB, a.ip6);
+      expect(await udpEcho(a.host, b.host, 20, set % 2 ? 1200 : 3000, { address: b.ip4 })).toMatchObject({
+        received: 20,
+      });
     }
-  }, 60_000);
+  }, 90_000);
 
   test("persistent keepalive opens the tunnel without traffic", async () => {
     await using a = await WgEnd.start(h1, 1);

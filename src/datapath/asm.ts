@@ -26,10 +26,12 @@ declare module "../crypto/wasm.ts" {
 
     dropCounters(): number;
     txPrepare(p: number, len: number, vnet: number): number;
+    txFlow(p: number, len: number): number;
     txRelieve(): void;
     txStands(): number;
     rxAccounts(): number;
     rxAccountCount(): number;
+    rxPeer(p: number, len: number): number;
     rxEcn(ecn: number): void;
     rxRelieve(): void;
     rxStands(): number;

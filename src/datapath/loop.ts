@@ -142,12 +142,9 @@ export class Loop {
       while (!this.#closing) {
         const due = device.nextTimeout();
         const wait = due === Number.POSITIVE_INFINITY ? -1 : Math.max(0, Math.ceil(due - performance.now()));
-        const n = epollWait(
-          this.#epoll,
-          this.#base + this.#events,
-          EVENTS,
-          link?.backlog ? 1 : Math.min(wait, 1 << 30),
-        );
+        const busy = this.#rx.backlog || this.#tun?.backlog;
+        const timeout = busy ? 0 : link?.backlog ? 1 : Math.min(wait, 1 << 30);
+        const n = epollWait(this.#epoll, this.#base + this.#events, EVENTS, timeout);
         if (n < 0 && n !== -EINTR) throw new Error(`epoll_wait failed with errno ${-n}`);
         const now = performance.now();
         device.unixOffset = Date.now() - now;
@@ -157,9 +154,10 @@ export class Loop {
         for (let i = 0; i < n; i++)
           ready |= 1 << view.getUint32(this.#events + i * EPOLL_EVENT_SIZE + EPOLL_EVENT_DATA, true);
         if (ready & (1 << TOKEN_WAKE)) this.#woken(now);
-        if (ready & (1 << TOKEN_V4)) this.#rx.readSocket(this.#sockets.fd4, now);
-        if (ready & (1 << TOKEN_V6)) this.#rx.readSocket(this.#sockets.fd6, now);
-        if (ready & (1 << TOKEN_TUN)) this.#tun?.read(this.#tx, performance.now());
+        const fd4 = ready & (1 << TOKEN_V4) ? this.#sockets.fd4 : -1;
+        const fd6 = ready & (1 << TOKEN_V6) ? this.#sockets.fd6 : -1;
+        if (fd4 >= 0 || fd6 >= 0 || this.#rx.backlog) this.#rx.read(fd4, fd6, now);
+        if (ready & (1 << TOKEN_TUN) || this.#tun?.backlog) this.#tun?.read(this.#tx, performance.now());
         this.#tx.flush(now);
         link?.flush();
         if (this.#notify) {

@@ -1,5 +1,8 @@
-// From the network to the TUN: what one recvmmsg brought is opened in place, merged, and written without a copy.
-import { EAGAIN, EBADFD, EINTR, EINVAL } from "../../ffi/errno.ts";
+// From the network to the TUN: datagrams are opened in place, merged, and written without a copy.
+//
+// The socket's buffer is emptied first, and then peers take turns, known by the session that a message names: one that
+// floods delays itself alone. What is not a transport message is a peer of its own.
+import { EAGAIN, EBADFD, EINVAL } from "../../ffi/errno.ts";
 import {
   CONTROL_ROOM,
   type Control,
@@ -21,17 +24,27 @@ import { recvmmsg } from "../../ffi/udp.ts";
 import type { Asm } from "../crypto/wasm.ts";
 import { formatAddrPort, type IP } from "../wire/ip.ts";
 import type { Device, Source } from "../wireguard/device.ts";
+import { ASM_DROPS } from "./asm.ts";
+import { FairQueue } from "./fair-queue.ts";
+import { MAX_PEERS } from "./limits.ts";
 import type { PeerPaths } from "./peer-paths.ts";
+import { BufferPool, SMALL_BYTES } from "./pool.ts";
 import { StandingQueue } from "./standing-queue.ts";
-import "./asm.ts";
 
 const KEY_BYTES = 32;
-const BUFFERS = 64;
-/** So many are used while each brings a row of datagrams: they stay in the caches. */
-const FEW_BUFFERS = 16;
+/** Rows of datagrams, and datagrams, that wait at most. */
+const LARGE = 48;
+const SMALL = 1024;
+/** Messages that one call may bring. */
+const VLEN = 16;
 const BUFFER_BYTES = 65536;
 /** After so long the other descriptors get their turn. */
 const TURN_MS = 2;
+/** The sockets and the time are looked at after so many bytes; each message counts as COST bytes more. */
+const STRIDE = 256 << 10;
+const COST = 1024;
+/** A message of a busy peer that has waited for so long has met a standing queue. */
+const TARGET_MS = 4;
 const MSG_TRUNC = 0x20;
 const TYPE_TRANSPORT = 4;
 /** Magic and the sender's key. */
@@ -69,13 +82,27 @@ export class Receiver {
   readonly #tun: { fd: number; vnetHeader: boolean };
   #gro: { tcp: boolean; udp: boolean };
   readonly #messages: number;
+  /** For each buffer the header that receives into it. */
+  readonly #templates: number;
   readonly #names: number;
   readonly #controls: number;
-  readonly #buffers: number;
+  readonly #pool: BufferPool;
+  readonly #relayRoom: number;
   readonly #accounts: number;
   readonly #writes: number;
-  #vlen = FEW_BUFFERS;
-  readonly #queue = new StandingQueue();
+  readonly #waiting = new FairQueue(MAX_PEERS + 1, LARGE + SMALL);
+  readonly #standing = new StandingQueue();
+  /** The counter of messages dropped because all buffers were taken. */
+  readonly #overflow: number;
+  /** Headers that are ready to receive, and the buffer of each. */
+  #ready = 0;
+  readonly #buffer = new Int32Array(VLEN);
+  readonly #served = new Int32Array(LARGE + SMALL);
+  // by buffer
+  readonly #length = new Int32Array(LARGE + SMALL);
+  readonly #nameLength = new Uint8Array(LARGE + SMALL);
+  readonly #controlLength = new Uint8Array(LARGE + SMALL);
+  readonly #since = new Float64Array(LARGE + SMALL);
   readonly #reply: Reply = { name: 0, nameLength: 0, control: emptyControl() };
 
   constructor(
@@ -94,17 +121,19 @@ export class Receiver {
     this.#mode = device.mode;
     this.#tun = tun;
     this.#gro = { tcp: tun.tso, udp: tun.uso };
-    this.#messages = asm.alloc(BUFFERS * MMSGHDR_SIZE);
-    const iovecs = asm.alloc(BUFFERS * IOVEC_SIZE);
-    this.#names = asm.alloc(BUFFERS * SOCKADDR_ROOM);
-    this.#controls = asm.alloc(BUFFERS * CONTROL_ROOM);
-    // One more than the kernel fills: for what the relay brings.
-    this.#buffers = asm.alloc((BUFFERS + 1) * BUFFER_BYTES, 4096);
-    for (let i = 0; i < BUFFERS; i++) {
-      writeIovec(asm.view, iovecs + i * IOVEC_SIZE, base + this.#buffers + i * BUFFER_BYTES, BUFFER_BYTES);
+    this.#messages = asm.alloc(VLEN * MMSGHDR_SIZE);
+    this.#templates = asm.alloc(LARGE * MMSGHDR_SIZE);
+    this.#overflow = (asm.exports.dropCounters() >> 2) + ASM_DROPS.indexOf("rx-queue");
+    const iovecs = asm.alloc(LARGE * IOVEC_SIZE);
+    this.#names = asm.alloc((LARGE + SMALL) * SOCKADDR_ROOM);
+    this.#controls = asm.alloc((LARGE + SMALL) * CONTROL_ROOM);
+    this.#pool = new BufferPool(asm, LARGE, BUFFER_BYTES, SMALL);
+    this.#relayRoom = asm.alloc(BUFFER_BYTES + 64, 4096);
+    for (let i = 0; i < LARGE; i++) {
+      writeIovec(asm.view, iovecs + i * IOVEC_SIZE, base + this.#pool.at(i), BUFFER_BYTES);
       writeMsghdr(
         asm.view,
-        this.#messages + i * MMSGHDR_SIZE,
+        this.#templates + i * MMSGHDR_SIZE,
         base + this.#names + i * SOCKADDR_ROOM,
         SOCKADDR_ROOM,
         base + iovecs + i * IOVEC_SIZE,
@@ -133,54 +162,153 @@ export class Receiver {
     );
   }
 
-  /** Takes what a socket has, within bounds. */
-  readSocket(fd: number, now: number): void {
-    for (let time = now; ; ) {
-      const vlen = this.#vlen;
-      const n = recvmmsg(fd, this.#base + this.#messages, vlen);
-      if (n === -EINTR) continue;
-      // Errors of earlier sends (ICMP) surface here too: the next call goes on.
-      if (n === -EAGAIN) break;
-      if (n <= 0) continue;
-      this.#hooks.arrived(now);
-      let bytes = 0;
-      const relieve = this.#queue.due(time);
-      if (relieve) this.#asm.exports.rxRelieve();
-      for (let i = 0; i < n; i++) bytes += this.#message(i, now);
-      if (relieve && !this.#asm.exports.rxStands()) this.#queue.dropped(time);
-      this.#flush();
-      this.#vlen = n === vlen && bytes < n * 8192 ? BUFFERS : FEW_BUFFERS;
-      if (n < vlen) break;
-      time = performance.now();
-      if (time > now + TURN_MS) {
-        this.#queue.stands(time);
-        return;
-      }
-    }
-    this.#queue.empty();
+  /** Messages wait here: `read` must be called again soon. */
+  get backlog(): boolean {
+    return !this.#waiting.empty;
   }
 
-  #message(i: number, now: number): number {
-    const { view } = this.#asm;
+  /** Takes what the sockets have (-1: not this one), for about TURN_MS from `now` on. */
+  read(fd4: number, fd6: number, now: number): void {
+    for (let time = now; time < now + TURN_MS; time = performance.now()) {
+      if (fd4 >= 0 && this.#fill(fd4, time)) fd4 = -1;
+      if (fd6 >= 0 && this.#fill(fd6, time)) fd6 = -1;
+      this.#hooks.arrived(now);
+      if (this.#serve(now, time)) continue;
+      this.#standing.empty();
+      if (fd4 < 0 && fd6 < 0) return;
+    }
+  }
+
+  /** Handles about STRIDE bytes of what waits. False when nothing is left. */
+  #serve(now: number, time: number): boolean {
+    let served = 0;
+    let buffer = 0;
+    for (let cost = 0; cost < STRIDE; ) {
+      buffer = this.#waiting.shift();
+      if (buffer < 0) break;
+      const relieve = this.#waiting.bulk && this.#stands(buffer, time);
+      if (relieve) this.#asm.exports.rxRelieve();
+      cost += this.#message(buffer, now) + COST;
+      if (relieve && !this.#asm.exports.rxStands()) this.#standing.dropped(time);
+      this.#served[served++] = buffer;
+    }
+    this.#flush();
+    // Not before they are written: the coalescer points into them.
+    while (served > 0) this.#pool.release(this.#served[--served]!);
+    return buffer >= 0;
+  }
+
+  /** Whether a packet has to go for the queue's sake. */
+  #stands(buffer: number, now: number): boolean {
+    if (now - this.#since[buffer]! < TARGET_MS) this.#standing.empty();
+    else this.#standing.stands(now);
+    return this.#standing.due(now);
+  }
+
+  /**
+   * Empties a socket's buffer, as far as there is room; true when it is empty.
+   */
+  #fill(fd: number, now: number): boolean {
+    for (let left = LARGE + SMALL; left > 0; ) {
+      while (this.#ready < VLEN && this.#prepare(this.#ready)) this.#ready++;
+      if (this.#ready === 0) return false;
+      const asked = this.#ready;
+      const n = recvmmsg(fd, this.#base + this.#messages, asked);
+      if (n === -EAGAIN) return true;
+      // Errors of earlier sends (ICMP) surface here too: the next call goes on.
+      if (n <= 0) {
+        left--;
+        continue;
+      }
+      for (let i = 0; i < n; i++) this.#enqueue(i, now);
+      // The headers that are left come first.
+      this.#ready = asked - n;
+      for (let i = 0; i < n && i < this.#ready; i++) this.#moveHeader(asked - 1 - i, i);
+      if (n < asked) return true;
+      left -= n;
+    }
+    return false;
+  }
+
+  /** Makes header `i` ready to receive into a free buffer. False when there is none. */
+  #prepare(i: number): boolean {
+    while (!this.#pool.hasLarge) if (!this.#dropOne()) return false;
+    const buffer = this.#pool.takeLarge();
+    this.#buffer[i] = buffer;
+    const from = this.#templates + buffer * MMSGHDR_SIZE;
+    this.#asm.u8.copyWithin(this.#messages + i * MMSGHDR_SIZE, from, from + MMSGHDR_SIZE);
+    return true;
+  }
+
+  /**
+   * Only where several peers fill all small buffers too, or all large ones for long; else what comes waits in the socket's
+   * buffer.
+   */
+  #dropOne(): boolean {
+    if (this.#waiting.active < 2 || (this.#pool.hasSmall && !this.#standing.unresponsive)) return false;
+    const oldest = this.#waiting.dropFromLongest();
+    if (oldest < 0) return false;
+    this.#pool.release(oldest);
+    this.#asm.u32[this.#overflow]!++;
+    return true;
+  }
+
+  #moveHeader(from: number, to: number): void {
+    const at = this.#messages + from * MMSGHDR_SIZE;
+    this.#asm.u8.copyWithin(this.#messages + to * MMSGHDR_SIZE, at, at + MMSGHDR_SIZE);
+    this.#buffer[to] = this.#buffer[from]!;
+  }
+
+  /** What header `i` has received waits for the turn of its peer. */
+  #enqueue(i: number, now: number): void {
+    const { view, exports } = this.#asm;
     const at = this.#messages + i * MMSGHDR_SIZE;
+    let buffer = this.#buffer[i]!;
     const length = view.getUint32(at + MMSGHDR_LEN, true);
-    const flags = view.getInt32(at + MSGHDR_FLAGS, true);
+    const truncated = (view.getInt32(at + MSGHDR_FLAGS, true) & MSG_TRUNC) !== 0;
+    if (truncated) this.dropped.truncated++;
+    if (truncated || length === 0) {
+      this.#pool.release(buffer);
+      return;
+    }
+    const nameLength = view.getUint32(at + MSGHDR_NAMELEN, true);
+    const controlLength = view.getUint32(at + MSGHDR_CONTROLLEN, true);
+    const peer = exports.rxPeer(this.#pool.at(buffer), length);
+    if (length <= SMALL_BYTES) buffer = this.#shrink(buffer, length, nameLength, controlLength);
+    this.#length[buffer] = length;
+    this.#nameLength[buffer] = nameLength;
+    this.#controlLength[buffer] = controlLength;
+    this.#since[buffer] = now;
+    this.#waiting.push(peer < 0 ? MAX_PEERS : peer, buffer, length + COST);
+  }
+
+  /** Moves a short message to a small buffer, if there is one. */
+  #shrink(large: number, length: number, nameLength: number, controlLength: number): number {
+    const buffer = this.#pool.shrink(large, length);
+    if (buffer < 0) return large;
+    this.#pool.release(large);
+    const { u8 } = this.#asm;
+    const name = this.#names + large * SOCKADDR_ROOM;
+    u8.copyWithin(this.#names + buffer * SOCKADDR_ROOM, name, name + nameLength);
+    const control = this.#controls + large * CONTROL_ROOM;
+    u8.copyWithin(this.#controls + buffer * CONTROL_ROOM, control, control + controlLength);
+    return buffer;
+  }
+
+  #message(buffer: number, now: number): number {
     const reply = this.#reply;
-    reply.name = this.#names + i * SOCKADDR_ROOM;
-    reply.nameLength = view.getUint32(at + MSGHDR_NAMELEN, true);
-    parseControl(view, this.#controls + i * CONTROL_ROOM, view.getUint32(at + MSGHDR_CONTROLLEN, true), reply.control);
-    view.setUint32(at + MSGHDR_NAMELEN, SOCKADDR_ROOM, true);
-    view.setUint32(at + MSGHDR_CONTROLLEN, CONTROL_ROOM, true);
-    view.setInt32(at + MSGHDR_FLAGS, 0, true);
-    if (flags & MSG_TRUNC) this.dropped.truncated++;
-    else if (length > 0)
-      this.#datagrams(this.#buffers + i * BUFFER_BYTES, length, reply.control.segmentSize || length, reply, now);
+    const length = this.#length[buffer]!;
+    reply.name = this.#names + buffer * SOCKADDR_ROOM;
+    reply.nameLength = this.#nameLength[buffer]!;
+    const control = this.#controls + buffer * CONTROL_ROOM;
+    parseControl(this.#asm.view, control, this.#controlLength[buffer]!, reply.control);
+    this.#datagrams(this.#pool.at(buffer), length, reply.control.segmentSize || length, reply, now);
     return length;
   }
 
   /** Where to put what the relay delivered: the sender's key, 32 bytes, then its message. BUFFER_BYTES long. */
   get relayRoom(): number {
-    return this.#buffers + BUFFERS * BUFFER_BYTES;
+    return this.#relayRoom;
   }
 
   /** `length` bytes of key and message are in `relayRoom`. */

@@ -156,7 +156,7 @@ export class Sender {
           ready |= 1 << view.getUint32(this.#events + i * EPOLL_EVENT_SIZE + EPOLL_EVENT_DATA, true);
         if (ready & (1 << TOKEN_WAKE)) eventfdDrain(this.#setup.link.senderWakeFd);
         this.#takeAll(now);
-        if (ready & (1 << TOKEN_TUN)) this.#tun.read(this.#tx, now);
+        if (ready & (1 << TOKEN_TUN) || this.#tun.backlog) this.#tun.read(this.#tx, now);
         this.#tx.flush(now);
         this.#report(now);
       }
@@ -166,7 +166,12 @@ export class Sender {
   }
 
   #wait(): number {
+<<<<<<< HEAD
     if (this.#box.backlog || this.#peers.wanted.size > 0) return 1;
+=======
+    if (this.#tun.backlog) return 0;
+    if (this.#box.backlog || this.#wanted.size > 0) return 1;
+>>>>>>> 5ec7ccc (wip)
     if (this.#reportDue === Number.POSITIVE_INFINITY) return -1;
     return Math.max(0, Math.ceil(this.#reportDue - performance.now()));
   }

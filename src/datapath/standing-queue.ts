@@ -9,6 +9,9 @@ const INTERVAL_MS = 100;
 /** The law starts where it stopped when the queue stands again so soon. */
 const MEMORY_MS = 4 * INTERVAL_MS;
 
+/** So many drops in a row slow down any sender that minds them. */
+const PATIENCE = 10;
+
 export class StandingQueue {
   /** Packets dropped or marked. */
   drops = 0;
@@ -26,6 +29,11 @@ export class StandingQueue {
     if (this.#next !== Number.POSITIVE_INFINITY) return;
     this.#count = now - this.#lastDrop < MEMORY_MS ? this.#count >> 1 : 0;
     this.#next = now + INTERVAL_MS;
+  }
+
+  /** It goes on standing though packets went one by one: whoever fills it does not listen. */
+  get unresponsive(): boolean {
+    return this.#next !== Number.POSITIVE_INFINITY && this.#count >= PATIENCE;
   }
 
   /** Whether the next packet that can be spared has to go. */

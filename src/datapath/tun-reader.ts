@@ -1,52 +1,118 @@
-// Reads packets and superpackets from the TUN into wasm memory, one after the other, for the transmitter.
+// Reads packets and superpackets from the TUN into wasm memory. The kernel's ring is emptied first, and then flows take turns:
+// a ping or a call does not wait behind the superpackets of a download.
 import { EBADFD, EINTR } from "../../ffi/errno.ts";
 import { TUN_READ_SIZE, tunRead, VNET_HEADER_SIZE } from "../../ffi/tun.ts";
 import type { Asm } from "../crypto/wasm.ts";
+import { ASM_DROPS } from "./asm.ts";
+import { FairQueue } from "./fair-queue.ts";
+import { BufferPool, SMALL_BYTES } from "./pool.ts";
 import { DeviceGone } from "./receive.ts";
 import type { Transmitter } from "./transmit.ts";
 
+/** Superpackets, and packets, that wait at most. */
+const LARGE = 32;
+const SMALL = 512;
+/** What `txFlow` returns is below. */
+const FLOWS = 1024;
 /** After so long the caller's other descriptors get their turn. */
 const TURN_MS = 2;
-/** The time is looked up after so many bytes; each packet counts as COST bytes more. */
-const STRIDE = 64 << 10;
+/** The ring and the time are looked at after so many bytes; each packet counts as COST bytes more. */
+const STRIDE = 256 << 10;
 const COST = 2048;
+/** A packet of a busy flow that has waited for so long has met a standing queue. */
+const TARGET_MS = 4;
 
 export class TunReader {
+  readonly #asm: Asm;
   readonly #base: number;
   readonly #fd: number;
   readonly #vnet: number;
-  readonly #buffer: number;
+  /** The counter of dropped packets. */
+  readonly #drops: number;
+  readonly #pool: BufferPool;
+  readonly #queue = new FairQueue(FLOWS, LARGE + SMALL);
+  readonly #length = new Int32Array(LARGE + SMALL);
+  readonly #since = new Float64Array(LARGE + SMALL);
 
   /** `base`: address of the memory in the process. */
   constructor(asm: Asm, base: number, tun: { fd: number; vnetHeader: boolean }) {
+    this.#asm = asm;
     this.#base = base;
     this.#fd = tun.fd;
     this.#vnet = tun.vnetHeader ? VNET_HEADER_SIZE : 0;
-    // The packet itself is aligned to 16, its vnet header lies right before it.
-    this.#buffer = asm.alloc(TUN_READ_SIZE + 64) + 16;
+    this.#drops = (asm.exports.dropCounters() >> 2) + ASM_DROPS.indexOf("tun-queue");
+    // The vnet header lies right before the packet.
+    this.#pool = new BufferPool(asm, LARGE, TUN_READ_SIZE, SMALL);
+  }
+
+  /** Packets wait here: `read` must be called again soon. */
+  get backlog(): boolean {
+    return !this.#queue.empty;
   }
 
   /** Takes what is there, for about TURN_MS from `now` on. Throws DeviceGone when the TUN has vanished. */
   read(tx: Transmitter, now: number): void {
+    for (let time = now; time < now + TURN_MS; time = performance.now()) {
+      this.#fill(tx, time);
+      for (let cost = 0; cost < STRIDE; ) {
+        const buffer = this.#queue.shift();
+        if (buffer < 0) {
+          tx.queue.empty();
+          return;
+        }
+        if (this.#queue.bulk) {
+          if (time - this.#since[buffer]! < TARGET_MS) tx.queue.empty();
+          else tx.queue.stands(time);
+        }
+        const p = this.#pool.at(buffer);
+        const length = this.#length[buffer]!;
+        tx.packet(p, length, this.#vnet === 0 ? 0 : p - this.#vnet, time);
+        this.#pool.release(buffer);
+        cost += length + COST;
+      }
+    }
+  }
+
+  /** Empties the ring, as far as there is room. */
+  #fill(tx: Transmitter, now: number): void {
+    const pool = this.#pool;
     const vnet = this.#vnet;
-    const p = this.#buffer;
-    let time = now;
-    for (let cost = 0; ; ) {
-      const n = tunRead(this.#fd, this.#base + p - vnet, TUN_READ_SIZE);
-      if (n <= vnet) {
-        if (n === -EBADFD) throw new DeviceGone();
-        if (n === -EINTR || n >= 0) continue;
-        tx.queue.empty();
+    for (let i = 0; i < LARGE + SMALL && this.#room(tx); i++) {
+      let buffer = pool.takeLarge();
+      const p = pool.at(buffer);
+      const length = tunRead(this.#fd, this.#base + p - vnet, TUN_READ_SIZE) - vnet;
+      if (length <= 0) {
+        pool.release(buffer);
+        const error = -length - vnet;
+        if (error === EBADFD) throw new DeviceGone();
+        if (error === EINTR || error <= 0) continue;
         return;
       }
-      tx.packet(p, n - vnet, vnet === 0 ? 0 : p - vnet, time);
-      cost += n + COST;
-      if (cost < STRIDE) continue;
-      cost = 0;
-      time = performance.now();
-      if (time < now + TURN_MS) continue;
-      tx.queue.stands(time);
-      return;
+      const flow = this.#asm.exports.txFlow(p, length);
+      if (length <= SMALL_BYTES) {
+        const large = buffer;
+        buffer = pool.shrink(large, length);
+        pool.release(large);
+      }
+      this.#length[buffer] = length;
+      this.#since[buffer] = now;
+      this.#queue.push(flow, buffer, length + COST);
     }
+  }
+
+  /**
+   * Whether there is a buffer for whatever comes; else it waits in the ring. Only where several flows fill all small
+   * buffers, or all large ones for long, the one that holds most loses its oldest.
+   */
+  #room(tx: Transmitter): boolean {
+    const pool = this.#pool;
+    while (!pool.hasLarge || !pool.hasSmall) {
+      if (this.#queue.active < 2 || (pool.hasSmall && !tx.queue.unresponsive)) return false;
+      const oldest = this.#queue.dropFromLongest();
+      if (oldest < 0) return false;
+      pool.release(oldest);
+      this.#asm.u32[this.#drops]!++;
+    }
+    return true;
   }
 }
