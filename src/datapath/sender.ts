@@ -166,12 +166,8 @@ export class Sender {
   }
 
   #wait(): number {
-<<<<<<< HEAD
-    if (this.#box.backlog || this.#peers.wanted.size > 0) return 1;
-=======
     if (this.#tun.backlog) return 0;
-    if (this.#box.backlog || this.#wanted.size > 0) return 1;
->>>>>>> 5ec7ccc (wip)
+    if (this.#box.backlog || this.#peers.wanted.size > 0) return 1;
     if (this.#reportDue === Number.POSITIVE_INFINITY) return -1;
     return Math.max(0, Math.ceil(this.#reportDue - performance.now()));
   }
