@@ -17,6 +17,9 @@ const STATE = memory.data(128, 64);
 const PAD = memory.data(64, 64);
 const INNER = memory.data(32, 16);
 const DIGEST = memory.data(32, 16);
+// Of the key derivation: its secret, and the last output with the counter byte behind it.
+const SECRET = memory.data(32, 16);
+const CHAIN = memory.data(48, 16);
 
 /** Starts a hash of `outLen` (1..32) bytes with a key of `keyLen` (0..32) bytes at `key`. */
 export function blake2sInit(state: usize, outLen: i32, key: usize, keyLen: i32): void {
@@ -97,6 +100,24 @@ export function hmacBlake2s(out: usize, key: usize, keyLen: i32, data: usize, le
   memory.fill(PAD, 0, 64);
   memory.fill(INNER, 0, 32);
   memory.fill(DIGEST, 0, 32);
+}
+
+/** The first n outputs of Noise's HKDF, 32 bytes each, to `out`; salt and ikm as key and message of `hmacBlake2s`. */
+export function hkdfBlake2s(out: usize, n: i32, salt: usize, saltLen: i32, ikm: usize, ikmLen: i32): void {
+  hmacBlake2s(SECRET, salt, saltLen, ikm, ikmLen);
+  // The first output's message is the counter alone.
+  let message = CHAIN + 32;
+  let length = 1;
+  for (let i = 1; i <= n; i++) {
+    store<u8>(CHAIN, i, 32);
+    hmacBlake2s(CHAIN, SECRET, 32, message, length);
+    memory.copy(out, CHAIN, 32);
+    out += 32;
+    message = CHAIN;
+    length = 33;
+  }
+  memory.fill(SECRET, 0, 32);
+  memory.fill(CHAIN, 0, 48);
 }
 
 function xorPad(word: i32): void {

@@ -62,13 +62,17 @@ export function hmacBlake2s(key: Uint8Array, ...parts: Uint8Array[]): Uint8Array
 
 /** The first `n` outputs, 32 bytes each, of the key derivation. */
 export function hkdfBlake2s(salt: Uint8Array, ikm: Uint8Array, n: 1 | 2 | 3): Uint8Array[] {
-  const secret = hmacBlake2s(salt, ikm);
+  checkMessage("key material", ikm.length);
+  const shortSalt = salt.length > BLOCK_SIZE ? blake2s(salt) : salt;
+  const s = doorScratch();
+  const { asm, u8 } = s;
+  u8.set(shortSalt, s.key);
+  u8.set(ikm, s.message);
+  asm.exports.hkdfBlake2s(s.aad, n, s.key, shortSalt.length, s.message, ikm.length);
   const outputs: Uint8Array[] = [];
-  let previous = new Uint8Array(0);
-  for (let i = 1; i <= n; i++) {
-    previous = hmacBlake2s(secret, previous, Uint8Array.of(i)) as Uint8Array<ArrayBuffer>;
-    outputs.push(previous);
-  }
-  secret.fill(0);
+  for (let i = 0; i < n; i++) outputs.push(u8.slice(s.aad + i * HASH_SIZE, s.aad + (i + 1) * HASH_SIZE));
+  u8.fill(0, s.key, s.key + BLOCK_SIZE);
+  u8.fill(0, s.message, s.message + ikm.length);
+  u8.fill(0, s.aad, s.aad + n * HASH_SIZE);
   return outputs;
 }

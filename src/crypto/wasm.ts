@@ -34,6 +34,7 @@ export interface AsmExports {
   blake2sFinal(state: number, out: number): void;
   blake2s(out: number, outLen: number, key: number, keyLen: number, data: number, len: number): void;
   hmacBlake2s(out: number, key: number, keyLen: number, data: number, len: number): void;
+  hkdfBlake2s(out: number, n: number, salt: number, saltLen: number, ikm: number, ikmLen: number): void;
 
   x25519(out: number, scalar: number, point: number): number;
   x25519Base(out: number, scalar: number): void;
