@@ -114,7 +114,7 @@ function tailnetOf(capture: Case): { tailnet: Tailnet; names: string[] } {
   const owner = users.find(({ role }) => role === "owner") ?? users[0];
   const nodes: PolicyNode[] = names.map((name, index) => {
     const { user, tags, ipv4, ipv6, approved_routes } = capture.topology.nodes[name]!;
-    const userId = user === undefined ? null : capture.topology.users.find((each) => each.name === user)!.id;
+    const userId = capture.topology.users.find((each) => each.name === user)?.id ?? null;
     const inner = isStandIn(ipv6) ? innerAddress(index) : ipv6;
     return { id: index + 1, userId, tags, ipv4, ipv6: inner, routes: approved_routes ?? [] };
   });

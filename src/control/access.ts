@@ -163,7 +163,8 @@ export class PolicyAccess implements Access {
     const { allowedIPs, primaryRoutes, capMap } = compiled.selfView(viewer);
     return {
       self: { allowedIPs, primaryRoutes, capMap },
-      filter: compiled.packetFilter(viewer),
+      filter: () => compiled.packetFilter(viewer),
+      filterDigest: compiled.packetFilterDigest(viewer),
       sshRules: compiled.sshRules(viewer),
       special: compiled.specialPeers(viewer),
     };

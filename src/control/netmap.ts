@@ -35,7 +35,9 @@ export interface NodeView {
 /** What a policy decides for one node. */
 export interface Decision {
   self: NodeView;
-  filter: tc.FilterRule[];
+  filter(): tc.FilterRule[];
+  /** Equal for equal filters. */
+  filterDigest: string;
   sshRules: unknown[];
   /** Peers that are more, or less, than a node with its addresses. */
   special: ReadonlyMap<number, NodeView>;
@@ -174,7 +176,7 @@ function dnsConfig(config: TailnetConfig): tc.DNSConfig {
   };
 }
 
-/** Filters are long: what was sent is remembered by its hash. */
+/** Rules are long: what was sent is remembered by its hash. */
 function digest(value: unknown): string {
   const text = JSON.stringify(value);
   return text.length < 64 ? text : createHash("sha256").update(text).digest("base64");
@@ -248,7 +250,7 @@ export class View {
       DNSConfig: dnsConfig(this.config),
       Domain: this.config.baseDomain,
       CollectServices: false,
-      PacketFilters: { base: this.decision?.filter ?? ALLOW_ALL },
+      PacketFilters: { base: this.decision?.filter() ?? ALLOW_ALL },
       ...(this.decision && { SSHPolicy: { rules: this.decision.sshRules } }),
       UserProfiles: this.newProfiles([self, ...peers], model),
       ControlTime: timeText(now),
@@ -300,10 +302,10 @@ export class View {
     this.decision = access.decide(this.nodeId);
     const before = this.told;
     if (this.decision) {
-      const { self, filter, sshRules, special } = this.decision;
+      const { self, filterDigest, sshRules, special } = this.decision;
       this.told = {
         self: JSON.stringify(self),
-        filter: digest(filter),
+        filter: filterDigest,
         ssh: digest(sshRules),
         special: new Map([...special].map(([id, view]) => [id, JSON.stringify(view)])),
       };
@@ -328,7 +330,7 @@ export class View {
     if (!this.decision) return whole;
     if (before.self !== this.told.self)
       message.Node = selfNode(model.nodes.get(this.nodeId)!, this.config, this.decision.self);
-    if (before.filter !== this.told.filter) message.PacketFilters = { base: this.decision.filter };
+    if (before.filter !== this.told.filter) message.PacketFilters = { base: this.decision.filter() };
     if (before.ssh !== this.told.ssh) message.SSHPolicy = { rules: this.decision.sshRules };
     return whole;
   }

@@ -1,5 +1,6 @@
 // Policy + tailnet -> what each node is told: packet filter, SSH rules, capabilities, peers, and the routes of each peer.
 // Everything is decided when a compiled policy is made or, for one node, when it is asked for. Pure.
+import { createHash } from "node:crypto";
 import type * as tc from "../../wire/tailcfg.ts";
 import { addressNumber, covers, INTERNET, parseRange, type Range, RangeSet } from "./addresses.ts";
 import { Bits } from "./bits.ts";
@@ -60,6 +61,8 @@ export class Compiled {
   /** Addresses among the destinations of each rule. */
   readonly destinations: readonly RangeSet[];
   private readonly capabilityLists: readonly tc.CapMap[];
+  /** Nodes whose IPv4 address is not to be used. */
+  private readonly onlyIPv6: Bits;
   private readonly carriers = new Map<number, ReadonlyMap<string, number>>();
 
   /**
@@ -90,6 +93,10 @@ export class Compiled {
     this.destinations = this.rules.map((rule) => RangeSet.of(rule.addresses.map(({ range }) => range)));
     if (strict) checkDomains(this.resolver);
     this.capabilityLists = this.attributes();
+    const only6 = this.capabilityLists.flatMap((list, i) =>
+      policy.disableIPv4 || Object.hasOwn(list, "disable-ipv4") ? [i] : [],
+    );
+    this.onlyIPv6 = Bits.of(this.resolver.nodes.length, only6);
   }
 
   private index(nodeId: number): number {
@@ -112,6 +119,18 @@ export class Compiled {
     return out;
   }
 
+  /** Equal for equal packet filters, also across compilations; much cheaper than the filter, whose sources are long. */
+  packetFilterDigest(nodeId: number): string {
+    const i = this.index(nodeId);
+    const parts = this.rules
+      .filter((rule) => rule.targets.has(i))
+      .map((rule) => {
+        const filter = rule.capabilities ? this.capabilityRule(rule, i) : this.portRule(rule, i);
+        return filter && { ...filter, SrcIPs: rule.source.digest };
+      });
+    return createHash("sha256").update(JSON.stringify(parts)).digest("base64");
+  }
+
   private portRule(rule: Rule, i: number): tc.FilterRule | null {
     const own = this.resolver.addressesOf(i);
     const dstPorts: tc.NetPortRange[] = [];
@@ -121,7 +140,7 @@ export class Compiled {
     }
     if (dstPorts.length === 0) return null;
     return {
-      SrcIPs: [...rule.source.texts],
+      SrcIPs: rule.source.texts,
       DstPorts: dstPorts,
       ...(rule.protocol !== null && { IPProto: [rule.protocol] }),
     };
@@ -135,7 +154,7 @@ export class Compiled {
     });
     if (dsts.length === 0) return null;
     return {
-      SrcIPs: [...rule.source.texts],
+      SrcIPs: rule.source.texts,
       CapGrant: [{ Dsts: dsts.map(prefixOf), CapMap: { ...(rule.capabilities as tc.CapMap) } }],
     };
   }
@@ -167,9 +186,7 @@ export class Compiled {
   specialPeers(viewerId: number): Map<number, PeerView> {
     const viewer = this.index(viewerId);
     const candidates = new Bits(this.resolver.nodes.length);
-    for (const [i] of this.resolver.nodes.entries()) {
-      if (this.withoutIPv4(viewer) || this.withoutIPv4(i)) candidates.add(i);
-    }
+    candidates.addAll(this.withoutIPv4(viewer) ? this.resolver.all : this.onlyIPv6);
     for (const router of this.carriersFor(viewer).values()) candidates.add(router);
     for (const exit of this.resolver.exits) if (this.mayExitBy(viewer, exit)) candidates.add(exit);
     candidates.delete(viewer);
@@ -231,7 +248,7 @@ export class Compiled {
   }
 
   private withoutIPv4(i: number): boolean {
-    return this.policy.disableIPv4 || Object.hasOwn(this.capabilityLists[i]!, "disable-ipv4");
+    return this.onlyIPv6.has(i);
   }
 
   private ownAddresses(i: number, viewer: number): string[] {

@@ -31,7 +31,7 @@ export class Resolver {
   readonly all: Bits;
   readonly tagged: Bits;
   readonly routes: readonly SubnetRoute[];
-  /** Nodes whose approved routes hold both exit routes, or one where the node has but one family. */
+  /** Nodes with an approved exit route. */
   readonly exits: Bits;
   private readonly indexes = new Map<number, number>();
   private readonly subnets: { node: number; range: Range }[] = [];

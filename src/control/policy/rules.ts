@@ -1,5 +1,6 @@
 // Entries of `grants` and `acls` -> rules: who (a source, resolved), what (protocol and ports, or capabilities), and which
 // nodes enforce it. Rules with the same sources, protocol and routers are one, as the hosted service merges them.
+import { createHash } from "node:crypto";
 import { EVERYTHING, formatRange, INTERNET, type Range, RangeSet, TAILNET } from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { PolicyError } from "./error.ts";
@@ -12,14 +13,16 @@ import type { Access, CapabilityValues, PortRange, Selector } from "./types.ts";
 export const MAX_ENTRIES = 4_000_000;
 
 export interface Source {
-  /** As in SrcIPs: sorted, each once. */
-  readonly texts: readonly string[];
+  /** As in SrcIPs: sorted, each once. Packet filters share it; nobody changes it. */
+  readonly texts: string[];
   /** Nodes that may use the rule: named, by their address, or for a route that they serve. */
   readonly nodes: Bits;
   /** Address parts of the source. */
   readonly ranges: RangeSet;
   /** Equal sources share one object. */
   readonly id: number;
+  /** Of `texts`, for comparisons across compilations. */
+  readonly digest: string;
 }
 
 /** A destination as one node enforces it. */
@@ -200,7 +203,8 @@ export class Compiler {
     let source = this.sources.get(key);
     if (!source) {
       this.charge(texts.length, access);
-      source = { texts, nodes, ranges, id: this.sources.size };
+      const digest = createHash("sha256").update(key).digest("base64");
+      source = { texts, nodes, ranges, id: this.sources.size, digest };
       this.sources.set(key, source);
     }
     return source;
