@@ -9,7 +9,6 @@ import { eventfdDrain, eventfdWake } from "../../ffi/eventfd.ts";
 import { addressOf } from "../../ffi/libc.ts";
 import { SOCKADDR_ROOM, writeSockaddr } from "../../ffi/msg.ts";
 import { randomBytes } from "../crypto/keys.ts";
-import { warmUp } from "../crypto/warmup.ts";
 import { Asm } from "../crypto/wasm.ts";
 import { type IP, parseAddrPort } from "../wire/ip.ts";
 import { Device, type Output } from "../wireguard/device.ts";
@@ -34,6 +33,7 @@ import { Ring } from "./ring.ts";
 import { SenderLink } from "./sender-link.ts";
 import { Transmitter } from "./transmit.ts";
 import { TunReader } from "./tun-reader.ts";
+import { warmUpDatapath } from "./warmup.ts";
 
 const TOKEN_WAKE = 0;
 const TOKEN_V4 = 1;
@@ -72,7 +72,7 @@ export class Loop {
     this.#sockets = setup.sockets;
     const { mode, mtu, tun, sockets } = setup;
     const asm = Asm.create(MEMORY_PAGES);
-    warmUp(asm);
+    warmUpDatapath(asm);
     this.#asm = asm;
     this.#base = addressOf(asm.u8);
     const link = setup.link && new SenderLink(asm, setup.link);

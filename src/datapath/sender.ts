@@ -5,7 +5,6 @@ import { EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE, EPOLLIN, epollAdd, epollWait } from
 import { EINTR } from "../../ffi/errno.ts";
 import { eventfdDrain, eventfdWake } from "../../ffi/eventfd.ts";
 import { addressOf } from "../../ffi/libc.ts";
-import { warmUp } from "../crypto/warmup.ts";
 import { Asm } from "../crypto/wasm.ts";
 import { ASM_DROPS } from "./asm.ts";
 import { layOutFilter } from "./filter.ts";
@@ -39,6 +38,7 @@ import { Ring } from "./ring.ts";
 import { SendingPeers } from "./sending-peers.ts";
 import { Transmitter } from "./transmit.ts";
 import { TunReader } from "./tun-reader.ts";
+import { warmUpDatapath } from "./warmup.ts";
 
 const TOKEN_WAKE = 0;
 const TOKEN_TUN = 1;
@@ -91,7 +91,7 @@ export class Sender {
     this.#setup = setup;
     const { mtu, tun, sockets, link } = setup;
     const asm = Asm.create(MEMORY_PAGES);
-    warmUp(asm);
+    warmUpDatapath(asm);
     this.#asm = asm;
     this.#base = addressOf(asm.u8);
     const { exports } = asm;
