@@ -6,7 +6,7 @@ import { type Host, Lab } from "../lab/network.ts";
 import { type Implementation, WgEnd } from "../test/lib/wg.ts";
 import { type LoadOptions, load } from "./lib/iperf.ts";
 import { MESH_MTU, mesh } from "./lib/mesh.ts";
-import type { BenchOptions } from "./lib/options.ts";
+import type { BenchOptions, DatapathCase } from "./lib/options.ts";
 import { quartiles, type Report } from "./lib/report.ts";
 import { cannotTunnel, talks, tunnel, wire, wireguards } from "./lib/tunnels.ts";
 import { inTurns } from "./lib/turns.ts";
@@ -46,13 +46,14 @@ export async function run(options: BenchOptions, report: Report): Promise<void> 
   await using lab = await Lab.create("bench");
   const programs = wireguards(options, report);
   const rounds = options.rounds ?? (options.quick ? 1 : ROUNDS);
-  await race(lab, programs, rounds, options, report);
+  const wanted = (name: DatapathCase) => options.only?.includes(name) ?? true;
+  if (wanted("wireguard")) await race(lab, programs, rounds, options, report);
   if (options.quick) report.note("--quick leaves the mesh (Weft nodes beside tailscaled) out");
-  else if (options.mtu === null) await raceMesh(lab, rounds, options, report);
-  await variants(lab, rounds, options, report);
-  await startUp(lab, programs, rounds, options, report);
+  else if (wanted("mesh") && options.mtu === null) await raceMesh(lab, rounds, options, report);
+  if (wanted("variants")) await variants(lab, rounds, options, report);
+  if (wanted("start")) await startUp(lab, programs, rounds, options, report);
   // Its hosts meet at a router, over veths as they come.
-  if (!options.segment) await fairness(lab, programs, rounds, options, report);
+  if (wanted("fairness") && !options.segment) await fairness(lab, programs, rounds, options, report);
 }
 
 function label(what: string, { segment }: BenchOptions): string {

@@ -5,6 +5,9 @@ import { parseFlags, UsageError } from "../../src/cli/flags.ts";
 export const RIVALS = ["wireguard-go", "tailscaled", "gotatun", "boringtun", "openssl", "noble"] as const;
 export type Rival = (typeof RIVALS)[number];
 
+export const DATAPATH_CASES = ["wireguard", "mesh", "variants", "start", "fairness"] as const;
+export type DatapathCase = (typeof DATAPATH_CASES)[number];
+
 export interface BenchOptions {
   /** A few seconds for each part: does it run at all. Its numbers are no measurement. */
   quick: boolean;
@@ -18,6 +21,8 @@ export interface BenchOptions {
   mtu: number | null;
   /** How often the programs take turns. Null: the part's own. */
   rounds: number | null;
+  /** Datapath: which of its cases. Null: all. */
+  only: readonly DatapathCase[] | null;
   /** Memory: for how long TCP runs while resident memory is watched. Null: the part's own. */
   minutes: number | null;
 }
@@ -28,6 +33,7 @@ export const OPTIONS_USAGE = `  --quick           a few seconds: shows that it r
   --segment         whole tunnels: the veth carries single packets instead of segmentation offload's large ones
   --mtu N           whole tunnels: MTU inside (default 1420; 1280 beside tailscaled)
   --rounds N        how often the programs take turns (default: the part's own)
+  --only LIST       datapath: of ${DATAPATH_CASES.join(", ")} (default: all)
   --minutes N       memory: for how long resident memory is watched under load (default 1)`;
 
 const MTU_MIN = 1280;
@@ -45,6 +51,7 @@ export function parseOptions(part: string, argv: readonly string[]): BenchOption
       segment: "boolean",
       mtu: "number",
       rounds: "number",
+      only: "list",
       minutes: "number",
       help: "boolean",
     },
@@ -61,16 +68,17 @@ export function parseOptions(part: string, argv: readonly string[]): BenchOption
   return {
     quick: flags.quick ?? false,
     json: flags.json ?? null,
-    against: flags.against?.map(rival) ?? RIVALS,
+    against: flags.against?.map((name) => oneOf("--against", name, RIVALS)) ?? RIVALS,
     segment: flags.segment ?? false,
     mtu: mtu ?? null,
     rounds: rounds ?? null,
+    only: flags.only?.map((name) => oneOf("--only", name, DATAPATH_CASES)) ?? null,
     minutes: minutes ?? null,
   };
 }
 
-function rival(name: string): Rival {
-  const found = RIVALS.find((known) => known === name);
-  if (!found) throw new UsageError(`--against: ${JSON.stringify(name)} is not known: ${RIVALS.join(", ")}`);
+function oneOf<T extends string>(flag: string, name: string, known: readonly T[]): T {
+  const found = known.find((one) => one === name);
+  if (!found) throw new UsageError(`${flag}: ${JSON.stringify(name)} is not known: ${known.join(", ")}`);
   return found;
 }
