@@ -1,8 +1,10 @@
 // The policy in force and the tailnet that it is applied to. Compiled when something that it depends on has changed and
 // somebody asks: changes that come together are compiled together.
+import { createHash } from "node:crypto";
 import { formatPrefix, maskPrefix, parsePrefix } from "../wire/ip.ts";
 import type { Effect, Model, NodeRecord, UserRecord } from "./model.ts";
-import type { Access } from "./netmap.ts";
+import type { Access, Circle } from "./netmap.ts";
+import type { Bits } from "./policy/bits.ts";
 import {
   Compiled,
   type Policy,
@@ -46,6 +48,9 @@ function inputOf(node: NodeRecord): string {
 export class PolicyAccess implements Access {
   private compiled: Compiled | null = null;
   private generation = 0;
+  private readonly circles = new WeakMap<Bits, Circle>();
+  private readonly interned = new Map<string, WeakRef<Circle>>();
+  private readonly differences = new WeakMap<Circle, WeakMap<Circle, readonly number[]>>();
   private readonly inputs = new Map<number, string>();
   private users: readonly UserRecord[] = [];
   /** Which router of a prefix was elected last: it keeps the route while it is online. */
@@ -150,12 +155,44 @@ export class PolicyAccess implements Access {
     return this.generation;
   }
 
-  sees(viewer: number, peer: number): boolean {
-    return this.current().sees(viewer, peer);
+  circle(viewer: number): Circle {
+    const compiled = this.current();
+    const bits = compiled.circle(viewer);
+    let circle = this.circles.get(bits);
+    if (!circle) {
+      circle = this.intern([...bits].map((i) => compiled.resolver.nodes[i]!.id));
+      this.circles.set(bits, circle);
+    }
+    return circle;
   }
 
-  peers(viewer: number): number[] {
-    return this.current().peers(viewer);
+  /** Equal circles are one object, also after the next compilation: so most viewers find that nothing has changed. */
+  private intern(ids: number[]): Circle {
+    const key = createHash("sha256").update(ids.join()).digest("base64");
+    const known = this.interned.get(key)?.deref();
+    if (known) return known;
+    const members = new Set(ids);
+    const circle: Circle = { has: (id) => members.has(id), ids };
+    if (this.interned.size > 10_000) {
+      for (const [old, ref] of this.interned) if (!ref.deref()) this.interned.delete(old);
+    }
+    this.interned.set(key, new WeakRef(circle));
+    return circle;
+  }
+
+  difference(a: Circle, b: Circle): readonly number[] {
+    if (a === b) return [];
+    let of = this.differences.get(a);
+    if (!of) {
+      of = new WeakMap();
+      this.differences.set(a, of);
+    }
+    let ids = of.get(b);
+    if (!ids) {
+      ids = [...a.ids.filter((id) => !b.has(id)), ...b.ids.filter((id) => !a.has(id))];
+      of.set(b, ids);
+    }
+    return ids;
   }
 
   decide(viewer: number) {

@@ -85,11 +85,11 @@ const USERS = [1, 2].map((id) => ({
 
 /** Everything is open between nodes that may see each other. */
 function hiding(model: Model, sees: (peer: NodeRecord) => boolean): Access {
-  const visible = (viewer: number, peer: number) => viewer !== peer && sees(model.nodes.get(peer)!);
+  const has = (id: number) => sees(model.nodes.get(id)!);
   return {
     epoch: 0,
-    sees: visible,
-    peers: (viewer) => model.sortedNodes().flatMap(({ id }) => (visible(viewer, id) ? [id] : [])),
+    circle: () => ({ has, ids: [...model.nodes.keys()].filter(has).sort((a, b) => a - b) }),
+    difference: () => [],
     decide: () => null,
   };
 }

@@ -43,13 +43,20 @@ export interface Decision {
   special: ReadonlyMap<number, NodeView>;
 }
 
+/** The nodes that some viewers may know of, by id. Maybe the viewers themselves, too. */
+export interface Circle {
+  has(id: number): boolean;
+  /** Ascending. */
+  readonly ids: readonly number[];
+}
+
 /** Who may know of whom, and what follows from it. By ids of nodes, all of them in the model. */
 export interface Access {
   /** Grows when any answer may be another one. */
   readonly epoch: number;
-  sees(viewer: number, peer: number): boolean;
-  /** Ascending. */
-  peers(viewer: number): number[];
+  circle(viewer: number): Circle;
+  /** What is in one circle only. */
+  difference(a: Circle, b: Circle): readonly number[];
   /** Null: everything is open, and nodes have their addresses and no more. */
   decide(viewer: number): Decision | null;
 }
@@ -57,8 +64,8 @@ export interface Access {
 /** Without a policy everybody sees and reaches everybody. */
 const openAccess = (model: Model): Access => ({
   epoch: 0,
-  sees: () => true,
-  peers: (viewer) => model.sortedNodes().flatMap(({ id }) => (id === viewer ? [] : [id])),
+  circle: () => ({ has: () => true, ids: model.sortedNodes().map(({ id }) => id) }),
+  difference: () => [],
   decide: () => null,
 });
 
@@ -208,6 +215,7 @@ export class View {
   /** Version of the model that the last message reflects; 0: no message yet. */
   private sent = 0;
   private decision: Decision | null = null;
+  private circle: Circle | null = null;
   private epoch = -1;
   /** What was told last, of what the policy decides. */
   private told = { self: "", filter: "", ssh: "", special: new Map<number, string>() };
@@ -241,7 +249,8 @@ export class View {
 
   private first(self: NodeRecord, model: Model, access: Access, now: number): tc.MapResponse {
     this.decide(access);
-    const peers = access.peers(self.id).map((id) => model.nodes.get(id)!);
+    this.circle = access.circle(self.id);
+    const peers = this.circle.ids.filter((id) => id !== self.id).map((id) => model.nodes.get(id)!);
     for (const peer of peers) this.known.add(peer.id);
     return {
       Node: selfNode(self, this.config, this.decision?.self),
@@ -264,6 +273,8 @@ export class View {
     const removed: number[] = [];
     const patches: tc.PeerChange[] = [];
     const whole = this.decideAgain(model, access, message);
+    const circle = access.circle(self.id);
+    this.circle = circle;
     for (const id of [...this.dirty].sort((a, b) => a - b)) {
       if (id === this.nodeId) {
         if (model.stampsOf(id)!.self > this.sent) message.Node = selfNode(self, this.config, this.decision?.self);
@@ -271,7 +282,7 @@ export class View {
       }
       const peer = model.nodes.get(id);
       const known = this.known.has(id);
-      if (!peer || !access.sees(self.id, id)) {
+      if (!peer || !circle.has(id)) {
         if (known) removed.push(id);
         this.known.delete(id);
       } else if (!known || whole.has(id) || model.stampsOf(id)!.whole > this.sent) {
@@ -318,9 +329,8 @@ export class View {
     const whole = new Set<number>();
     if (access.epoch === this.epoch) return whole;
     const before = this.decide(access);
-    const visible = new Set(access.peers(this.nodeId));
-    for (const id of model.nodes.keys()) {
-      if (id !== this.nodeId && visible.has(id) !== this.known.has(id)) this.dirty.add(id);
+    for (const id of access.difference(this.circle!, access.circle(this.nodeId))) {
+      if (id !== this.nodeId) this.dirty.add(id);
     }
     for (const id of new Set([...before.special.keys(), ...this.told.special.keys()])) {
       if (before.special.get(id) === this.told.special.get(id) || !model.nodes.has(id)) continue;

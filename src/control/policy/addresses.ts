@@ -22,9 +22,20 @@ function textOf(n: bigint): string {
   return formatIP(bytes);
 }
 
+/** Reading IPv6 text takes most of a compilation, and it is the same text each time. */
+const numbers = new Map<string, bigint>();
+const MAX_NUMBERS = 20_000;
+
 export function addressNumber(text: string): bigint | null {
-  const ip = parseIP(text);
-  return ip && numberOf(ip);
+  let n = numbers.get(text);
+  if (n === undefined) {
+    const ip = parseIP(text);
+    if (!ip) return null;
+    n = numberOf(ip);
+    if (numbers.size >= MAX_NUMBERS) numbers.clear();
+    numbers.set(text, n);
+  }
+  return n;
 }
 
 /** An address, a prefix (its host bits are dropped) or "first-last". Null when wrong. */

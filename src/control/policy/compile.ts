@@ -63,6 +63,7 @@ export class Compiled {
   private readonly capabilityLists: readonly tc.CapMap[];
   /** Nodes whose IPv4 address is not to be used. */
   private readonly onlyIPv6: Bits;
+  private readonly circles = new Map<string, Bits>();
   private readonly carriers = new Map<number, ReadonlyMap<string, number>>();
 
   /**
@@ -164,27 +165,31 @@ export class Compiled {
   /** Ids of the nodes that a node may know of: some rule lets one of both reach the other. Ascending. */
   peers(nodeId: number): number[] {
     const i = this.index(nodeId);
-    const seen = new Bits(this.resolver.nodes.length);
-    for (const { source, targets } of this.rules) {
-      if (source.nodes.has(i)) seen.addAll(targets);
-      if (targets.has(i)) seen.addAll(source.nodes);
-    }
-    seen.delete(i);
-    return [...seen].map((peer) => this.resolver.nodes[peer]!.id);
+    return [...this.circle(nodeId)].filter((peer) => peer !== i).map((peer) => this.resolver.nodes[peer]!.id);
   }
 
-  /** Whether a node may know of another. */
-  sees(nodeId: number, peerId: number): boolean {
+  /** Indexes of a node's peers, with or without its own. Nodes under the same rules share one set. */
+  circle(nodeId: number): Bits {
     const i = this.index(nodeId);
-    const peer = this.index(peerId);
-    return this.rules.some(
-      ({ source, targets }) => (source.nodes.has(i) && targets.has(peer)) || (targets.has(i) && source.nodes.has(peer)),
-    );
+    const key = this.rules
+      .map(({ source, targets }) => (source.nodes.has(i) ? 1 : 0) + (targets.has(i) ? 2 : 0))
+      .join("");
+    let seen = this.circles.get(key);
+    if (!seen) {
+      seen = new Bits(this.resolver.nodes.length);
+      for (const { source, targets } of this.rules) {
+        if (source.nodes.has(i)) seen.addAll(targets);
+        if (targets.has(i)) seen.addAll(source.nodes);
+      }
+      this.circles.set(key, seen);
+    }
+    return seen;
   }
 
   /** Peers of a viewer that are more, or less, than a node with two addresses. */
   specialPeers(viewerId: number): Map<number, PeerView> {
     const viewer = this.index(viewerId);
+    const visible = this.circle(viewerId);
     const candidates = new Bits(this.resolver.nodes.length);
     candidates.addAll(this.withoutIPv4(viewer) ? this.resolver.all : this.onlyIPv6);
     for (const router of this.carriersFor(viewer).values()) candidates.add(router);
@@ -193,7 +198,7 @@ export class Compiled {
     const out = new Map<number, PeerView>();
     for (const i of candidates) {
       const { id } = this.resolver.nodes[i]!;
-      if (this.sees(viewerId, id)) out.set(id, this.peerView(viewerId, id));
+      if (visible.has(i)) out.set(id, this.peerView(viewerId, id));
     }
     return out;
   }
