@@ -108,6 +108,7 @@ async function measure(subject: Subject, name: string, { quick }: BenchOptions, 
   add("ping p99, idle", "ms", idle.p99);
 
   const one = await through(time.tcp, {});
+  if (tunneled) add("cores that others used, during TCP x1", "cores", one.others);
   add("TCP x1", "Mb/s", one.mbps);
   // That the others run at all is shown.
   if (quick && impl !== "weft") return;

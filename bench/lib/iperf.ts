@@ -32,6 +32,8 @@ export interface LoadResult {
   cpu: number;
   /** CPU seconds of the whole machine, the load generator's included. */
   machine: number;
+  /** Cores that neither `pids` nor iperf3 used: the kernel's own threads, and whoever disturbed the measurement. */
+  others: number;
   /** UDP: datagrams that came, and that did not. */
   packets: number;
   lost: number;
@@ -50,7 +52,12 @@ interface Sum {
 interface IperfJson {
   error?: string;
   intervals?: { sum: Sum }[];
-  end?: { sum?: Sum; sum_received?: Sum };
+  end?: {
+    sum?: Sum;
+    sum_received?: Sum;
+    /** Percent of a core. */
+    cpu_utilization_percent?: { host_total: number; remote_total: number };
+  };
 }
 
 /** Throws one sentence when iperf3 fails. */
@@ -84,12 +91,15 @@ export async function load(options: LoadOptions): Promise<LoadResult> {
     }
     const lost = sum.lost_packets ?? 0;
     const packets = (sum.packets ?? 0) - lost;
+    const { host_total = 0, remote_total = 0 } = json.end?.cpu_utilization_percent ?? {};
+    const others = spent.machine / sum.seconds - spent.cpu / sum.seconds - (host_total + remote_total) / 100;
     const megabits = (udp ? packets * udp.bytes * 8 : sum.bytes * 8) / 1e6;
     return {
       mbps: megabits / sum.seconds,
       megabits,
       seconds: sum.seconds,
       ...spent,
+      others,
       packets,
       lost,
       intervals: interval ? (json.intervals ?? []).map((i) => i.sum.bits_per_second / 1e6) : [],
