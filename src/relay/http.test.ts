@@ -315,11 +315,13 @@ for (const scheme of schemes) {
       let sent = 0;
       await until(() => {
         for (let i = 0; i < 16; i++) if (sender.client.send(publicKey, packet)) sent++;
+        // What is held counts, not what waits to be collected.
+        Bun.gc(true);
         most = Math.max(most, process.memoryUsage().rss);
         return served.relay.stats().sclient_write_timeouts === 1;
       }, "the stalled client is ended");
       expect(sent * packet.length).toBeGreaterThan(20_000_000);
-      expect(most - before).toBeLessThan(150_000_000);
+      expect(most - before).toBeLessThan(50_000_000);
       const dropped = served.relay.stats()['packets_dropped{reason="queue_head",kind="other"}']!;
       expect(dropped).toBeGreaterThan(100);
       expect(sender.client.state.connected).toBe(true);
