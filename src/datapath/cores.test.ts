@@ -92,8 +92,10 @@ describe.skipIf(!root)("two Workers", () => {
     await using b = await Node.start(h2, 2, options);
     await join(a, b);
     await bothWays(a, b, 100 * MB);
+    Bun.gc(true);
     const before = rss(process.pid);
     await bothWays(a, b, 100 * MB);
+    Bun.gc(true);
     expect(rss(process.pid) - before).toBeLessThan(20_000);
     for (const node of [a, b]) {
       const { dropped, offload, ...counts } = await node.dp.stats();
