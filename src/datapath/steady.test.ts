@@ -93,16 +93,20 @@ test("nothing is allocated for each packet", async () => {
   };
   // Compiled and warm first.
   move(BYTES / 2);
-  Bun.gc(true);
-  const collected = new WeakRef({});
-  // A weak reference keeps its object until the end of the turn in which it was made.
-  await Bun.sleep(1);
-  const before = heapStats().heapCapacity;
-  move(BYTES);
-  const grown = heapStats().heapCapacity - before;
+  // A collection in between would hide what was allocated: then the run says nothing and is made again. Garbage for each
+  // packet (2 MB for one object each) makes every run grow or be collected.
+  let grown = Number.NaN;
+  for (let attempt = 0; attempt < 3 && Number.isNaN(grown); attempt++) {
+    Bun.gc(true);
+    const collected = new WeakRef({});
+    // A weak reference keeps its object until the end of the turn in which it was made.
+    await Bun.sleep(1);
+    const before = heapStats().heapCapacity;
+    move(BYTES);
+    const after = heapStats().heapCapacity;
+    if (collected.deref()) grown = after - before;
+  }
   expect(tx.v4.sentPackets).toBe(sent);
   expect(received).toBe(sent);
-  // 72,000 packets: an object for each would be 2 MB, or a collection in between.
   expect(grown).toBeLessThan(1 << 20);
-  expect(collected.deref()).toBeDefined();
 }, 30_000);
