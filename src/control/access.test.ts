@@ -8,7 +8,7 @@ import { type Change, Model, type NodeRecord } from "./model.ts";
 import { type TailnetConfig, View } from "./netmap.ts";
 import { PolicyError, parsePolicy } from "./policy/index.ts";
 import { passes } from "./policy/testing.ts";
-import { DERP_MAP, Mirror, TestServer, until } from "./testing.ts";
+import { DERP_MAP, Mirror, makeNode as makeRecord, TestServer, until } from "./testing.ts";
 
 const CONFIG: TailnetConfig = { baseDomain: "net.test", derpMap: DERP_MAP };
 const USERS = [1, 2].map((id) => ({
@@ -20,34 +20,9 @@ const USERS = [1, 2].map((id) => ({
   createdAt: 0,
 }));
 
+/** Online, at the relay of region 1, and of the two users in turn. */
 function makeNode(id: number, more: Partial<NodeRecord> = {}): NodeRecord {
-  const digits = id.toString(16).padStart(64, "0");
-  return {
-    id,
-    machineKey: `mkey:${digits}`,
-    nodeKey: `nodekey:${digits}`,
-    discoKey: `discokey:${digits}`,
-    userId: 1 + (id % 2),
-    tags: [],
-    hostname: `host-${id}`,
-    givenName: `host-${id}`,
-    nameFromHost: true,
-    ipv4: `100.64.0.${id}`,
-    ipv6: `fd7a:115c:a1e0::${id.toString(16)}`,
-    endpoints: [],
-    hostinfo: { OS: "linux" },
-    homeDerp: 1,
-    cap: 138,
-    ephemeral: false,
-    registerMethod: "authkey",
-    authKeyId: null,
-    expiry: null,
-    createdAt: 0,
-    lastSeen: null,
-    online: true,
-    expired: false,
-    ...more,
-  };
+  return makeRecord(id, { userId: 1 + (id % 2), homeDerp: 1, online: true, ...more });
 }
 
 function peersOf(access: PolicyAccess, id: number): number[] {

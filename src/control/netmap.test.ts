@@ -2,42 +2,9 @@ import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { type Change, Model, type NodeRecord } from "./model.ts";
 import { type Access, type TailnetConfig, View } from "./netmap.ts";
-import { DERP_MAP, Mirror } from "./testing.ts";
+import { DERP_MAP, digits, Mirror, makeNode } from "./testing.ts";
 
 const CONFIG: TailnetConfig = { baseDomain: "net.test", derpMap: DERP_MAP };
-
-function digits(n: number): string {
-  return n.toString(16).padStart(64, "0");
-}
-
-function makeNode(id: number, more: Partial<NodeRecord> = {}): NodeRecord {
-  return {
-    id,
-    machineKey: `mkey:${digits(id)}`,
-    nodeKey: `nodekey:${digits(id)}`,
-    discoKey: `discokey:${digits(id)}`,
-    userId: 1,
-    tags: [],
-    hostname: `host-${id}`,
-    givenName: `host-${id}`,
-    nameFromHost: true,
-    ipv4: `100.64.0.${id}`,
-    ipv6: `fd7a:115c:a1e0::${id.toString(16)}`,
-    endpoints: [],
-    hostinfo: { OS: "linux" },
-    homeDerp: 0,
-    cap: 138,
-    ephemeral: false,
-    registerMethod: "authkey",
-    authKeyId: null,
-    expiry: null,
-    createdAt: 0,
-    lastSeen: null,
-    online: false,
-    expired: false,
-    ...more,
-  };
-}
 
 /** Changes as they occur: of one field group or several, by the kind of field. */
 const edits: fc.Arbitrary<(node: NodeRecord, salt: number) => Partial<NodeRecord>> = fc.constantFrom(

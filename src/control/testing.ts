@@ -15,10 +15,46 @@ import { NoiseInitiator, RESPONSE_LENGTH, readHandshakeReply } from "../wire/noi
 import type * as tc from "../wire/tailcfg.ts";
 import type { ApiPreAuthKey, ApiUser } from "./commands.ts";
 import { type Control, type ControlOptions, createControl } from "./index.ts";
+import type { NodeRecord } from "./model.ts";
 
 export const DERP_MAP: tc.DERPMap = {
   Regions: { "1": { RegionID: 1, Nodes: [{ Name: "1a", RegionID: 1, HostName: "relay.test" }] } },
 };
+
+/** A number as the 64 hexadecimal digits of a key. */
+export function digits(n: number): string {
+  return n.toString(16).padStart(64, "0");
+}
+
+/** A node as the model holds it, offline, of user 1; its keys, names and addresses come from its id. */
+export function makeNode(id: number, more: Partial<NodeRecord> = {}): NodeRecord {
+  return {
+    id,
+    machineKey: `mkey:${digits(id)}`,
+    nodeKey: `nodekey:${digits(id)}`,
+    discoKey: `discokey:${digits(id)}`,
+    userId: 1,
+    tags: [],
+    hostname: `host-${id}`,
+    givenName: `host-${id}`,
+    nameFromHost: true,
+    ipv4: `100.64.0.${id}`,
+    ipv6: `fd7a:115c:a1e0::${id.toString(16)}`,
+    endpoints: [],
+    hostinfo: { OS: "linux" },
+    homeDerp: 0,
+    cap: 138,
+    ephemeral: false,
+    registerMethod: "authkey",
+    authKeyId: null,
+    expiry: null,
+    createdAt: 0,
+    lastSeen: null,
+    online: false,
+    expired: false,
+    ...more,
+  };
+}
 
 /** Polls until `check` gives something; throws after `deadline` milliseconds. */
 export async function until<T>(check: () => T | null | undefined | false, what: string, deadline = 5000): Promise<T> {
