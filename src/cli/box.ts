@@ -10,6 +10,7 @@ import { createRelay, startStun } from "../relay/index.ts";
 import { parseFlags } from "./flags.ts";
 import {
   checkBaseDomain,
+  controlSettings,
   DEFAULT_BASE_DOMAIN,
   derpMapOf,
   endWithin,
@@ -66,10 +67,8 @@ export async function main(argv: string[]): Promise<number> {
   try {
     const control = await createControl({
       dataDir,
-      baseDomain,
-      derpMap: derpMapOf(url, stunAddress?.port ?? null),
+      settings: controlSettings(url, baseDomain, derpMapOf(url, stunAddress?.port ?? null), flags["ephemeral-timeout"]),
       ...(flags.policy !== undefined && { policy: readPolicy(flags.policy) }),
-      ...(flags["ephemeral-timeout"] !== undefined && { ephemeralTimeout: flags["ephemeral-timeout"] }),
       onNodeRemoved: (nodeKey) => relay.disconnect(nodeKey),
       log: logLine,
     });

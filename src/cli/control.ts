@@ -6,6 +6,7 @@ import type { DERPMap } from "../wire/tailcfg.ts";
 import { parseFlags, UsageError } from "./flags.ts";
 import {
   checkBaseDomain,
+  controlSettings,
   DEFAULT_BASE_DOMAIN,
   derpMapOf,
   endWithin,
@@ -65,10 +66,8 @@ export async function main(argv: string[]): Promise<number> {
   try {
     const control = await createControl({
       dataDir,
-      baseDomain,
-      derpMap,
+      settings: controlSettings(url, baseDomain, derpMap, flags["ephemeral-timeout"]),
       ...(flags.policy !== undefined && { policy: readPolicy(flags.policy) }),
-      ...(flags["ephemeral-timeout"] !== undefined && { ephemeralTimeout: flags["ephemeral-timeout"] }),
       log: logLine,
     });
     cleanups.push(() => control.close());

@@ -3,6 +3,7 @@
 import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { PolicyError } from "../control/policy/index.ts";
+import { type ControlSettings, defaultSettings } from "../control/settings.ts";
 import { metaCertificate } from "../relay/metacert.ts";
 import { formatAddrPort, formatIP, parseAddrPort, parseIP, parsePrefix, prefixContains } from "../wire/ip.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
@@ -247,6 +248,21 @@ export async function endWithin(parts: (() => unknown)[], log: (line: string) =>
   );
   await Promise.race([all, limit]);
   clearTimeout(timer);
+}
+
+/** Settings of the control server from what the flags say, and defaults. */
+export function controlSettings(
+  url: URL,
+  baseDomain: string,
+  derpMap: DERPMap,
+  ephemeralTimeout?: number,
+): ControlSettings {
+  const settings = defaultSettings(url.origin, baseDomain);
+  return {
+    ...settings,
+    derp: { ...settings.derp, embedded: derpMap },
+    node: { ...settings.node, ...(ephemeralTimeout !== undefined && { ephemeralTimeout }) },
+  };
 }
 
 /** Problems of a running server go to standard error. */

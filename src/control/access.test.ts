@@ -8,17 +8,10 @@ import { type Change, Model, type NodeRecord } from "./model.ts";
 import { type TailnetConfig, View } from "./netmap.ts";
 import { PolicyError, parsePolicy } from "./policy/index.ts";
 import { passes } from "./policy/testing.ts";
-import { DERP_MAP, Mirror, makeNode as makeRecord, TestServer, until } from "./testing.ts";
+import { DERP_MAP, Mirror, makeNode as makeRecord, makeUser, TestServer, until } from "./testing.ts";
 
 const CONFIG: TailnetConfig = { baseDomain: "net.test", derpMap: DERP_MAP };
-const USERS = [1, 2].map((id) => ({
-  id,
-  name: `u${id}`,
-  displayName: "",
-  email: `u${id}@example.com`,
-  profilePicUrl: "",
-  createdAt: 0,
-}));
+const USERS = [1, 2].map((id) => makeUser(id, { name: `u${id}`, email: `u${id}@example.com` }));
 
 /** Online, at the relay of region 1, and of the two users in turn. */
 function makeNode(id: number, more: Partial<NodeRecord> = {}): NodeRecord {

@@ -1,9 +1,10 @@
 // What an administrator can do to the tailnet. Each command checks against the model, commits, and returns the value as
 // the API shows it (spec/headscale-features.md, section 5: camelCase, ids as decimal strings, RFC 3339 times or null).
+import type { ControlContext } from "./context.ts";
 import type { Journal } from "./journal.ts";
-import type { Millis, Model, NodeRecord, PreAuthKeyRecord, UserRecord } from "./model.ts";
+import type { Millis, Model, NodeRecord, PreAuthKeyRecord, RegisterMethod, UserRecord } from "./model.ts";
 import { labelProblem, tagProblem, userNameProblem } from "./names.ts";
-import { TAGGED_USER_ID, type TailnetConfig, timeText } from "./netmap.ts";
+import { TAGGED_USER_ID, timeText } from "./netmap.ts";
 import { maskedKey, mintKey } from "./preauthkey.ts";
 import { isExpired } from "./register.ts";
 
@@ -63,6 +64,11 @@ export interface ApiNode {
   ephemeral: boolean;
 }
 
+const REGISTER_METHODS: Record<RegisterMethod, string> = {
+  authkey: "REGISTER_METHOD_AUTH_KEY",
+  cli: "REGISTER_METHOD_CLI",
+  oidc: "REGISTER_METHOD_OIDC",
+};
 const MAX_NAME = 200;
 /** An hour, as Headscale's command line has it. */
 const DEFAULT_KEY_LIFETIME = 60 * 60_000;
@@ -78,13 +84,13 @@ const TAGGED_USER: ApiUser = {
 };
 
 export class Commands {
-  constructor(
-    private readonly model: Model,
-    private readonly journal: Journal,
-    private readonly config: TailnetConfig,
-    private readonly now: () => Millis,
-    private readonly random: (n: number) => Uint8Array,
-  ) {}
+  private readonly model: Model;
+  private readonly journal: Journal;
+
+  constructor(private readonly context: ControlContext) {
+    this.model = context.model;
+    this.journal = context.journal;
+  }
 
   listUsers(filter: { id?: number | undefined; name?: string | undefined; email?: string | undefined }): ApiUser[] {
     return [...this.model.users.values()]
@@ -117,7 +123,10 @@ export class Commands {
       displayName: input.displayName ?? "",
       email: input.email ?? "",
       profilePicUrl: input.pictureUrl ?? "",
-      createdAt: this.now(),
+      provider: "",
+      providerId: "",
+      groups: [],
+      createdAt: this.context.now(),
     };
     await this.journal.commit({ users: [user], counters: { lastUser: id } });
     return apiUser(user);
@@ -158,11 +167,11 @@ export class Commands {
     if (input.user === undefined && tags.length === 0)
       throw new CommandError(400, "a pre-auth key needs a user, tags, or both: give --user ID or --tags tag:NAME");
     if (input.user !== undefined) this.user(input.user);
-    const now = this.now();
+    const now = this.context.now();
     const expiration = input.expiration ?? now + DEFAULT_KEY_LIFETIME;
     if (expiration <= now)
       throw new CommandError(400, `the key would have expired already, at ${timeText(expiration)}`);
-    const minted = mintKey(this.random(38));
+    const minted = mintKey(this.context.random(38));
     const id = this.model.counters.lastKey + 1;
     const key: PreAuthKeyRecord = {
       id,
@@ -173,7 +182,10 @@ export class Commands {
       ephemeral: input.ephemeral ?? false,
       used: false,
       tags,
+      description: "",
+      preauthorized: false,
       expiration,
+      revokedAt: null,
       createdAt: now,
     };
     await this.journal.commit({ keys: [key], counters: { lastKey: id } });
@@ -184,7 +196,7 @@ export class Commands {
     const key = this.model.keys.get(id);
     if (!key)
       throw new CommandError(404, `there is no pre-auth key ${id}: weft preauthkeys list shows those that exist`);
-    const now = this.now();
+    const now = this.context.now();
     if (key.expiration !== null && key.expiration <= now) return;
     await this.journal.commit({ keys: [{ ...key, expiration: now }] });
   }
@@ -209,7 +221,7 @@ export class Commands {
   async expireNode(id: number, expiry: Millis | null): Promise<ApiNode> {
     const node = this.node(id);
     const next = { ...node, expiry };
-    await this.journal.commit({ nodes: [{ ...next, expired: isExpired(next, this.now()) }] });
+    await this.journal.commit({ nodes: [{ ...next, expired: isExpired(next, this.context.now()) }] });
     return this.getNode(id);
   }
 
@@ -217,10 +229,10 @@ export class Commands {
     const node = this.node(id);
     const problem = labelProblem(name);
     if (problem) throw new CommandError(400, problem);
-    if (`${name}.${this.config.baseDomain}`.length > 253)
+    if (`${name}.${this.context.config.baseDomain}`.length > 253)
       throw new CommandError(
         400,
-        `"${name}.${this.config.baseDomain}" is longer than the 253 characters of a DNS name`,
+        `"${name}.${this.context.config.baseDomain}" is longer than the 253 characters of a DNS name`,
       );
     const holder = this.model.nodeByName(name);
     if (holder && holder.id !== id) throw new CommandError(409, `the name "${name}" is taken by node ${holder.id}`);
@@ -272,11 +284,11 @@ export class Commands {
       ipAddresses: [node.ipv4, node.ipv6].filter((ip) => ip !== ""),
       name: node.hostname,
       user: user ? apiUser(user) : TAGGED_USER,
-      lastSeen: timeOrNull(node.online ? this.now() : node.lastSeen),
+      lastSeen: timeOrNull(node.online ? this.context.now() : node.lastSeen),
       expiry: timeOrNull(node.expiry),
       preAuthKey: key ? this.apiKey(key) : null,
       createdAt: timeText(node.createdAt),
-      registerMethod: "REGISTER_METHOD_AUTH_KEY",
+      registerMethod: REGISTER_METHODS[node.registerMethod],
       givenName: node.givenName,
       online: node.online,
       approvedRoutes: [],
@@ -295,8 +307,8 @@ function apiUser(user: UserRecord): ApiUser {
     createdAt: timeText(user.createdAt),
     displayName: user.displayName,
     email: user.email,
-    providerId: "",
-    provider: "",
+    providerId: user.providerId,
+    provider: user.provider,
     profilePicUrl: user.profilePicUrl,
   };
 }

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import { formatKey, randomBytes } from "../crypto/keys.ts";
-import { Cable, TestNode, TestServer, until, WebSocketNode } from "./testing.ts";
+import { Cable, makeSettings, TestNode, TestServer, until, WebSocketNode } from "./testing.ts";
 
 test("two nodes join with one reusable key, see each other, and hear of changes as patches", async () => {
   await using server = await TestServer.start();
@@ -288,7 +288,9 @@ test("tags come from the key; asked for without it they are refused; a tagged ke
 
 test("ephemeral nodes go when they log out, and when they were away too long", async () => {
   let now = Date.parse("2030-01-01T00:00:00Z");
-  await using server = await TestServer.start({ now: () => now, ephemeralTimeout: 60_000, offlineGrace: 5 });
+  const settings = makeSettings();
+  settings.node.ephemeralTimeout = 60_000;
+  await using server = await TestServer.start({ now: () => now, settings, offlineGrace: 5 });
   const user = await server.user("alice");
   const expiration = "2030-02-01T00:00:00Z";
   const lasting = await server.key({ user, reusable: true, expiration });

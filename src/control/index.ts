@@ -7,10 +7,11 @@ import { formatKey, parseKey, randomBytes } from "../crypto/keys.ts";
 import { generatePrivateKey, x25519Public } from "../crypto/x25519.ts";
 import { loadOrCreateKey } from "../net/keyfile.ts";
 import type { UpgradeHandler } from "../net/listener.ts";
-import type { DERPMap, RegisterResponse } from "../wire/tailcfg.ts";
+import type { RegisterResponse } from "../wire/tailcfg.ts";
 import { PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { Commands } from "./commands.ts";
+import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
 import { Journal } from "./journal.ts";
 import { checkVersion, handleMachineRequest, respond } from "./machine.ts";
@@ -20,6 +21,7 @@ import { farewell, type TailnetConfig, View } from "./netmap.ts";
 import { PolicyError, parsePolicy } from "./policy/index.ts";
 import { isExpired, planRegister, withHostinfo } from "./register.ts";
 import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
+import type { ControlSettings } from "./settings.ts";
 import { Store } from "./store.ts";
 import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
 
@@ -32,13 +34,9 @@ const TICK = 5_000;
 export interface ControlOptions {
   /** Made with mode 0700 when absent. One control server at a time. */
   dataDir: string;
-  /** MagicDNS suffix, for example "weft.internal". */
-  baseDomain: string;
-  derpMap: DERPMap;
+  settings: ControlSettings;
   /** HuJSON (docs/policy.md). Absent: everybody reaches everybody, and no policy can be set later. */
   policy?: string;
-  /** Milliseconds after which an ephemeral node that is offline is deleted. Default 30 minutes. */
-  ephemeralTimeout?: number;
   /** Milliseconds that a node stays online after its map stream ended. Default 10 s. */
   offlineGrace?: number;
   /** Milliseconds of silence on a map stream before a keep-alive. Default 50 s, and up to 9 s more at random. */
@@ -107,8 +105,9 @@ class ControlServer implements Control {
   readonly upgrades: { "/ts2021": UpgradeHandler };
   readonly noisePublicKey: Uint8Array;
   readonly adminSocket: string;
-  private readonly config: TailnetConfig;
+  private config: TailnetConfig;
   private readonly journal: Journal;
+  private readonly context: ControlContext;
   private readonly noise: NoiseServer;
   private readonly streams = new Map<number, MapStream>();
   private readonly offlineTimers = new Map<number, ReturnType<typeof setTimeout>>();
@@ -130,7 +129,7 @@ class ControlServer implements Control {
   ) {
     this.now = options.now ?? Date.now;
     this.startedAt = this.now();
-    this.config = { baseDomain: options.baseDomain, derpMap: options.derpMap };
+    this.config = { baseDomain: options.settings.baseDomain, derpMap: options.settings.derp.embedded ?? {} };
     this.adminSocket = join(options.dataDir, ADMIN_SOCKET);
     this.noisePublicKey = x25519Public(noiseKey);
     this.journal = new Journal(model, (changes) => store.write(changes), {
@@ -149,12 +148,27 @@ class ControlServer implements Control {
       },
     });
     this.upgrades = { "/ts2021": this.noise.upgrade };
+    const server = this;
+    this.context = {
+      settings: options.settings,
+      model,
+      journal: this.journal,
+      get config() {
+        return server.config;
+      },
+      access,
+      now: this.now,
+      random: randomBytes,
+      log: (line) => options.log?.(line),
+      setConfig: (config) => this.setConfig(config),
+      poke: () => this.poke(),
+    };
     this.routes();
   }
 
   async start(): Promise<void> {
     await this.tick();
-    const commands = new Commands(this.model, this.journal, this.config, this.now, (n) => randomBytes(n));
+    const commands = new Commands(this.context);
     this.admin = await startAdmin(this.adminSocket, commands);
     this.ticker = setInterval(() => {
       this.tick().catch((error: Error) => this.options.log?.(error.message));
@@ -173,6 +187,16 @@ class ControlServer implements Control {
   setPolicy(text: string): void {
     if (!this.access) throw new Error("this server was started without a policy");
     this.access.replace(text);
+    this.poke();
+  }
+
+  private setConfig(config: TailnetConfig): void {
+    this.config = config;
+    for (const stream of this.streams.values()) stream.configure(config);
+    this.poke();
+  }
+
+  private poke(): void {
     for (const stream of this.streams.values()) stream.poke();
   }
 
@@ -182,7 +206,7 @@ class ControlServer implements Control {
     const flipped = nodes.filter((node) => node.expired !== isExpired(node, now));
     if (flipped.length > 0)
       this.journal.applyVolatile({ nodes: flipped.map((node) => ({ ...node, expired: isExpired(node, now) })) });
-    const timeout = this.options.ephemeralTimeout ?? 30 * 60_000;
+    const timeout = this.options.settings.node.ephemeralTimeout;
     // Nobody could be seen while the server was down.
     const isAbandoned = (node: NodeRecord) =>
       node.ephemeral && !node.online && Math.max(node.lastSeen ?? node.createdAt, this.startedAt) + timeout <= now;
@@ -335,7 +359,7 @@ class ControlServer implements Control {
       this.streams.delete(node.id);
       this.options.onNodeRemoved?.(parseKey("nodekey", node.nodeKey)!);
     }
-    for (const stream of this.streams.values()) stream.poke();
+    this.poke();
   }
 }
 

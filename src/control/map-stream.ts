@@ -8,7 +8,7 @@
 import type { ServerHttp2Stream } from "node:http2";
 import type { MapResponse } from "../wire/tailcfg.ts";
 import type { Model } from "./model.ts";
-import type { View } from "./netmap.ts";
+import type { TailnetConfig, View } from "./netmap.ts";
 
 /** Milliseconds between the last message and a keep-alive, and how much longer it may take, at random. */
 export const KEEP_ALIVE = { every: 50_000, jitter: 9_000 };
@@ -98,6 +98,11 @@ export class MapStream {
   /** A node changed: this stream's client may have to hear of it at the next `poke`. */
   mark(nodeId: number): void {
     this.options.view.mark(nodeId);
+  }
+
+  /** What the whole tailnet is told is another: so is this client at the next `poke`. */
+  configure(config: TailnetConfig): void {
+    this.options.view.configure(config);
   }
 
   /** Writes what is due, now or when the client and the pace allow. */

@@ -10,10 +10,17 @@ export type Millis = number;
 
 export interface UserRecord {
   id: number;
+  /** Unique among the users of one provider; "" when an identity provider gave none that is usable. */
   name: string;
   displayName: string;
   email: string;
   profilePicUrl: string;
+  /** "" for users made here, "oidc" for those of an identity provider. */
+  provider: string;
+  /** Issuer and subject of an identity provider, unique; "" for users made here. */
+  providerId: string;
+  /** Groups that the identity provider named at the last login, without "group:". */
+  groups: readonly string[];
   createdAt: Millis;
 }
 
@@ -29,10 +36,17 @@ export interface PreAuthKeyRecord {
   ephemeral: boolean;
   used: boolean;
   tags: readonly string[];
+  description: string;
+  /** Nodes that join with it need no approval. */
+  preauthorized: boolean;
   /** Null: never. */
   expiration: Millis | null;
+  /** When it was revoked; null: it was not. */
+  revokedAt: Millis | null;
   createdAt: Millis;
 }
+
+export type RegisterMethod = "authkey" | "cli" | "oidc";
 
 export interface NodeRecord {
   id: number;
@@ -59,7 +73,13 @@ export interface NodeRecord {
   /** Capability version. */
   cap: number;
   ephemeral: boolean;
-  registerMethod: "authkey";
+  registerMethod: RegisterMethod;
+  /** False: an administrator has yet to let it in; until then it has no peers. */
+  authorized: boolean;
+  /** Of its advertised routes, those that may serve: masked prefixes, sorted. */
+  approvedRoutes: readonly string[];
+  /** Device attributes ("custom:…") that postures compare. */
+  attributes: Readonly<Record<string, string | number | boolean>>;
   authKeyId: number | null;
   /** Null: never. */
   expiry: Millis | null;
@@ -82,6 +102,17 @@ export interface Counters {
   lastIPv6: string;
 }
 
+/**
+ * Small collections that are kept whole in memory and in the store as JSON: each kind belongs to one file of this folder,
+ * which extends this interface by declaration merging (`declare module "./model.ts"`) and documents its value.
+ */
+// biome-ignore lint/suspicious/noEmptyInterface: extended where each kind is used
+export interface Documents {}
+export type DocumentKind = keyof Documents & string;
+
+/** One document to put (`value`) or to take out (null). */
+export type DocumentChange = { [K in DocumentKind]: { kind: K; id: string; value: Documents[K] | null } }[DocumentKind];
+
 /** Ids of nodes to take out, then whole records to put in place of those with the same id, then ids of the rest to take out. */
 export interface Change {
   users?: UserRecord[];
@@ -90,6 +121,7 @@ export interface Change {
   keysRemoved?: number[];
   nodes?: NodeRecord[];
   nodesRemoved?: number[];
+  documents?: DocumentChange[];
   counters?: Partial<Counters>;
 }
 
@@ -135,6 +167,8 @@ function stampsAfter(old: NodeRecord, next: NodeRecord, stamps: Stamps, version:
     old.givenName !== next.givenName ||
     old.userId !== next.userId ||
     !sameList(old.tags, next.tags) ||
+    !sameList(old.approvedRoutes, next.approvedRoutes) ||
+    old.authorized !== next.authorized ||
     old.ipv4 !== next.ipv4 ||
     old.ipv6 !== next.ipv6 ||
     old.expired !== next.expired;
@@ -185,6 +219,7 @@ export class Model {
   readonly keys = new Map<number, PreAuthKeyRecord>();
   readonly nodes = new Map<number, NodeRecord>();
   counters: Counters = { lastUser: 0, lastKey: 0, lastNode: 0, lastIPv4: "", lastIPv6: "" };
+  private readonly collections = new Map<string, Map<string, unknown>>();
   private readonly stamps = new Map<number, Stamps>();
   private readonly byNodeKey = new Map<string, number>();
   private readonly byMachine = new Map<string, Set<number>>();
@@ -192,6 +227,7 @@ export class Model {
   private readonly byAddress = new Map<string, number>();
   private readonly byPrefix = new Map<string, number>();
   private readonly byUserName = new Map<string, number>();
+  private readonly byProviderId = new Map<string, number>();
 
   nodeByKey(nodeKey: string): NodeRecord | undefined {
     return this.nodes.get(this.byNodeKey.get(nodeKey) ?? 0);
@@ -219,6 +255,15 @@ export class Model {
 
   keyByPrefix(prefix: string): PreAuthKeyRecord | undefined {
     return this.keys.get(this.byPrefix.get(prefix) ?? 0);
+  }
+
+  userByProviderId(providerId: string): UserRecord | undefined {
+    return this.users.get(this.byProviderId.get(providerId) ?? 0);
+  }
+
+  /** The documents of a kind by id. */
+  documents<K extends DocumentKind>(kind: K): ReadonlyMap<string, Documents[K]> {
+    return (this.collections.get(kind) ?? new Map()) as ReadonlyMap<string, Documents[K]>;
   }
 
   stampsOf(nodeId: number): Stamps | undefined {
@@ -254,6 +299,7 @@ export class Model {
       this.putNode(node, undo);
       touched.push(node.id);
     }
+    for (const document of change.documents ?? []) this.putDocument(document, undo);
     for (const id of change.keysRemoved ?? []) {
       const key = this.keys.get(id);
       if (!key) continue;
@@ -265,7 +311,7 @@ export class Model {
       const user = this.users.get(id);
       if (!user) continue;
       this.users.delete(id);
-      unindex(this.byUserName, user.name, id);
+      this.unindexUser(user);
       undo.users = [...(undo.users ?? []), user];
     }
     return { nodes: touched, removed, undo };
@@ -274,11 +320,30 @@ export class Model {
   private putUser(user: UserRecord, undo: Change): void {
     const old = this.users.get(user.id);
     if (old) {
-      unindex(this.byUserName, old.name, old.id);
+      this.unindexUser(old);
       undo.users = [...(undo.users ?? []), old];
     } else undo.usersRemoved = [...(undo.usersRemoved ?? []), user.id];
     this.users.set(user.id, user);
-    this.byUserName.set(user.name, user.id);
+    // A name counts here for users that were made here; those of identity providers are known by their subject.
+    if (user.providerId === "") this.byUserName.set(user.name, user.id);
+    else this.byProviderId.set(user.providerId, user.id);
+  }
+
+  private unindexUser(user: UserRecord): void {
+    unindex(this.byUserName, user.name, user.id);
+    unindex(this.byProviderId, user.providerId, user.id);
+  }
+
+  private putDocument({ kind, id, value }: DocumentChange, undo: Change): void {
+    let collection = this.collections.get(kind);
+    if (!collection) {
+      collection = new Map();
+      this.collections.set(kind, collection);
+    }
+    const old = collection.get(id) ?? null;
+    undo.documents = [{ kind, id, value: old } as DocumentChange, ...(undo.documents ?? [])];
+    if (value === null) collection.delete(id);
+    else collection.set(id, value);
   }
 
   private putKey(key: PreAuthKeyRecord, undo: Change): void {

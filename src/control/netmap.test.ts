@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { type Change, Model, type NodeRecord } from "./model.ts";
 import { type Access, type TailnetConfig, View } from "./netmap.ts";
-import { DERP_MAP, digits, Mirror, makeNode } from "./testing.ts";
+import { DERP_MAP, digits, Mirror, makeNode, makeUser } from "./testing.ts";
 
 const CONFIG: TailnetConfig = { baseDomain: "net.test", derpMap: DERP_MAP };
 
@@ -41,14 +41,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 4, arbitrary: fc.record({ kind: fc.constant("read" as const), which: fc.nat() }) },
 );
 
-const USERS = [1, 2].map((id) => ({
-  id,
-  name: `user${id}`,
-  displayName: "",
-  email: "",
-  profilePicUrl: "",
-  createdAt: 0,
-}));
+const USERS = [1, 2].map((id) => makeUser(id));
 
 /** Everything is open between nodes that may see each other. */
 function hiding(model: Model, sees: (peer: NodeRecord) => boolean): Access {

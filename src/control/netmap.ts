@@ -217,12 +217,14 @@ export class View {
   private decision: Decision | null = null;
   private circle: Circle | null = null;
   private epoch = -1;
+  /** As of the last message. */
+  private toldConfig: TailnetConfig | null = null;
   /** What was told last, of what the policy decides. */
   private told = { self: "", filter: "", ssh: "", special: new Map<number, string>() };
 
   constructor(
     readonly nodeId: number,
-    private readonly config: TailnetConfig,
+    private config: TailnetConfig,
     /** Null: without a policy. */
     private readonly access: Access | null = null,
   ) {}
@@ -232,8 +234,18 @@ export class View {
     this.dirty.add(nodeId);
   }
 
+  /** What the whole tailnet is told is another now: the parts that differ go with the next message. */
+  configure(config: TailnetConfig): void {
+    this.config = config;
+  }
+
   get hasWork(): boolean {
-    return this.sent === 0 || this.dirty.size > 0 || (this.access !== null && this.access.epoch !== this.epoch);
+    return (
+      this.sent === 0 ||
+      this.config !== this.toldConfig ||
+      this.dirty.size > 0 ||
+      (this.access !== null && this.access.epoch !== this.epoch)
+    );
   }
 
   /** The next message; null when nothing has changed or the node is gone. */
@@ -243,6 +255,7 @@ export class View {
     const access = this.access ?? openAccess(model);
     const message = this.sent === 0 ? this.first(self, model, access, now) : this.delta(self, model, access);
     this.sent = model.version;
+    this.toldConfig = this.config;
     this.dirty.clear();
     return message;
   }
@@ -272,6 +285,7 @@ export class View {
     const changed: NodeRecord[] = [];
     const removed: number[] = [];
     const patches: tc.PeerChange[] = [];
+    if (this.config.derpMap !== this.toldConfig?.derpMap) message.DERPMap = this.config.derpMap;
     const whole = this.decideAgain(model, access, message);
     const circle = access.circle(self.id);
     this.circle = circle;

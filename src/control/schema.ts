@@ -1,6 +1,6 @@
 // Tables of the control server and the migrations that make them. Keys and addresses are text as clients write them,
 // lists and Hostinfo are JSON, times are milliseconds since 1970, booleans are 0 and 1.
-import type { Kysely } from "kysely";
+import { type Kysely, sql } from "kysely";
 import type { Migration } from "kysely/migration";
 
 export interface UsersTable {
@@ -9,6 +9,9 @@ export interface UsersTable {
   display_name: string;
   email: string;
   profile_pic_url: string;
+  provider: string;
+  provider_id: string;
+  groups: string;
   created_at: number;
 }
 
@@ -21,7 +24,10 @@ export interface PreAuthKeysTable {
   ephemeral: number;
   used: number;
   tags: string;
+  description: string;
+  preauthorized: number;
   expiration: number | null;
+  revoked_at: number | null;
   created_at: number;
 }
 
@@ -43,6 +49,9 @@ export interface NodesTable {
   cap: number;
   ephemeral: number;
   register_method: string;
+  authorized: number;
+  approved_routes: string;
+  attributes: string;
   auth_key_id: number | null;
   expiry: number | null;
   created_at: number;
@@ -55,11 +64,19 @@ export interface CountersTable {
   value: string;
 }
 
+/** Small collections: one JSON value each. */
+export interface DocumentsTable {
+  kind: string;
+  id: string;
+  value: string;
+}
+
 export interface Tables {
   users: UsersTable;
   pre_auth_keys: PreAuthKeysTable;
   nodes: NodesTable;
   counters: CountersTable;
+  documents: DocumentsTable;
 }
 
 const foundation: Migration = {
@@ -118,7 +135,48 @@ const foundation: Migration = {
   },
 };
 
+/** Identity providers, approval of nodes and routes, and the small collections. */
+const whole: Migration = {
+  async up(db: Kysely<unknown>): Promise<void> {
+    // A user of an identity provider may have the name of another: only name and provider together are unique. SQLite cannot
+    // drop a constraint, so the table is made anew (foreign keys are off during migrations).
+    await db.schema
+      .createTable("users_new")
+      .addColumn("id", "integer", (column) => column.primaryKey())
+      .addColumn("name", "text", (column) => column.notNull())
+      .addColumn("display_name", "text", (column) => column.notNull())
+      .addColumn("email", "text", (column) => column.notNull())
+      .addColumn("profile_pic_url", "text", (column) => column.notNull())
+      .addColumn("provider", "text", (column) => column.notNull().defaultTo(""))
+      .addColumn("provider_id", "text", (column) => column.notNull().defaultTo(""))
+      .addColumn("groups", "text", (column) => column.notNull().defaultTo("[]"))
+      .addColumn("created_at", "bigint", (column) => column.notNull())
+      .addUniqueConstraint("users_name_provider", ["name", "provider_id"])
+      .execute();
+    await sql`insert into users_new (id, name, display_name, email, profile_pic_url, created_at)
+      select id, name, display_name, email, profile_pic_url, created_at from users`.execute(db);
+    await db.schema.dropTable("users").execute();
+    await db.schema.alterTable("users_new").renameTo("users").execute();
+    const keys = db.schema.alterTable("pre_auth_keys");
+    await keys.addColumn("description", "text", (column) => column.notNull().defaultTo("")).execute();
+    await keys.addColumn("preauthorized", "integer", (column) => column.notNull().defaultTo(0)).execute();
+    await keys.addColumn("revoked_at", "bigint").execute();
+    const nodes = db.schema.alterTable("nodes");
+    await nodes.addColumn("authorized", "integer", (column) => column.notNull().defaultTo(1)).execute();
+    await nodes.addColumn("approved_routes", "text", (column) => column.notNull().defaultTo("[]")).execute();
+    await nodes.addColumn("attributes", "text", (column) => column.notNull().defaultTo("{}")).execute();
+    await db.schema
+      .createTable("documents")
+      .addColumn("kind", "text", (column) => column.notNull())
+      .addColumn("id", "text", (column) => column.notNull())
+      .addColumn("value", "text", (column) => column.notNull())
+      .addPrimaryKeyConstraint("documents_key", ["kind", "id"])
+      .execute();
+  },
+};
+
 /** By name, in the order in which they run. Names never change and none is taken away. */
 export const migrations: Record<string, Migration> = {
   "0001-foundation": foundation,
+  "0002-whole": whole,
 };

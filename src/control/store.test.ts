@@ -5,9 +5,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createControl } from "./index.ts";
 import { Journal } from "./journal.ts";
-import { type Change, Model, type UserRecord } from "./model.ts";
+import { type Change, Model } from "./model.ts";
 import { Store } from "./store.ts";
-import { DERP_MAP } from "./testing.ts";
+import { makeSettings, makeUser } from "./testing.ts";
 
 let folder = "";
 beforeEach(() => {
@@ -15,17 +15,13 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-const OPTIONS = { baseDomain: "net.test", derpMap: DERP_MAP };
-
-function user(id: number): UserRecord {
-  return { id, name: `user${id}`, displayName: "", email: "", profilePicUrl: "", createdAt: id };
-}
+const OPTIONS = { settings: makeSettings() };
 
 test("what was written is read again; a write that fails in the middle leaves nothing", async () => {
   const path = join(folder, "x.sqlite");
   const store = await Store.open(path);
   expect(statSync(path).mode & 0o777).toBe(0o600);
-  await store.write([{ users: [user(1)], counters: { lastUser: 1, lastIPv4: "100.64.0.9" } }]);
+  await store.write([{ users: [makeUser(1)], counters: { lastUser: 1, lastIPv4: "100.64.0.9" } }]);
   const orphan = {
     id: 1,
     prefix: "p",
@@ -35,15 +31,19 @@ test("what was written is read again; a write that fails in the middle leaves no
     ephemeral: false,
     used: false,
     tags: [],
+    description: "",
+    preauthorized: false,
+    revokedAt: null,
   };
   const broken: Change = { keys: [{ ...orphan, expiration: null, createdAt: 0 }] };
-  expect(store.write([{ users: [user(2)] }, broken])).rejects.toThrow("FOREIGN KEY");
+  expect(store.write([{ users: [makeUser(2)] }, broken])).rejects.toThrow("FOREIGN KEY");
   await store.close();
   const again = await Store.open(path);
   expect(await again.load()).toEqual({
-    users: [user(1)],
+    users: [makeUser(1)],
     keys: [],
     nodes: [],
+    documents: [],
     counters: { lastUser: 1, lastKey: 0, lastNode: 0, lastIPv4: "100.64.0.9", lastIPv6: "" },
   });
   await again.close();
@@ -92,9 +92,9 @@ test("commands of one turn are one transaction", async () => {
   };
   const model = new Model();
   const journal = new Journal(model, write, { onApplied: () => {}, onDurable: () => durable++ });
-  await Promise.all([1, 2, 3].map((id) => journal.commit({ users: [user(id)] })));
-  expect(batches).toEqual([[{ users: [user(1)] }, { users: [user(2)] }, { users: [user(3)] }]]);
-  await journal.commit({ users: [user(4)] });
+  await Promise.all([1, 2, 3].map((id) => journal.commit({ users: [makeUser(id)] })));
+  expect(batches).toEqual([[{ users: [makeUser(1)] }, { users: [makeUser(2)] }, { users: [makeUser(3)] }]]);
+  await journal.commit({ users: [makeUser(4)] });
   expect(batches).toHaveLength(2);
   expect(durable).toBe(2);
 });
@@ -106,10 +106,10 @@ test("when the disk refuses, whatever was not durable is undone and its callers 
     if (refuse) throw new Error("disk full");
   };
   const journal = new Journal(model, write, { onApplied: () => {}, onDurable: () => {} });
-  await journal.commit({ users: [user(1)] });
+  await journal.commit({ users: [makeUser(1)] });
   refuse = true;
   const lost = [
-    journal.commit({ users: [{ ...user(1), name: "renamed" }, user(2)] }),
+    journal.commit({ users: [{ ...makeUser(1), name: "renamed" }, makeUser(2)] }),
     journal.commit({ usersRemoved: [1] }),
   ];
   expect(model.users.has(1)).toBe(false);
@@ -117,10 +117,10 @@ test("when the disk refuses, whatever was not durable is undone and its callers 
     expect(status).toBe("rejected");
     expect(String(reason)).toContain("could not be stored: disk full");
   }
-  expect([...model.users.values()]).toEqual([user(1)]);
-  expect(model.userByName("user1")).toEqual(user(1));
+  expect([...model.users.values()]).toEqual([makeUser(1)]);
+  expect(model.userByName("user1")).toEqual(makeUser(1));
   expect(model.userByName("renamed")).toBeUndefined();
   refuse = false;
-  await journal.commit({ users: [user(3)] });
+  await journal.commit({ users: [makeUser(3)] });
   expect([...model.users.keys()]).toEqual([1, 3]);
 });

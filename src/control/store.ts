@@ -4,7 +4,7 @@ import { Database } from "bun:sqlite";
 import { chmodSync } from "node:fs";
 import { Kysely, SqliteDialect, type Transaction } from "kysely";
 import { Migrator } from "kysely/migration";
-import type { Change, Counters, NodeRecord } from "./model.ts";
+import type { Change, Counters, DocumentChange, NodeRecord } from "./model.ts";
 import { migrations, type NodesTable, type Tables } from "./schema.ts";
 
 /** Lists of a write are cut into pieces of this many rows: SQLite bounds the parameters of one statement. */
@@ -48,6 +48,9 @@ function rowOf(node: NodeRecord): NodesTable {
     cap: node.cap,
     ephemeral: Number(node.ephemeral),
     register_method: node.registerMethod,
+    authorized: Number(node.authorized),
+    approved_routes: JSON.stringify(node.approvedRoutes),
+    attributes: JSON.stringify(node.attributes),
     auth_key_id: node.authKeyId,
     expiry: node.expiry,
     created_at: node.createdAt,
@@ -73,7 +76,10 @@ function nodeOf(row: NodesTable): NodeRecord {
     homeDerp: row.home_derp,
     cap: row.cap,
     ephemeral: row.ephemeral === 1,
-    registerMethod: "authkey",
+    registerMethod: row.register_method as NodeRecord["registerMethod"],
+    authorized: row.authorized === 1,
+    approvedRoutes: JSON.parse(row.approved_routes),
+    attributes: JSON.parse(row.attributes),
     authKeyId: row.auth_key_id,
     expiry: row.expiry,
     createdAt: row.created_at,
@@ -96,7 +102,6 @@ export class Store {
       database.run("PRAGMA locking_mode = EXCLUSIVE");
       database.run("PRAGMA journal_mode = WAL");
       database.run("PRAGMA synchronous = FULL");
-      database.run("PRAGMA foreign_keys = ON");
       database.run("BEGIN IMMEDIATE");
       database.run("COMMIT");
     } catch (error) {
@@ -104,7 +109,9 @@ export class Store {
     }
     const db = new Kysely<Tables>({ dialect: dialectOf(database) });
     try {
+      // Migrations that make a table anew need foreign keys off; they count from here on.
       await migrate(db, path);
+      database.run("PRAGMA foreign_keys = ON");
     } catch (error) {
       await db.destroy();
       throw error;
@@ -117,6 +124,7 @@ export class Store {
     const users = await this.db.selectFrom("users").selectAll().execute();
     const keys = await this.db.selectFrom("pre_auth_keys").selectAll().execute();
     const nodes = await this.db.selectFrom("nodes").selectAll().execute();
+    const documents = await this.db.selectFrom("documents").selectAll().orderBy("kind").orderBy("id").execute();
     const counters = await this.db.selectFrom("counters").selectAll().execute();
     const value = (name: keyof Counters) => counters.find((row) => row.name === name)?.value;
     return {
@@ -126,6 +134,9 @@ export class Store {
         displayName: row.display_name,
         email: row.email,
         profilePicUrl: row.profile_pic_url,
+        provider: row.provider,
+        providerId: row.provider_id,
+        groups: JSON.parse(row.groups),
         createdAt: row.created_at,
       })),
       keys: keys.map((row) => ({
@@ -137,10 +148,16 @@ export class Store {
         ephemeral: row.ephemeral === 1,
         used: row.used === 1,
         tags: JSON.parse(row.tags),
+        description: row.description,
+        preauthorized: row.preauthorized === 1,
         expiration: row.expiration,
+        revokedAt: row.revoked_at,
         createdAt: row.created_at,
       })),
       nodes: nodes.map(nodeOf),
+      documents: documents.map(
+        (row) => ({ kind: row.kind, id: row.id, value: JSON.parse(row.value) }) as DocumentChange,
+      ),
       counters: {
         lastUser: Number(value("lastUser") ?? 0),
         lastKey: Number(value("lastKey") ?? 0),
@@ -172,6 +189,9 @@ async function writeChange(tx: Transaction<Tables>, change: Change): Promise<voi
       display_name: user.displayName,
       email: user.email,
       profile_pic_url: user.profilePicUrl,
+      provider: user.provider,
+      provider_id: user.providerId,
+      groups: JSON.stringify(user.groups),
       created_at: user.createdAt,
     };
     await tx
@@ -190,7 +210,10 @@ async function writeChange(tx: Transaction<Tables>, change: Change): Promise<voi
       ephemeral: Number(key.ephemeral),
       used: Number(key.used),
       tags: JSON.stringify(key.tags),
+      description: key.description,
+      preauthorized: Number(key.preauthorized),
       expiration: key.expiration,
+      revoked_at: key.revokedAt,
       created_at: key.createdAt,
     };
     await tx
@@ -209,6 +232,17 @@ async function writeChange(tx: Transaction<Tables>, change: Change): Promise<voi
   }
   await removeRows(tx, "pre_auth_keys", change.keysRemoved);
   await removeRows(tx, "users", change.usersRemoved);
+  for (const { kind, id, value } of change.documents ?? []) {
+    if (value === null) await tx.deleteFrom("documents").where("kind", "=", kind).where("id", "=", id).execute();
+    else {
+      const row = { kind, id, value: JSON.stringify(value) };
+      await tx
+        .insertInto("documents")
+        .values(row)
+        .onConflict((conflict) => conflict.columns(["kind", "id"]).doUpdateSet(row))
+        .execute();
+    }
+  }
   for (const [name, value] of Object.entries(change.counters ?? {})) {
     const row = { name, value: String(value) };
     await tx

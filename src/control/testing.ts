@@ -15,7 +15,8 @@ import { NoiseInitiator, RESPONSE_LENGTH, readHandshakeReply } from "../wire/noi
 import type * as tc from "../wire/tailcfg.ts";
 import type { ApiPreAuthKey, ApiUser } from "./commands.ts";
 import { type Control, type ControlOptions, createControl } from "./index.ts";
-import type { NodeRecord } from "./model.ts";
+import type { NodeRecord, UserRecord } from "./model.ts";
+import { type ControlSettings, defaultSettings } from "./settings.ts";
 
 export const DERP_MAP: tc.DERPMap = {
   Regions: { "1": { RegionID: 1, Nodes: [{ Name: "1a", RegionID: 1, HostName: "relay.test" }] } },
@@ -46,6 +47,9 @@ export function makeNode(id: number, more: Partial<NodeRecord> = {}): NodeRecord
     cap: 138,
     ephemeral: false,
     registerMethod: "authkey",
+    authorized: true,
+    approvedRoutes: [],
+    attributes: {},
     authKeyId: null,
     expiry: null,
     createdAt: 0,
@@ -54,6 +58,28 @@ export function makeNode(id: number, more: Partial<NodeRecord> = {}): NodeRecord
     expired: false,
     ...more,
   };
+}
+
+/** A user as the model holds it, made here. */
+export function makeUser(id: number, more: Partial<UserRecord> = {}): UserRecord {
+  return {
+    id,
+    name: `user${id}`,
+    displayName: "",
+    email: "",
+    profilePicUrl: "",
+    provider: "",
+    providerId: "",
+    groups: [],
+    createdAt: id,
+    ...more,
+  };
+}
+
+/** Defaults, "net.test" and the relay of DERP_MAP. */
+export function makeSettings(more: Partial<ControlSettings> = {}): ControlSettings {
+  const settings = defaultSettings("http://control.test", "net.test");
+  return { ...settings, derp: { ...settings.derp, embedded: DERP_MAP }, ...more };
 }
 
 /** Polls until `check` gives something; throws after `deadline` milliseconds. */
@@ -356,7 +382,7 @@ export class TestServer implements AsyncDisposable {
 
   static async start(options: Partial<ControlOptions> = {}): Promise<TestServer> {
     const dataDir = options.dataDir ?? mkdtempSync(join(tmpdir(), "weft-control-"));
-    const control = await createControl({ baseDomain: "net.test", derpMap: DERP_MAP, ...options, dataDir });
+    const control = await createControl({ settings: makeSettings(), ...options, dataDir });
     const { app, upgrades } = control;
     const listener = await listen({ host: "127.0.0.1", port: 0, app, upgrades });
     return new TestServer(dataDir, control, listener, `http://127.0.0.1:${listener.port}`);

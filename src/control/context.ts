@@ -1,0 +1,24 @@
+// What the parts of the control server share. Each part is made once with it, and keeps no second copy of any of this.
+import type { PolicyAccess } from "./access.ts";
+import type { Journal } from "./journal.ts";
+import type { Millis, Model } from "./model.ts";
+import type { TailnetConfig } from "./netmap.ts";
+import type { ControlSettings } from "./settings.ts";
+
+export interface ControlContext {
+  readonly settings: ControlSettings;
+  readonly model: Model;
+  readonly journal: Journal;
+  /** What the whole tailnet is told: replaced as a whole, never changed in place. */
+  readonly config: TailnetConfig;
+  /** Null: without a policy. */
+  readonly access: PolicyAccess | null;
+  now(): Millis;
+  random(n: number): Uint8Array;
+  /** For problems that an operator should know of. Never a secret. */
+  log(line: string): void;
+  /** Replaces what the whole tailnet is told, and tells every open map stream. */
+  setConfig(config: TailnetConfig): void;
+  /** Another answer of the policy may be due: every open map stream looks. */
+  poke(): void;
+}
