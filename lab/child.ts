@@ -7,11 +7,14 @@
 //   tcp-source ADDRESS PORT bytes|seconds N      {bytes, hash?}: the hash when told the bytes
 //   udp-echo ADDRESS                             {port}, then echoes until it is killed
 //   udp-source ADDRESS PORT COUNT SIZE TIMEOUT_MS   {sent, received}
+//   udp-flow-sink ADDRESS                        {port}, then after one flow UdpFlowReceived
+//   udp-flow ADDRESS PORT OPTIONS                UdpFlowSent; OPTIONS: JSON of UdpFlowOptions
 import { createHash } from "node:crypto";
 import { createSocket } from "node:dgram";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { Pinger } from "../ffi/icmp.ts";
+import { receiveUdpFlow, sendUdpFlow, type UdpFlowOptions } from "./udp-flow.ts";
 
 const BLOCK_BYTES = 1 << 20;
 /** Datagrams that udp-source has under way at a time: below what a socket's default buffer holds. */
@@ -24,6 +27,9 @@ const verbs: Record<string, (...args: string[]) => Promise<void>> = {
   "tcp-source": tcpSource,
   "udp-echo": udpEcho,
   "udp-source": udpSource,
+  "udp-flow-sink": async (address = "") => print(receiveUdpFlow(address, (port) => print({ port }))),
+  "udp-flow": async (address = "", port = "", options = "") =>
+    print(await sendUdpFlow(address, Number(port), JSON.parse(options) as UdpFlowOptions)),
 };
 
 function print(value: object): void {

@@ -1,6 +1,7 @@
 // What can be measured between two hosts of a lab. Each measurement runs child.ts on the hosts; times are in milliseconds.
 import { readFileSync } from "node:fs";
 import type { Host } from "./network.ts";
+import type { UdpFlowOptions, UdpFlowReceived, UdpFlowSent } from "./udp-flow.ts";
 
 const CHILD = `${import.meta.dir}/child.ts`;
 /** What a measurement may take beyond its own duration. */
@@ -154,6 +155,20 @@ export async function udpEcho(
       timeoutMs,
     );
     return { sent, received, loss: sent === 0 ? 0 : 1 - received / sent };
+  });
+}
+
+/** One flow of numbered datagrams: what was sent, and what of it came. `address` as in `tcpThroughput`. */
+export async function udpFlow(
+  from: Host,
+  to: Host,
+  options: UdpFlowOptions & { address?: string },
+): Promise<UdpFlowSent & { got: UdpFlowReceived }> {
+  const { address = to.ip4, ...flow } = options;
+  const limit = SLACK_MS + ("seconds" in flow.amount ? flow.amount.seconds * 1000 : SLACK_MS);
+  return await withServer(to, "udp-flow-sink", [address], async (port, result) => {
+    const sent = await childJson<UdpFlowSent>(from, limit, "udp-flow", address, port, JSON.stringify(flow));
+    return { ...sent, got: await result<UdpFlowReceived>() };
   });
 }
 
