@@ -1,5 +1,6 @@
 // `bun run bench memory`: resident memory (VmRSS) of the process of each program: with a tunnel that is up and idle, while and after
-// TCP x4 runs through it, and with 1,000 peers. The larger of a tunnel's two ends counts. `--minutes 10` shows whether it grows.
+// TCP x4 runs through it, and with 1,000 peers. The larger of a tunnel's two ends counts. `--minutes 10` shows whether it grows,
+// minute by minute.
 import { rss } from "../lab/measure.ts";
 import { Lab } from "../lab/network.ts";
 import { type Implementation, WgEnd } from "../test/lib/wg.ts";
@@ -14,6 +15,7 @@ const DEFAULT_MTU = 1420;
 const PEERS = 1000;
 /** From the start, or the first packets, to what counts as idle. */
 const SETTLE_MS = 2500;
+const SAMPLES_PER_MINUTE = 60;
 
 export async function run(options: BenchOptions, report: Report): Promise<void> {
   if (cannotTunnel) {
@@ -52,7 +54,7 @@ async function underLoad(on: Wire, impl: Implementation, options: BenchOptions, 
   add("idle", now());
 
   const samples: number[] = [];
-  const timer = setInterval(() => samples.push(now()), quick ? 100 : 1000);
+  const timer = setInterval(() => samples.push(now()), quick ? 100 : 60_000 / SAMPLES_PER_MINUTE);
   try {
     await load({ from: a.host, to: b.host, address: b.ip4, seconds, streams: 4 });
   } finally {
@@ -62,6 +64,12 @@ async function underLoad(on: Wire, impl: Implementation, options: BenchOptions, 
   add("while TCP x4 runs", ...samples);
   add(`after ${seconds} s of TCP x4`, after);
   add("most at any time", Math.max(...samples, after));
+  const minutes = Math.round(samples.length / SAMPLES_PER_MINUTE);
+  for (let minute = 0; minutes > 1 && minute < minutes; minute++)
+    add(
+      `in minute ${minute + 1} of TCP x4`,
+      ...samples.slice(minute * SAMPLES_PER_MINUTE, (minute + 1) * SAMPLES_PER_MINUTE),
+    );
   // Flat: the last fifth of the time beside the fifth that follows the half.
   const part = (from: number) => {
     const first = Math.floor(samples.length * from);
