@@ -13,6 +13,7 @@ import { Duplex } from "node:stream";
 import { type WebSocket, WebSocketServer } from "ws";
 import { formatKey, randomBytes } from "../crypto/keys.ts";
 import { x25519Public } from "../crypto/x25519.ts";
+import { clientAddressOf } from "../net/client-address.ts";
 import { refuseUpgrade, type UpgradeHandler } from "../net/listener.ts";
 import { NoiseDuplex } from "../net/noise-duplex.ts";
 import { encodeHandshakeError, INITIATION_LENGTH, NoiseError, respondToInitiation } from "../wire/noise.ts";
@@ -45,6 +46,8 @@ export interface Connection {
   readonly machineKey: string;
   /** Capability version in the handshake's header. */
   readonly version: number;
+  /** Of the client, as far as proxies in front are trusted; "" when unknown. */
+  readonly address: string;
 }
 
 interface Watched extends Connection {
@@ -135,7 +138,7 @@ export class NoiseServer {
       `HTTP/1.1 101 Switching Protocols\r\nUpgrade: ${PROTOCOL}\r\nConnection: upgrade\r\n\r\n`,
     );
     const challenge = formatKey("chalpub", x25519Public(randomBytes(32)));
-    this.accept(initiation, socket, head, switching, { nodeKeyChallenge: challenge });
+    this.accept(request, initiation, socket, head, switching, { nodeKeyChallenge: challenge });
   }
 
   private upgradeWebSocket(request: IncomingMessage, socket: Duplex, head: Uint8Array): void {
@@ -151,11 +154,12 @@ export class NoiseServer {
       return;
     }
     this.webSockets.handleUpgrade(request, socket, Buffer.from(head), (webSocket) => {
-      this.accept(initiation, new WebSocketDuplex(webSocket), new Uint8Array(0), new Uint8Array(0), null);
+      this.accept(request, initiation, new WebSocketDuplex(webSocket), new Uint8Array(0), new Uint8Array(0), null);
     });
   }
 
   private accept(
+    request: IncomingMessage,
     initiation: Uint8Array,
     socket: Duplex,
     head: Uint8Array,
@@ -185,6 +189,7 @@ export class NoiseServer {
     const connection: Watched = {
       machineKey: formatKey("mkey", responded.machinePublic),
       version: responded.version,
+      address: clientAddressOf(request),
       duplex,
       session: null,
       socket,
