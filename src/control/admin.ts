@@ -6,7 +6,8 @@ import { createAdaptorServer } from "@hono/node-server";
 import { type Context, Hono } from "hono";
 import { bodyLimit } from "hono/body-limit";
 import { z } from "zod";
-import { CommandError, type Commands } from "./commands.ts";
+import type { Commands } from "./commands.ts";
+import { CommandError } from "./errors.ts";
 
 export interface Admin {
   close(): Promise<void>;

@@ -1,23 +1,13 @@
 // What an administrator can do to the tailnet. Each command checks against the model, commits, and returns the value as
 // the API shows it (spec/headscale-features.md, section 5: camelCase, ids as decimal strings, RFC 3339 times or null).
 import type { ControlContext } from "./context.ts";
+import { CommandError } from "./errors.ts";
 import type { Journal } from "./journal.ts";
 import type { Millis, Model, NodeRecord, PreAuthKeyRecord, RegisterMethod, UserRecord } from "./model.ts";
 import { labelProblem, tagProblem, userNameProblem } from "./names.ts";
 import { TAGGED_USER_ID, timeText } from "./netmap.ts";
 import { maskedKey, mintKey } from "./preauthkey.ts";
 import { isExpired } from "./register.ts";
-
-/** The command cannot be done; the message says why, in one sentence. */
-export class CommandError extends Error {
-  override name = "CommandError";
-  constructor(
-    readonly status: 400 | 404 | 409,
-    message: string,
-  ) {
-    super(message);
-  }
-}
 
 export interface ApiUser {
   id: string;
