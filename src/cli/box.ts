@@ -16,7 +16,6 @@ import {
   endWithin,
   logLine,
   parseStun,
-  readPolicy,
   reloadOnHangup,
   SERVER_FLAGS,
   serverSettings,
@@ -37,6 +36,7 @@ Control server, relay and STUN in one process.
   --tls-key FILE       its private key in PEM
   --base-domain NAME   suffix of node names in MagicDNS (default weft.internal)
   --policy FILE        who may reach whom, in HuJSON; read again on SIGHUP (default: all may reach all)
+  --policy-mode MODE   file (default), or database: the policy is set by \`weft policy set\` and by the API
   --ephemeral-timeout DURATION
                        ephemeral nodes are deleted after this time offline (default 30m)`;
 
@@ -49,6 +49,7 @@ export async function main(argv: string[]): Promise<number> {
       stun: "string",
       "base-domain": "string",
       policy: "string",
+      "policy-mode": "string",
       "ephemeral-timeout": "duration",
     },
     USAGE,
@@ -67,13 +68,12 @@ export async function main(argv: string[]): Promise<number> {
   try {
     const control = await createControl({
       dataDir,
-      settings: controlSettings(url, baseDomain, derpMapOf(url, stunAddress?.port ?? null), flags["ephemeral-timeout"]),
-      ...(flags.policy !== undefined && { policy: readPolicy(flags.policy) }),
+      settings: controlSettings(url, baseDomain, derpMapOf(url, stunAddress?.port ?? null), flags),
       onNodeRemoved: (nodeKey) => relay.disconnect(nodeKey),
       log: logLine,
     });
     cleanups.push(() => control.close());
-    if (flags.policy !== undefined) cleanups.push(reloadOnHangup(flags.policy, control, logLine));
+    cleanups.push(reloadOnHangup(control));
     const relay = createRelay({
       privateKey: loadOrCreateKey(join(dataDir, "derp_private.key"), () => generatePrivateKey(randomBytes)),
       verify: (nodeKey) => control.verifyNode(nodeKey),

@@ -12,7 +12,6 @@ import {
   endWithin,
   logLine,
   parseUrl,
-  readPolicy,
   reloadOnHangup,
   SERVER_FLAGS,
   STUN_PORT,
@@ -34,6 +33,7 @@ The control server alone. \`bun run box\` has a relay with it.
   --tls-key FILE       its private key in PEM
   --base-domain NAME   suffix of node names in MagicDNS (default weft.internal)
   --policy FILE        who may reach whom, in HuJSON; read again on SIGHUP (default: all may reach all)
+  --policy-mode MODE   file (default), or database: the policy is set by \`weft policy set\` and by the API
   --ephemeral-timeout DURATION
                        ephemeral nodes are deleted after this time offline (default 30m)
 
@@ -49,6 +49,7 @@ export async function main(argv: string[]): Promise<number> {
       "derp-map": "string",
       "base-domain": "string",
       policy: "string",
+      "policy-mode": "string",
       "ephemeral-timeout": "duration",
     },
     USAGE,
@@ -66,12 +67,11 @@ export async function main(argv: string[]): Promise<number> {
   try {
     const control = await createControl({
       dataDir,
-      settings: controlSettings(url, baseDomain, derpMap, flags["ephemeral-timeout"]),
-      ...(flags.policy !== undefined && { policy: readPolicy(flags.policy) }),
+      settings: controlSettings(url, baseDomain, derpMap, flags),
       log: logLine,
     });
     cleanups.push(() => control.close());
-    if (flags.policy !== undefined) cleanups.push(reloadOnHangup(flags.policy, control, logLine));
+    cleanups.push(reloadOnHangup(control));
     const listener = await listen({ ...address, ...(tls && { tls }), app: control.app, upgrades: control.upgrades });
     cleanups.push(() => listener.close());
     console.log(`control ready: ${url.origin}, listening on ${showAddress(listener)}, data in ${dataDir}`);

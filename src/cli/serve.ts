@@ -2,7 +2,6 @@
 // the DERP map, and an orderly end on a signal.
 import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
-import { PolicyError } from "../control/policy/index.ts";
 import { type ControlSettings, defaultSettings } from "../control/settings.ts";
 import { metaCertificate } from "../relay/metacert.ts";
 import { formatAddrPort, formatIP, parseAddrPort, parseIP, parsePrefix, prefixContains } from "../wire/ip.ts";
@@ -141,30 +140,9 @@ export function plainHttpWarning(url: URL): string | null {
   ].join("\n");
 }
 
-/** Text of `--policy`. Throws with one sentence. */
-export function readPolicy(file: string): string {
-  try {
-    return readFileSync(file, "utf8");
-  } catch (error) {
-    throw new Error(`--policy ${file} cannot be read: ${(error as Error).message}`);
-  }
-}
-
-/** On SIGHUP the file is read again; what is wrong with it is logged, and the policy in force stays. Returns the end of it. */
-export function reloadOnHangup(
-  file: string,
-  control: { setPolicy(text: string): void },
-  log: (line: string) => void,
-): () => void {
-  const reload = (): void => {
-    try {
-      control.setPolicy(readPolicy(file));
-      log(`policy ${file} is in force`);
-    } catch (error) {
-      const why = error instanceof PolicyError ? error.describe() : (error as Error).message;
-      log(`policy ${file} is not used, the one before stays: ${why}`);
-    }
-  };
+/** On SIGHUP the policy file is read again; its outcome is logged. Returns the end of it. */
+export function reloadOnHangup(control: { policies: { reloadLogged(): void } }): () => void {
+  const reload = (): void => control.policies.reloadLogged();
   process.on("SIGHUP", reload);
   return () => void process.off("SIGHUP", reload);
 }
@@ -255,13 +233,24 @@ export function controlSettings(
   url: URL,
   baseDomain: string,
   derpMap: DERPMap,
-  ephemeralTimeout?: number,
+  flags: { "ephemeral-timeout"?: number; policy?: string; "policy-mode"?: string },
 ): ControlSettings {
   const settings = defaultSettings(url.origin, baseDomain);
+  const ephemeralTimeout = flags["ephemeral-timeout"];
+  const mode = flags["policy-mode"] ?? "file";
+  if (mode !== "file" && mode !== "database")
+    throw new UsageError(
+      `--policy-mode ${JSON.stringify(mode)} is no way to keep a policy: it is "file" or "database"`,
+    );
+  if (mode === "database" && flags.policy !== undefined)
+    throw new UsageError(
+      "--policy FILE goes with --policy-mode file: set a policy in the database by `weft policy set`",
+    );
   return {
     ...settings,
     derp: { ...settings.derp, embedded: derpMap },
     node: { ...settings.node, ...(ephemeralTimeout !== undefined && { ephemeralTimeout }) },
+    policy: { mode, path: flags.policy ?? "" },
   };
 }
 

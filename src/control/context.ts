@@ -3,6 +3,7 @@ import type { PolicyAccess } from "./access.ts";
 import type { Journal } from "./journal.ts";
 import type { Millis, Model } from "./model.ts";
 import type { TailnetConfig } from "./netmap.ts";
+import type { PolicyStore } from "./policy-store.ts";
 import type { ControlSettings } from "./settings.ts";
 
 export interface ControlContext {
@@ -11,8 +12,10 @@ export interface ControlContext {
   readonly journal: Journal;
   /** What the whole tailnet is told: replaced as a whole, never changed in place. */
   readonly config: TailnetConfig;
-  /** Null: without a policy. */
-  readonly access: PolicyAccess | null;
+  /** What the policy in force says; without one, everybody reaches everybody. */
+  readonly access: PolicyAccess;
+  /** Where the policy comes from. */
+  readonly policies: PolicyStore;
   now(): Millis;
   random(n: number): Uint8Array;
   /** For problems that an operator should know of. Never a secret. */

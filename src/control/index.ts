@@ -19,8 +19,10 @@ import { encodeFrame, KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
 import { PolicyError, parsePolicy } from "./policy/index.ts";
+import { loadPolicy, PolicyStore, type PolicyVersion, startProblem } from "./policy-store.ts";
 import { isExpired, planRegister, withHostinfo } from "./register.ts";
 import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
+import { AutoApprover } from "./routes.ts";
 import type { ControlSettings } from "./settings.ts";
 import { Store } from "./store.ts";
 import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
@@ -35,8 +37,6 @@ export interface ControlOptions {
   /** Made with mode 0700 when absent. One control server at a time. */
   dataDir: string;
   settings: ControlSettings;
-  /** HuJSON (docs/policy.md). Absent: everybody reaches everybody, and no policy can be set later. */
-  policy?: string;
   /** Milliseconds that a node stays online after its map stream ended. Default 10 s. */
   offlineGrace?: number;
   /** Milliseconds of silence on a map stream before a keep-alive. Default 50 s, and up to 9 s more at random. */
@@ -60,8 +60,8 @@ export interface Control {
   verifyNode(nodeKey: Uint8Array): boolean;
   /** Open Noise connections, HTTP/2 requests in them, and map streams among those. */
   stats(): { connections: number; streams: number; maps: number; nodes: number };
-  /** Puts another policy in force at once. Throws PolicyError, then the old one stays. */
-  setPolicy(text: string): void;
+  /** Reads, checks and sets the policy. */
+  readonly policies: PolicyStore;
   /** Looks for nodes whose key has expired and for ephemeral nodes that were away too long. Runs by itself, too. */
   tick(): Promise<void>;
   /** Ends the map streams, closes connections and the store. */
@@ -72,13 +72,17 @@ export interface Control {
 export async function createControl(options: ControlOptions): Promise<Control> {
   prepareDataDir(options.dataDir);
   checkSocketPath(join(options.dataDir, ADMIN_SOCKET));
-  const store = await Store.open(join(options.dataDir, "weft.sqlite"));
+  const { store: where } = options.settings;
+  const isDefault = where.type === "sqlite" && where.path === "";
+  const store = await Store.open(isDefault ? { type: "sqlite", path: join(options.dataDir, "weft.sqlite") } : where, {
+    log: (line) => options.log?.(line),
+  });
   try {
     const noiseKey = loadOrCreateKey(join(options.dataDir, "noise_private.key"), () => generatePrivateKey(randomBytes));
     const model = new Model();
     model.apply(await store.load());
-    const access = options.policy === undefined ? null : openPolicy(options.policy, model, options.log);
-    const server = new ControlServer(options, store, model, noiseKey, access);
+    const policy = loadPolicy(options.settings.policy, model);
+    const server = new ControlServer(options, store, model, noiseKey, policy, openPolicy(policy, model, options.log));
     try {
       await server.start();
     } catch (error) {
@@ -92,11 +96,11 @@ export async function createControl(options: ControlOptions): Promise<Control> {
   }
 }
 
-function openPolicy(text: string, model: Model, log?: (line: string) => void): PolicyAccess {
+function openPolicy(policy: PolicyVersion, model: Model, log?: (line: string) => void): PolicyAccess {
   try {
-    return new PolicyAccess(model, parsePolicy(text), log);
+    return new PolicyAccess(model, parsePolicy(policy.text), log);
   } catch (error) {
-    throw error instanceof PolicyError ? new Error(`the policy cannot be used: ${error.describe()}`) : error;
+    throw error instanceof PolicyError ? startProblem(policy, error) : error;
   }
 }
 
@@ -105,10 +109,12 @@ class ControlServer implements Control {
   readonly upgrades: { "/ts2021": UpgradeHandler };
   readonly noisePublicKey: Uint8Array;
   readonly adminSocket: string;
+  readonly policies: PolicyStore;
   private config: TailnetConfig;
   private readonly journal: Journal;
   private readonly context: ControlContext;
   private readonly noise: NoiseServer;
+  private readonly approver: AutoApprover;
   private readonly streams = new Map<number, MapStream>();
   private readonly offlineTimers = new Map<number, ReturnType<typeof setTimeout>>();
   /** Nodes that were removed, whose streams end as soon as that is durable. */
@@ -124,8 +130,8 @@ class ControlServer implements Control {
     private readonly store: Store,
     private readonly model: Model,
     noiseKey: Uint8Array,
-    /** Null: without a policy. */
-    private readonly access: PolicyAccess | null,
+    policy: PolicyVersion,
+    private readonly access: PolicyAccess,
   ) {
     this.now = options.now ?? Date.now;
     this.startedAt = this.now();
@@ -136,6 +142,7 @@ class ControlServer implements Control {
       onApplied: (effect) => this.onApplied(effect),
       onDurable: () => this.onDurable(),
     });
+    this.approver = new AutoApprover(model);
     this.noise = new NoiseServer({
       privateKey: noiseKey,
       now: this.now,
@@ -157,17 +164,22 @@ class ControlServer implements Control {
         return server.config;
       },
       access,
+      get policies() {
+        return server.policies;
+      },
       now: this.now,
       random: randomBytes,
       log: (line) => options.log?.(line),
       setConfig: (config) => this.setConfig(config),
       poke: () => this.poke(),
     };
+    this.policies = new PolicyStore(this.context, policy);
     this.routes();
   }
 
   async start(): Promise<void> {
     await this.tick();
+    this.poke();
     const commands = new Commands(this.context);
     this.admin = await startAdmin(this.adminSocket, commands);
     this.ticker = setInterval(() => {
@@ -184,12 +196,6 @@ class ControlServer implements Control {
     return { ...this.noise.stats, maps: this.streams.size, nodes: this.model.nodes.size };
   }
 
-  setPolicy(text: string): void {
-    if (!this.access) throw new Error("this server was started without a policy");
-    this.access.replace(text);
-    this.poke();
-  }
-
   private setConfig(config: TailnetConfig): void {
     this.config = config;
     for (const stream of this.streams.values()) stream.configure(config);
@@ -197,6 +203,12 @@ class ControlServer implements Control {
   }
 
   private poke(): void {
+    const nodes = this.approver.take(this.access.approvals);
+    if (nodes.length > 0) {
+      // Told as soon as it is durable.
+      this.journal.commit({ nodes }).catch((error: Error) => this.context.log(error.message));
+      return;
+    }
     for (const stream of this.streams.values()) stream.poke();
   }
 
@@ -347,7 +359,8 @@ class ControlServer implements Control {
 
   private onApplied(effect: Effect): void {
     this.leaving.push(...effect.removed);
-    this.access?.onApplied(effect);
+    this.access.onApplied(effect);
+    this.approver.onApplied(effect);
     for (const stream of this.streams.values()) for (const id of effect.nodes) stream.mark(id);
   }
 
