@@ -1,0 +1,235 @@
+// The life of official clients on a Weft box: scenarios of spec/headscale-features.md, section 22, by their names there.
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { ping } from "../lab/measure.ts";
+import { Lab } from "../lab/network.ts";
+import { Box, cannotUseNamespaces, certificate, type Member, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import { missing } from "./lib/peers.ts";
+
+interface ListedNode {
+  id: string;
+  name: string;
+  givenName: string;
+  ipAddresses: string[];
+  user: { name: string };
+  online: boolean;
+  expiry: string | null;
+}
+
+const EPHEMERAL_TIMEOUT = 3;
+
+const absent = missing([
+  ["tailscaled", "1.102.5"],
+  ["tailscaled", "1.80.3"],
+]);
+
+describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft box", () => {
+  const dir = tempDir("interop");
+  let lab: Lab;
+  let box: Box;
+  let key: string;
+  let current: Member;
+  let old: Member;
+
+  const nodes = () => box.admin<ListedNode[]>("nodes", "list");
+  const nodeOf = async (member: Member): Promise<ListedNode> => {
+    const found = (await nodes()).find(({ ipAddresses }) => ipAddresses.includes(member.ip4));
+    if (!found) throw new Error(`no node has the address of ${member.name}`);
+    return found;
+  };
+  const run = async (member: Member, ...args: string[]): Promise<string> => {
+    const result = await member.host.run(member.cli(...args));
+    if (result.code !== 0) throw new Error(`${args.join(" ")} on ${member.name}: ${result.stderr}${result.stdout}`);
+    return result.stdout;
+  };
+  const up = (member: Member, authKey: string, ...more: string[]) =>
+    run(
+      member,
+      "up",
+      `--login-server=${box.url}`,
+      `--auth-key=${authKey}`,
+      `--hostname=${member.name}`,
+      "--accept-dns=false",
+      "--timeout=20s",
+      ...more,
+    );
+  const reach = async (from: Member, to: Member): Promise<void> => {
+    await until(`${from.name} reaches ${to.name}`, async () => {
+      const { received } = await ping(from.host, to.ip4, { count: 2, intervalMs: 20 });
+      return received === 2;
+    });
+  };
+  const sees = (from: Member, ip: string, what: string, check: (peer: Record<string, unknown> | null) => boolean) =>
+    until(`${from.name} sees ${ip} ${what}`, async () => {
+      const status = await from.status();
+      const peer = Object.values(status?.Peer ?? {}).find(({ TailscaleIPs }) => TailscaleIPs?.includes(ip)) ?? null;
+      if (!status || !check(peer as Record<string, unknown> | null)) throw new Error(`now ${JSON.stringify(peer)}`);
+      return true;
+    });
+
+  beforeAll(async () => {
+    lab = await Lab.create("interop");
+    const boxHost = await lab.host("box");
+    const tls = await certificate(dir.path, boxHost.ip4);
+    const env = { SSL_CERT_FILE: tls.ca };
+    box = await Box.start(boxHost, join(dir.path, "box"), {
+      tls,
+      args: ["--ephemeral-timeout", `${EPHEMERAL_TIMEOUT}s`],
+    });
+    current = new Tailscaled(await lab.host("current"), join(dir.path, "current"), "1.102.5", env);
+    old = new Tailscaled(await lab.host("old"), join(dir.path, "old"), "1.80.3", env);
+    key = await box.key();
+    await Promise.all([current.up(box.url, key), old.up(box.url, key)]);
+  }, 120_000);
+
+  afterAll(async () => {
+    await Promise.all([current?.stop(), old?.stop()]);
+    await box?.stop();
+    await lab?.close();
+    dir[Symbol.dispose]();
+  }, 60_000);
+
+  test("TestPingAllByIP, TestPingAllByIPManyUpDown: down and up again, three times", async () => {
+    await reach(current, old);
+    for (let i = 0; i < 3; i++) {
+      await run(i % 2 ? current : old, "down");
+      await run(i % 2 ? current : old, "up");
+    }
+    await Promise.all([current.running(), old.running()]);
+    await reach(current, old);
+    await reach(old, current);
+  }, 90_000);
+
+  test("TestPingAllByHostname: names are known to both clients", async () => {
+    expect(await run(current, "ping", "--c=1", "--until-direct=false", "old")).toContain("pong from old");
+    expect(await run(old, "ping", "--c=1", "--until-direct=false", "current")).toContain("pong from current");
+  });
+
+  test("TestTaildrop: files between nodes of one user, both ways, byte by byte", async () => {
+    for (const [from, to] of [
+      [current, old],
+      [old, current],
+    ] as const) {
+      const sent = join(dir.path, `from-${from.name}.bin`);
+      const inbox = join(dir.path, `inbox-${to.name}`);
+      mkdirSync(inbox, { recursive: true });
+      writeFileSync(sent, crypto.getRandomValues(new Uint8Array(60_000)));
+      await until(`${from.name} sends a file to ${to.name}`, async () => {
+        await run(from, "file", "cp", sent, `${to.ip4}:`);
+        return true;
+      });
+      await run(to, "file", "get", "--wait=true", "--conflict=overwrite", inbox);
+      expect(readFileSync(join(inbox, `from-${from.name}.bin`))).toEqual(readFileSync(sent));
+    }
+  }, 60_000);
+
+  test("TestUpdateHostnameFromClient: the name follows the client, an administrator's name sticks, clashes get a suffix", async () => {
+    const { id } = await nodeOf(current);
+    await run(current, "set", "--hostname=Joe's Mac mini");
+    await until("the name has followed", async () => (await nodeOf(current)).givenName === "joes-mac-mini");
+    expect((await nodeOf(current)).name).toBe("Joe's Mac mini");
+    await sees(old, current.ip4, "under its new name", (peer) => String(peer?.DNSName).startsWith("joes-mac-mini."));
+    await run(current, "set", "--hostname=old");
+    await until(
+      "the name is another than that of the other node",
+      async () => (await nodeOf(current)).givenName === "old-1",
+    );
+    await box.admin("nodes", "rename", "-i", id, "chosen");
+    await run(current, "set", "--hostname=current");
+    await until("the host's name is known", async () => (await nodeOf(current)).name === "current");
+    expect((await nodeOf(current)).givenName).toBe("chosen");
+    await sees(old, current.ip4, "under the administrator's name", (peer) =>
+      String(peer?.DNSName).startsWith("chosen."),
+    );
+  }, 60_000);
+
+  test("TestExpireNode, TestSetNodeExpiryInFuture, TestDisableNodeExpiry", async () => {
+    const { id } = await nodeOf(old);
+    const future = new Date(Date.now() + 3_600_000).toISOString();
+    await box.admin("nodes", "expire", "-i", id, "-e", future);
+    // Clients show whole seconds.
+    const isIt = (peer: Record<string, unknown> | null) =>
+      Math.abs(Date.parse(String(peer?.KeyExpiry)) - Date.parse(future)) <= 1000;
+    await sees(current, old.ip4, "with its expiry", isIt);
+    await box.admin("nodes", "expire", "-i", id, "--disable");
+    expect((await nodeOf(old)).expiry).toBeNull();
+    await box.admin("nodes", "expire", "-i", id);
+    await sees(current, old.ip4, "expired", (peer) => peer?.Expired === true);
+    await until(
+      "the client knows that it needs a login",
+      async () => (await old.status())?.BackendState === "NeedsLogin",
+    );
+    await up(old, key, "--force-reauth");
+    await old.running();
+    expect((await nodeOf(old)).id).toBe(id);
+    await reach(current, old);
+  }, 90_000);
+
+  test("TestAuthKeyLogoutAndReloginSameUser: id and addresses stay", async () => {
+    const before = await nodeOf(current);
+    await run(current, "logout");
+    await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
+    await up(current, key);
+    await current.running();
+    expect(await nodeOf(current)).toMatchObject({ id: before.id, ipAddresses: before.ipAddresses });
+    await reach(current, old);
+  }, 60_000);
+
+  test("TestAuthKeyLogoutAndReloginSameUserExpiredKey: refused, with the reason, and the next key is taken", async () => {
+    const user = (await nodeOf(current)).user.name;
+    const made = await box.admin<{ id: string; key: string }>("preauthkeys", "create", "--user", user, "--reusable");
+    await box.admin("preauthkeys", "expire", "--id", made.id);
+    await run(current, "logout");
+    await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
+    await expect(up(current, made.key)).rejects.toThrow("expired");
+    await up(current, key);
+    await current.running();
+  }, 60_000);
+
+  test("TestAuthKeyLogoutAndReloginNewUser: a node of its own for the new user, the former one is kept", async () => {
+    const before = await nodeOf(current);
+    await run(current, "logout");
+    await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
+    const other = await box.key();
+    await up(current, other);
+    await current.running();
+    const after = await nodeOf(current);
+    expect(after.id).not.toBe(before.id);
+    expect(after.user.name).not.toBe(before.user.name);
+    expect((await nodes()).map(({ id }) => id)).toContain(before.id);
+    await run(current, "logout");
+    await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
+    await up(current, key);
+    await current.running();
+    expect((await nodeOf(current)).id).toBe(before.id);
+  }, 90_000);
+
+  test("TestNodeOnlineStatus: offline some seconds after it is gone, online as soon as it is back", async () => {
+    await run(old, "down");
+    await sees(current, old.ip4, "offline", (peer) => peer?.Online === false);
+    expect((await nodeOf(old)).online).toBe(false);
+    await run(old, "up");
+    await sees(current, old.ip4, "online", (peer) => peer?.Online === true);
+  }, 60_000);
+
+  test("TestEphemeral, TestEphemeral2006DeletedTooQuickly: it stays while it is back in time, and goes when it is away", async () => {
+    const ephemeral = await box.key("--ephemeral");
+    const guest = new Tailscaled(await lab.host("guest"), join(dir.path, "guest"), "1.102.5", {
+      SSL_CERT_FILE: join(dir.path, "ca.pem"),
+    });
+    await guest.up(box.url, ephemeral);
+    const { id } = await nodeOf(guest);
+    await sees(current, guest.ip4, "at all", (peer) => peer !== null);
+    // Away for longer than the timeout would be, if it ran from the first moment and not from going offline.
+    await guest.stop("SIGKILL");
+    await Bun.sleep(EPHEMERAL_TIMEOUT * 1000 + 1000);
+    await guest.start();
+    await guest.running();
+    expect((await nodeOf(guest)).id).toBe(id);
+    await reach(current, guest);
+    await guest.stop("SIGKILL");
+    await until("the box has deleted it", async () => !(await nodes()).some((node) => node.id === id), 30);
+    await sees(current, guest.ip4, "no more", (peer) => peer === null);
+  }, 90_000);
+});
