@@ -2,7 +2,7 @@
 // (QUIC does): UDP_SEGMENT on one side, UDP_GRO on the other. child.ts runs both ends.
 //
 //   datagram   u32 number 0 (little endian), then bytes of a fixed generator, which depend on the number and are compared
-//   end        u32 0xffffffff, sent a few times when all datagrams have left
+//   end        u32 0xffffffff, u32 how many more of these come; sent a few times when all datagrams have left
 import { EPOLL_EVENT_SIZE, EPOLLIN, EPOLLOUT, epollAdd, epollCreate, epollWait } from "../ffi/epoll.ts";
 import { EAGAIN, EINTR, SysError } from "../ffi/errno.ts";
 import { addressOf, buffer, closeFd } from "../ffi/libc.ts";
@@ -32,8 +32,9 @@ const MESSAGES = 16;
 const MESSAGE_BYTES = 65536;
 /** What a sender that was held up makes good at once. */
 const BURST_BYTES = 256 << 10;
-/** The end did not come. */
+/** For so long nothing comes: the end is lost, or the last of a few. */
 const SILENCE_MS = 5000;
+const END_SILENCE_MS = 100;
 
 export interface UdpFlowOptions {
   /** Bytes of a datagram, at least 8. */
@@ -178,9 +179,10 @@ export async function sendUdpFlow(address: string, port: number, options: UdpFlo
       if (mbps !== 0) await Bun.sleep(1);
     }
     const seconds = elapsed() / 1000;
-    for (let i = 0; i < END_TIMES; i++) {
+    for (let left = END_TIMES - 1; left >= 0; left--) {
       await Bun.sleep(END_EVERY_MS);
       out.view.setUint32(out.dataAt(0), END, true);
+      out.view.setUint32(out.dataAt(0) + 4, left, true);
       prepare(0, 1);
       send(1);
     }
@@ -201,9 +203,14 @@ export function receiveUdpFlow(address: string, listening: (port: number) => voi
   let next = 0;
   let first = 0;
   let size = 0;
-  const take = (at: number, length: number): boolean => {
-    const number = length < 4 ? -1 : into.view.getUint32(at, true);
-    if (number === END) return false;
+  let silence = -1;
+  const take = (at: number, length: number): void => {
+    const number = length < 8 ? -1 : into.view.getUint32(at, true);
+    if (number === END) {
+      silence = into.view.getUint32(at + 4, true) === 0 ? 0 : END_SILENCE_MS;
+      return;
+    }
+    silence = SILENCE_MS;
     size ||= length;
     const from = (number & 255) + 4;
     if (length !== size || into.bytes.compare(pattern, from, from + length - 4, at + 4, at + length) !== 0)
@@ -213,15 +220,13 @@ export function receiveUdpFlow(address: string, listening: (port: number) => voi
     result.received++;
     result.bytes += length;
     result.tos[control.tos] = (result.tos[control.tos] ?? 0) + 1;
-    return true;
   };
   try {
-    for (;;) {
+    while (silence !== 0) {
       for (let i = 0; i < MESSAGES; i++) into.write(i, MESSAGE_BYTES, SOCKADDR_ROOM, CONTROL_ROOM);
       const n = recvmmsg(fd, into.base, MESSAGES);
       if (n <= 0) {
-        // Before the first one the caller waits, and ends us when none comes.
-        if (!readable.wait(first === 0 ? -1 : SILENCE_MS) && first !== 0) return result;
+        if (!readable.wait(silence)) break;
         continue;
       }
       const now = performance.now();
@@ -231,13 +236,13 @@ export function receiveUdpFlow(address: string, listening: (port: number) => voi
         parseControl(into.view, into.controlAt(i), into.view.getUint32(header + MSGHDR_CONTROLLEN, true), control);
         const segment = control.segmentSize || length;
         if (length > segment) result.merged += Math.ceil(length / segment);
-        for (let from = 0; from < length; from += segment) {
-          if (!take(into.dataAt(i) + from, Math.min(segment, length - from))) return result;
-        }
+        for (let from = 0; from < length; from += segment)
+          take(into.dataAt(i) + from, Math.min(segment, length - from));
       }
       first ||= now;
-      result.seconds = (now - first) / 1000;
+      if (silence === SILENCE_MS) result.seconds = (now - first) / 1000;
     }
+    return result;
   } finally {
     closeFd(fd);
   }
