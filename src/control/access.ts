@@ -1,19 +1,23 @@
 // The policy in force and the tailnet that it is applied to. Compiled when something that it depends on has changed and
 // somebody asks: changes that come together are compiled together.
 import { createHash } from "node:crypto";
-import { formatPrefix, maskPrefix, parsePrefix } from "../wire/ip.ts";
+import { Routing } from "./ha.ts";
 import type { Effect, Model, NodeRecord, UserRecord } from "./model.ts";
-import type { Access, Circle } from "./netmap.ts";
+import type { Access, Circle, Decision } from "./netmap.ts";
+import { OpenAccess } from "./open-access.ts";
 import type { Bits } from "./policy/bits.ts";
 import {
   Compiled,
   type Policy,
   PolicyError,
   type PolicyNode,
+  type PolicyUser,
   parsePolicy,
   runTests,
   type Tailnet,
 } from "./policy/index.ts";
+import { Resolver } from "./policy/resolve.ts";
+import { type Approvals, activeRoutes, advertisedRoutes } from "./routes.ts";
 
 /** Nobody reaches anybody: what is left when a policy cannot be applied any more. */
 const CLOSED = '{"acls": []}';
@@ -33,38 +37,49 @@ function attributesOf({ hostinfo }: NodeRecord): Record<string, string> {
   };
 }
 
-function advertisedBy(node: NodeRecord): string[] {
-  const prefixes = (node.hostinfo.RoutableIPs ?? []).slice(0, 1024).map((text) => parsePrefix(text));
-  return [...new Set(prefixes.filter((prefix) => prefix !== null).map((prefix) => formatPrefix(maskPrefix(prefix))))];
+/** What a policy depends on, beside the routes. */
+function inputOf(node: NodeRecord): string {
+  return JSON.stringify([node.userId, node.tags, node.ipv4, node.ipv6, attributesOf(node)]);
 }
 
-/** What a policy depends on. Whether a router is online decides who serves its routes. */
-function inputOf(node: NodeRecord): string {
-  const routes = advertisedBy(node);
-  const online = routes.length > 0 && node.online;
-  return JSON.stringify([node.userId, node.tags, node.ipv4, node.ipv6, routes, online, attributesOf(node)]);
+/** Whether it restricts nothing and gives nothing: then nothing needs to be compiled. */
+function saysNothing(policy: Policy): boolean {
+  const { accesses, ssh, nodeAttributes, randomizeClientPort, disableIPv4, oneCGNAT } = policy;
+  return !(accesses || ssh.length || nodeAttributes.length || randomizeClientPort || disableIPv4 || oneCGNAT !== null);
 }
 
 export class PolicyAccess implements Access {
+  /** Who serves which routes. */
+  readonly routing: Routing;
+  /** What the policy in force approves by itself: another function when the policy is another. */
+  approvals: Approvals;
   private compiled: Compiled | null = null;
+  private readonly open: OpenAccess;
+  private isOpen: boolean;
   private generation = 0;
+  /** Of the routing, as of the last compilation. */
+  private routed = -1;
   private readonly circles = new WeakMap<Bits, Circle>();
   private readonly interned = new Map<string, WeakRef<Circle>>();
   private readonly differences = new WeakMap<Circle, WeakMap<Circle, readonly number[]>>();
   private readonly inputs = new Map<number, string>();
   private users: readonly UserRecord[] = [];
-  /** Which router of a prefix was elected last: it keeps the route while it is online. */
-  private primaries = new Map<string, number>();
 
-  /** Throws PolicyError when the policy is wrong; tests that fail are logged, so that a server can start. */
+  /** What of the policy does not fit this tailnet (a name of two users, a failed test) is logged, so that a server can start. */
   constructor(
     private readonly model: Model,
     private policy: Policy,
     private readonly log: Log = () => {},
+    /** An identity provider may name groups that nobody has yet. */
+    private readonly anyGroup = false,
   ) {
-    new Compiled(policy, this.tailnet(policy));
+    this.routing = new Routing(model);
+    this.open = new OpenAccess(model, this.routing);
+    this.isOpen = saysNothing(policy);
+    this.approvals = this.approvalsOf(policy);
     try {
-      runTests(policy, this.tailnet(policy));
+      new Compiled(policy, this.tailnet(policy, true));
+      runTests(policy, this.tailnet(policy, true));
     } catch (error) {
       if (!(error instanceof PolicyError)) throw error;
       log(`warning: policy: ${error.describe()}`);
@@ -73,17 +88,38 @@ export class PolicyAccess implements Access {
     this.users = [...model.users.values()];
   }
 
-  /** Throws PolicyError, also when its own tests fail; then the policy in force stays. */
-  replace(text: string): void {
-    const policy = parsePolicy(text);
-    new Compiled(policy, this.tailnet(policy));
-    runTests(policy, this.tailnet(policy));
+  /** Reads a policy; groups that it does not define are known when some user has them from its identity provider. */
+  private parse(text: string): Policy {
+    const claimed = new Set([...this.model.users.values()].flatMap(({ groups }) => groups));
+    return parsePolicy(text, (name) => this.anyGroup || claimed.has(name.slice("group:".length)));
+  }
+
+  /** All that can be wrong with a policy for this tailnet, its own tests among it. Throws PolicyError. */
+  check(text: string): Policy {
+    const policy = this.parse(text);
+    const tailnet = this.tailnet(policy, true);
+    new Compiled(policy, tailnet);
+    runTests(policy, tailnet);
+    return policy;
+  }
+
+  /** Puts a checked policy in force. */
+  put(policy: Policy): void {
     if (policy.text === this.policy.text) return;
     this.policy = policy;
+    this.isOpen = saysNothing(policy);
+    this.approvals = this.approvalsOf(policy);
     this.compiled = null;
+    this.generation++;
+  }
+
+  /** Checks and puts. Throws PolicyError; then the policy in force stays. */
+  replace(text: string): void {
+    this.put(this.check(text));
   }
 
   onApplied(effect: Effect): void {
+    this.routing.onApplied(effect);
     for (const id of effect.nodes) {
       const node = this.model.nodes.get(id);
       const input = node && inputOf(node);
@@ -99,45 +135,74 @@ export class PolicyAccess implements Access {
     }
   }
 
-  private tailnet(policy: Policy): Tailnet {
-    const users = [...this.model.users.values()].map(({ id, name, email }) => ({ id, name, email }));
-    const bare = [...this.model.nodes.values()].map((node): PolicyNode & { record: NodeRecord } => ({
-      id: node.id,
-      userId: node.userId,
-      tags: node.tags,
-      ipv4: node.ipv4,
-      ipv6: node.ipv6,
-      routes: [],
-      attributes: attributesOf(node),
-      record: node,
-    }));
-    const approve = new Compiled({ ...policy, accesses: [], ssh: [], nodeAttributes: [] }, { users, nodes: [] }, false);
-    const nodes = bare.map(({ record, ...node }) => ({
-      ...node,
-      routes: approve.autoApproved(node, advertisedBy(record)),
-    }));
-    return { users, nodes, primaries: this.elect(nodes) };
+  /** Whether the policy knows this tag. Where there is no policy at all, any tag will do. */
+  hasTag(tag: string): boolean {
+    return this.policy.text === "" || this.policy.tagOwners.has(tag);
   }
 
-  private elect(nodes: readonly PolicyNode[]): Map<string, number> {
-    const serving = new Map<string, number[]>();
-    for (const { id, routes } of nodes)
-      for (const route of routes) serving.set(route, [...(serving.get(route) ?? []), id]);
-    const online = (id: number): boolean => this.model.nodes.get(id)!.online;
-    return new Map(
-      [...serving].map(([route, ids]) => {
-        const last = this.primaries.get(route);
-        const able = ids.filter(online).sort((a, b) => a - b);
-        const keeps = last !== undefined && ids.includes(last) && (online(last) || able.length === 0);
-        return [route, keeps ? last : (able[0] ?? Math.min(...ids))];
-      }),
-    );
+  /** Whether tagOwners give a tag to a user, or to whoever has one of these tags. Who owns an owning tag owns as well. */
+  mayClaim(tag: string, who: { userId?: number; tags?: readonly string[] }): boolean {
+    const resolver = new Resolver(this.policy, { users: this.policyUsers(), nodes: [] }, false);
+    const seen = new Set<string>();
+    const owns = (name: string): boolean => {
+      if (seen.has(name)) return false;
+      seen.add(name);
+      return (this.policy.tagOwners.get(name) ?? []).some((owner) => {
+        if (owner.kind === "tag") return who.tags?.includes(owner.name) || owns(owner.name);
+        return who.userId !== undefined && (resolver.users(owner)?.has(who.userId) ?? false);
+      });
+    };
+    return owns(tag);
+  }
+
+  private policyUsers(): PolicyUser[] {
+    return [...this.model.users.values()].map(({ id, name, email, providerId, groups }) => ({
+      id,
+      name,
+      email,
+      providerId,
+      groups: groups.map((group) => `group:${group}`),
+    }));
+  }
+
+  private approvalsOf(policy: Policy): Approvals {
+    const bare = { ...policy, accesses: [], ssh: [], nodeAttributes: [] };
+    let users: readonly UserRecord[] = [];
+    let compiled: Compiled | null = null;
+    return (node) => {
+      const { routes, exitNode } = policy.approvers;
+      if (routes.length === 0 && exitNode.length === 0) return [];
+      if (!compiled || users !== this.users) {
+        users = this.users;
+        compiled = new Compiled(bare, { users: this.policyUsers(), nodes: [] }, false);
+      }
+      return compiled.autoApproved(node, advertisedRoutes(node));
+    };
+  }
+
+  /** `foreseeing`: with the routes that the policy will approve. */
+  private tailnet(policy: Policy, foreseeing = false): Tailnet {
+    const approvals = foreseeing ? this.approvalsOf(policy) : () => [];
+    const nodes = [...this.model.nodes.values()].map((node): PolicyNode => {
+      const active = activeRoutes(node);
+      const more = approvals(node).filter((route) => !active.includes(route));
+      return {
+        id: node.id,
+        userId: node.userId,
+        tags: node.tags,
+        ipv4: node.ipv4,
+        ipv6: node.ipv6,
+        routes: [...active, ...more],
+        attributes: attributesOf(node),
+      };
+    });
+    return { users: this.policyUsers(), nodes, primaries: this.routing.primaries };
   }
 
   private current(): Compiled {
-    if (!this.compiled) {
+    if (!this.compiled || this.routed !== this.routing.generation) {
+      this.routed = this.routing.generation;
       const tailnet = this.tailnet(this.policy);
-      this.primaries = new Map(tailnet.primaries);
       try {
         this.compiled = new Compiled(this.policy, tailnet, false);
       } catch (error) {
@@ -151,11 +216,16 @@ export class PolicyAccess implements Access {
   }
 
   get epoch(): number {
-    this.current();
+    if (!this.isOpen) this.current();
+    else if (this.routed !== this.routing.generation) {
+      this.routed = this.routing.generation;
+      this.generation++;
+    }
     return this.generation;
   }
 
   circle(viewer: number): Circle {
+    if (this.isOpen) return this.open.circle;
     const compiled = this.current();
     const bits = compiled.circle(viewer);
     let circle = this.circles.get(bits);
@@ -182,6 +252,11 @@ export class PolicyAccess implements Access {
 
   difference(a: Circle, b: Circle): readonly number[] {
     if (a === b) return [];
+    // What is open to all has no list of its own that would stay true.
+    if (a === this.open.circle || b === this.open.circle) {
+      const [one, other] = a === this.open.circle ? [a, b] : [b, a];
+      return one.ids.filter((id) => !other.has(id));
+    }
     let of = this.differences.get(a);
     if (!of) {
       of = new WeakMap();
@@ -195,7 +270,8 @@ export class PolicyAccess implements Access {
     return ids;
   }
 
-  decide(viewer: number) {
+  decide(viewer: number): Decision {
+    if (this.isOpen) return this.open.decide(viewer);
     const compiled = this.current();
     const { allowedIPs, primaryRoutes, capMap } = compiled.selfView(viewer);
     return {

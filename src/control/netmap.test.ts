@@ -1,7 +1,9 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
+import { PolicyAccess } from "./access.ts";
 import { type Change, Model, type NodeRecord } from "./model.ts";
 import { type Access, type TailnetConfig, View } from "./netmap.ts";
+import { parsePolicy } from "./policy/index.ts";
 import { DERP_MAP, digits, Mirror, makeNode, makeUser } from "./testing.ts";
 
 const CONFIG: TailnetConfig = { baseDomain: "net.test", derpMap: DERP_MAP };
@@ -23,6 +25,12 @@ const edits: fc.Arbitrary<(node: NodeRecord, salt: number) => Partial<NodeRecord
   (_: NodeRecord, salt: number) => ({ tags: [], userId: 1 + (salt % 2) }),
   (_: NodeRecord, salt: number) => ({ hostinfo: { OS: "linux", Services: [{ Proto: "peerapi4", Port: salt }] } }),
   (_: NodeRecord, salt: number) => ({ hostinfo: { OS: "linux", NetInfo: { PreferredDERP: salt } } }),
+  (_: NodeRecord, salt: number) => ({
+    hostinfo: { OS: "linux", RoutableIPs: ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0"].slice(salt % 4) },
+  }),
+  (_: NodeRecord, salt: number) => ({ approvedRoutes: ["0.0.0.0/0", "10.0.0.0/8", "::/0"].slice(salt % 4) }),
+  (_: NodeRecord, salt: number) => ({ authorized: salt % 3 > 0 }),
+  (_: NodeRecord, salt: number) => ({ ipv4: `100.64.1.${salt % 250}` }),
 );
 
 type Step =
@@ -43,21 +51,27 @@ const step: fc.Arbitrary<Step> = fc.oneof(
 
 const USERS = [1, 2].map((id) => makeUser(id));
 
+function openAccess(model: Model): PolicyAccess {
+  return new PolicyAccess(model, parsePolicy(""));
+}
+
 /** Everything is open between nodes that may see each other. */
 function hiding(model: Model, sees: (peer: NodeRecord) => boolean): Access {
   const has = (id: number) => sees(model.nodes.get(id)!);
+  const open = openAccess(model);
   return {
     epoch: 0,
     circle: () => ({ has, ids: [...model.nodes.keys()].filter(has).sort((a, b) => a - b) }),
     difference: () => [],
-    decide: () => null,
+    decide: (id) => open.decide(id),
   };
 }
 
 /** What the node is told of itself; endpoints, relay and the like it knows better than the server. */
 function selfIdentity(mirror: Mirror) {
   const { Name, User, Key, KeyExpiry, Addresses, AllowedIPs, Tags, Expired, MachineAuthorized, CapMap } = mirror.self!;
-  return { Name, User, Key, KeyExpiry, Addresses, AllowedIPs, Tags, Expired, MachineAuthorized, CapMap };
+  const { PrimaryRoutes } = mirror.self!;
+  return { Name, User, Key, KeyExpiry, Addresses, AllowedIPs, PrimaryRoutes, Tags, Expired, MachineAuthorized, CapMap };
 }
 
 test("the sum of the deltas is the full netmap, whatever changes and however long a reader waits", () => {
@@ -67,8 +81,11 @@ test("the sum of the deltas is the full netmap, whatever changes and however lon
       model.apply({ users: USERS });
       const clients = new Map<number, { view: View; mirror: Mirror }>();
       let lastId = 0;
+      const access = openAccess(model);
       const commit = (change: Change) => {
-        for (const id of model.apply(change).nodes) for (const { view } of clients.values()) view.mark(id);
+        const effect = model.apply(change);
+        access.onApplied(effect);
+        for (const id of effect.nodes) for (const { view } of clients.values()) view.mark(id);
       };
       const read = (id: number) => {
         const client = clients.get(id)!;
@@ -80,7 +97,7 @@ test("the sum of the deltas is the full netmap, whatever changes and however lon
         if (action.kind === "add") {
           const id = ++lastId;
           commit({ nodes: [makeNode(id)] });
-          clients.set(id, { view: new View(id, CONFIG), mirror: new Mirror() });
+          clients.set(id, { view: new View(id, CONFIG, access), mirror: new Mirror() });
         } else if (ids.length > 0) {
           const id = ids[action.which % ids.length]!;
           const node = model.nodes.get(id)!;
@@ -96,7 +113,7 @@ test("the sum of the deltas is the full netmap, whatever changes and however lon
         read(id);
         expect(view.next(model, 0)).toBeNull();
         const fresh = new Mirror();
-        fresh.apply(new View(id, CONFIG).next(model, 0)!);
+        fresh.apply(new View(id, CONFIG, access).next(model, 0)!);
         expect([...mirror.peers.entries()].sort(([a], [b]) => a - b)).toEqual([...fresh.peers.entries()]);
         expect(selfIdentity(mirror)).toEqual(selfIdentity(fresh));
         for (const [userId, profile] of fresh.profiles) expect(mirror.profiles.get(userId)).toEqual(profile);
@@ -109,7 +126,7 @@ test("the sum of the deltas is the full netmap, whatever changes and however lon
 test("a change that peers cannot see makes no message", () => {
   const model = new Model();
   model.apply({ users: USERS, nodes: [makeNode(1), makeNode(2)] });
-  const view = new View(1, CONFIG);
+  const view = new View(1, CONFIG, openAccess(model));
   view.next(model, 0);
   const hostinfo = { OS: "linux", BackendLogID: "secret", NetInfo: { DERPLatency: { "1-v4": 0.02 } } };
   for (const id of model.apply({ nodes: [makeNode(2, { hostinfo })] }).nodes) view.mark(id);
@@ -119,7 +136,7 @@ test("a change that peers cannot see makes no message", () => {
 test("a peer that came and went while the reader waited is never spoken of", () => {
   const model = new Model();
   model.apply({ users: USERS, nodes: [makeNode(1)] });
-  const view = new View(1, CONFIG);
+  const view = new View(1, CONFIG, openAccess(model));
   view.next(model, 0);
   model.apply({ nodes: [makeNode(2)] });
   view.mark(2);

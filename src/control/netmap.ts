@@ -34,7 +34,8 @@ export interface NodeView {
 
 /** What a policy decides for one node. */
 export interface Decision {
-  self: NodeView;
+  /** Null: its addresses and no more. */
+  self: NodeView | null;
   filter(): tc.FilterRule[];
   /** Equal for equal filters. */
   filterDigest: string;
@@ -57,19 +58,8 @@ export interface Access {
   circle(viewer: number): Circle;
   /** What is in one circle only. */
   difference(a: Circle, b: Circle): readonly number[];
-  /** Null: everything is open, and nodes have their addresses and no more. */
-  decide(viewer: number): Decision | null;
+  decide(viewer: number): Decision;
 }
-
-/** Without a policy everybody sees and reaches everybody. */
-const openAccess = (model: Model): Access => ({
-  epoch: 0,
-  circle: () => ({ has: () => true, ids: model.sortedNodes().map(({ id }) => id) }),
-  difference: () => [],
-  decide: () => null,
-});
-
-const ALLOW_ALL: tc.FilterRule[] = [{ SrcIPs: ["*"], DstPorts: [{ IP: "*", Ports: { First: 0, Last: 65535 } }] }];
 
 const SELF_CAPABILITIES: tc.CapMap = {
   "https://tailscale.com/cap/file-sharing": null,
@@ -100,7 +90,7 @@ export function namesOf(user: UserRecord): { LoginName: string; DisplayName: str
   };
 }
 
-function addressesOf(node: NodeRecord): string[] {
+export function addressesOf(node: NodeRecord): string[] {
   return [...(node.ipv4 ? [`${node.ipv4}/32`] : []), ...(node.ipv6 ? [`${node.ipv6}/128`] : [])];
 }
 
@@ -125,7 +115,7 @@ function baseNode(node: NodeRecord, config: TailnetConfig): tc.Node {
     ...(node.tags.length > 0 && { Tags: [...node.tags] }),
     ...(!node.online && node.lastSeen !== null && { LastSeen: timeText(node.lastSeen) }),
     Online: node.online,
-    MachineAuthorized: !node.expired,
+    MachineAuthorized: node.authorized && !node.expired,
     ...(node.expired && { Expired: true }),
   };
 }
@@ -148,7 +138,7 @@ export function peerNode(node: NodeRecord, config: TailnetConfig): tc.Node {
 }
 
 /** A node as it sees itself. */
-export function selfNode(node: NodeRecord, config: TailnetConfig, view?: NodeView): tc.Node {
+export function selfNode(node: NodeRecord, config: TailnetConfig, view: NodeView | null = null): tc.Node {
   const form = { ...baseNode(node, config), Hostinfo: node.hostinfo, CapMap: SELF_CAPABILITIES };
   return view ? seenAs({ ...form, CapMap: { ...SELF_CAPABILITIES, ...view.capMap } }, view) : form;
 }
@@ -189,6 +179,18 @@ function digest(value: unknown): string {
   return text.length < 64 ? text : createHash("sha256").update(text).digest("base64");
 }
 
+const forms = new WeakMap<ReadonlyMap<number, NodeView>, ReadonlyMap<number, string>>();
+
+/** Views by id, in a form that can be compared. Many viewers share one map of them. */
+function formsOf(special: ReadonlyMap<number, NodeView>): ReadonlyMap<number, string> {
+  let found = forms.get(special);
+  if (!found) {
+    found = new Map([...special].map(([id, view]) => [id, JSON.stringify(view)]));
+    forms.set(special, found);
+  }
+  return found;
+}
+
 function patchOf(node: NodeRecord, model: Model, since: number): tc.PeerChange | null {
   const stamps = model.stampsOf(node.id)!;
   const patch: tc.PeerChange = { NodeID: node.id };
@@ -215,18 +217,19 @@ export class View {
   /** Version of the model that the last message reflects; 0: no message yet. */
   private sent = 0;
   private decision: Decision | null = null;
+  /** Whether the node had been let in, as of the last message. */
+  private isAdmitted = false;
   private circle: Circle | null = null;
   private epoch = -1;
   /** As of the last message. */
   private toldConfig: TailnetConfig | null = null;
   /** What was told last, of what the policy decides. */
-  private told = { self: "", filter: "", ssh: "", special: new Map<number, string>() };
+  private told = { self: "", filter: "", ssh: "", special: new Map<number, string>() as ReadonlyMap<number, string> };
 
   constructor(
     readonly nodeId: number,
     private config: TailnetConfig,
-    /** Null: without a policy. */
-    private readonly access: Access | null = null,
+    private readonly access: Access,
   ) {}
 
   /** Something about this node (peer or self) may have changed. */
@@ -241,10 +244,7 @@ export class View {
 
   get hasWork(): boolean {
     return (
-      this.sent === 0 ||
-      this.config !== this.toldConfig ||
-      this.dirty.size > 0 ||
-      (this.access !== null && this.access.epoch !== this.epoch)
+      this.sent === 0 || this.config !== this.toldConfig || this.dirty.size > 0 || this.access.epoch !== this.epoch
     );
   }
 
@@ -252,43 +252,48 @@ export class View {
   next(model: Model, now: number): tc.MapResponse | null {
     const self = model.nodes.get(this.nodeId);
     if (!self) return null;
-    const access = this.access ?? openAccess(model);
-    const message = this.sent === 0 ? this.first(self, model, access, now) : this.delta(self, model, access);
+    const message = this.sent === 0 ? this.first(self, model, now) : this.delta(self, model);
     this.sent = model.version;
     this.toldConfig = this.config;
     this.dirty.clear();
     return message;
   }
 
-  private first(self: NodeRecord, model: Model, access: Access, now: number): tc.MapResponse {
-    this.decide(access);
-    this.circle = access.circle(self.id);
-    const peers = this.circle.ids.filter((id) => id !== self.id).map((id) => model.nodes.get(id)!);
+  private first(self: NodeRecord, model: Model, now: number): tc.MapResponse {
+    const decision = this.decide();
+    this.circle = this.access.circle(self.id);
+    this.isAdmitted = self.authorized;
+    const ids = self.authorized ? this.circle.ids.filter((id) => id !== self.id) : [];
+    const peers = ids.map((id) => model.nodes.get(id)!).filter((peer) => peer.authorized);
     for (const peer of peers) this.known.add(peer.id);
     return {
-      Node: selfNode(self, this.config, this.decision?.self),
+      Node: selfNode(self, this.config, decision.self),
       DERPMap: this.config.derpMap,
       ...(peers.length > 0 && { Peers: peers.map((peer) => this.peer(peer)) }),
       DNSConfig: dnsConfig(this.config),
       Domain: this.config.baseDomain,
       CollectServices: false,
-      PacketFilters: { base: this.decision?.filter() ?? ALLOW_ALL },
-      ...(this.decision && { SSHPolicy: { rules: this.decision.sshRules } }),
+      PacketFilters: { base: decision.filter() },
+      SSHPolicy: { rules: decision.sshRules },
       UserProfiles: this.newProfiles([self, ...peers], model),
       ControlTime: timeText(now),
       Debug: { DisableLogTail: true },
     };
   }
 
-  private delta(self: NodeRecord, model: Model, access: Access): tc.MapResponse | null {
+  private delta(self: NodeRecord, model: Model): tc.MapResponse | null {
     const message: tc.MapResponse = {};
     const changed: NodeRecord[] = [];
     const removed: number[] = [];
     const patches: tc.PeerChange[] = [];
     if (this.config.derpMap !== this.toldConfig?.derpMap) message.DERPMap = this.config.derpMap;
-    const whole = this.decideAgain(model, access, message);
-    const circle = access.circle(self.id);
+    const whole = this.decideAgain(model, message);
+    const circle = this.access.circle(self.id);
     this.circle = circle;
+    if (self.authorized !== this.isAdmitted) {
+      this.isAdmitted = self.authorized;
+      for (const id of circle.ids) this.dirty.add(id);
+    }
     for (const id of [...this.dirty].sort((a, b) => a - b)) {
       if (id === this.nodeId) {
         if (model.stampsOf(id)!.self > this.sent) message.Node = selfNode(self, this.config, this.decision?.self);
@@ -296,7 +301,7 @@ export class View {
       }
       const peer = model.nodes.get(id);
       const known = this.known.has(id);
-      if (!peer || !circle.has(id)) {
+      if (!peer?.authorized || !self.authorized || !circle.has(id)) {
         if (known) removed.push(id);
         this.known.delete(id);
       } else if (!known || whole.has(id) || model.stampsOf(id)!.whole > this.sent) {
@@ -321,41 +326,39 @@ export class View {
     return view ? seenAs(form, view) : form;
   }
 
-  /** Asks the policy; returns what it said before. */
-  private decide(access: Access): View["told"] {
-    this.epoch = access.epoch;
-    this.decision = access.decide(this.nodeId);
-    const before = this.told;
-    if (this.decision) {
-      const { self, filterDigest, sshRules, special } = this.decision;
-      this.told = {
-        self: JSON.stringify(self),
-        filter: filterDigest,
-        ssh: digest(sshRules),
-        special: new Map([...special].map(([id, view]) => [id, JSON.stringify(view)])),
-      };
-    }
-    return before;
+  /** Asks the policy, and remembers what it said. */
+  private decide(): Decision {
+    this.epoch = this.access.epoch;
+    const decision = this.access.decide(this.nodeId);
+    this.decision = decision;
+    this.told = {
+      self: JSON.stringify(decision.self),
+      filter: decision.filterDigest,
+      ssh: digest(decision.sshRules),
+      special: formsOf(decision.special),
+    };
+    return decision;
   }
 
   /** After a change of policy, or of what it depends on: marks peers that come, go or lead elsewhere; those are returned. */
-  private decideAgain(model: Model, access: Access, message: tc.MapResponse): Set<number> {
+  private decideAgain(model: Model, message: tc.MapResponse): Set<number> {
     const whole = new Set<number>();
-    if (access.epoch === this.epoch) return whole;
-    const before = this.decide(access);
-    for (const id of access.difference(this.circle!, access.circle(this.nodeId))) {
+    if (this.access.epoch === this.epoch) return whole;
+    const before = this.told;
+    const { self, filter, sshRules } = this.decide();
+    for (const id of this.access.difference(this.circle!, this.access.circle(this.nodeId))) {
       if (id !== this.nodeId) this.dirty.add(id);
     }
-    for (const id of new Set([...before.special.keys(), ...this.told.special.keys()])) {
-      if (before.special.get(id) === this.told.special.get(id) || !model.nodes.has(id)) continue;
-      this.dirty.add(id);
-      whole.add(id);
+    if (before.special !== this.told.special) {
+      for (const id of new Set([...before.special.keys(), ...this.told.special.keys()])) {
+        if (before.special.get(id) === this.told.special.get(id) || !model.nodes.has(id)) continue;
+        this.dirty.add(id);
+        whole.add(id);
+      }
     }
-    if (!this.decision) return whole;
-    if (before.self !== this.told.self)
-      message.Node = selfNode(model.nodes.get(this.nodeId)!, this.config, this.decision.self);
-    if (before.filter !== this.told.filter) message.PacketFilters = { base: this.decision.filter() };
-    if (before.ssh !== this.told.ssh) message.SSHPolicy = { rules: this.decision.sshRules };
+    if (before.self !== this.told.self) message.Node = selfNode(model.nodes.get(this.nodeId)!, this.config, self);
+    if (before.filter !== this.told.filter) message.PacketFilters = { base: filter() };
+    if (before.ssh !== this.told.ssh) message.SSHPolicy = { rules: sshRules };
     return whole;
   }
 
