@@ -2,7 +2,9 @@ import { expect, test } from "bun:test";
 import { connect } from "node:net";
 import { connect as tlsConnect } from "node:tls";
 import { Hono } from "hono";
+import { clientAddress, clientAddressOf, parseTrustedProxies } from "./client-address.ts";
 import { type Listener, type ListenOptions, listen, refuseUpgrade } from "./listener.ts";
+import { createLogger } from "./logger.ts";
 
 function app(): Hono {
   const hono = new Hono();
@@ -64,12 +66,36 @@ cToVCjuqVKii81qKJHPZyoSavhn10T3UqEBseFRcvw==
 `,
 };
 
+/** The same for another name. */
+const OTHER = {
+  key: `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgze/CcvaanobwvNOi
+kmDfkr7BWQtYjacmfxkGmscR1BChRANCAASlxHJ5RE2Wqss55UBYuIt6RqLEAkFg
+SqocIy/shiyJa4iu4S3j2gJdWc2F9t0J+IknHD5Kbs7Io99rmtZSyiDx
+-----END PRIVATE KEY-----
+`,
+  cert: `-----BEGIN CERTIFICATE-----
+MIIBlzCCAT6gAwIBAgIUacHLwRyFsxSA5J1uVqCzxpuXMYswCgYIKoZIzj0EAwIw
+FTETMBEGA1UEAwwKb3RoZXIudGVzdDAgFw0yNjExMjExMTA5MjBaGA8yMTI2MTAy
+ODExMDkyMFowFTETMBEGA1UEAwwKb3RoZXIudGVzdDBZMBMGByqGSM49AgEGCCqG
+SM49AwEHA0IABKXEcnlETZaqyznlQFi4i3pGosQCQWBKqhwjL+yGLIlriK7hLePa
+Al1ZzYX23Qn4iSccPkpuzsij32ua1lLKIPGjajBoMB0GA1UdDgQWBBQojRChLFW7
+Bt1x+YD0NW/zyxBPujAfBgNVHSMEGDAWgBQojRChLFW7Bt1x+YD0NW/zyxBPujAP
+BgNVHRMBAf8EBTADAQH/MBUGA1UdEQQOMAyCCm90aGVyLnRlc3QwCgYIKoZIzj0E
+AwIDRwAwRAIgVCCWMlm/tOwcHe801NK7rQRsE3CSAKvk1tR3a2XsLpwCIDl48Voo
+vwtv15fLJ25kEqv2ObRrDesEKWqWf1Lywzj6
+-----END CERTIFICATE-----
+`,
+};
+
 async function isAlive(port: number): Promise<boolean> {
   return (await fetch(`http://127.0.0.1:${port}/`).then((r) => r.text())) === "hello";
 }
 
 test("serves the app, bounds bodies, and keeps its errors to itself", async () => {
-  await using server = await serve({ limits: { bodyBytes: 1000 } });
+  const logged: Record<string, unknown>[] = [];
+  const log = createLogger({ level: "info", format: "json", write: (line) => logged.push(JSON.parse(line)) });
+  await using server = await serve({ limits: { bodyBytes: 1000 }, log });
   const url = `http://127.0.0.1:${server.port}`;
   expect(await isAlive(server.port)).toBe(true);
   expect(await (await fetch(`${url}/size`, { method: "POST", body: "x".repeat(1000) })).text()).toBe("1000");
@@ -82,7 +108,11 @@ test("serves the app, bounds bodies, and keeps its errors to itself", async () =
   const endless = await fetch(`${url}/size`, { method: "POST", body: stream }).catch(() => null);
   expect(endless === null || endless.status === 413).toBe(true);
   const broken = await fetch(`${url}/broken`);
-  expect([broken.status, await broken.text()]).toEqual([500, "internal error"]);
+  const id = broken.headers.get("X-Request-Id");
+  expect(id).toMatch(/^[0-9a-f]{20}$/);
+  expect([broken.status, await broken.text()]).toEqual([500, `internal error, request ${id}`]);
+  expect(logged).toEqual([expect.objectContaining({ level: "error", request: id, client: "127.0.0.1" })]);
+  expect(logged[0]?.error).toContain("Error: secret");
   expect(await isAlive(server.port)).toBe(true);
 });
 
@@ -153,6 +183,94 @@ test("the same over TLS: app, upgrades, garbage and half heads", async () => {
   expect(await talk(port, "GET / HTTP/1.1\r\nHost: x\r\n", true)).not.toContain("200");
   expect(await talk(port, "\0\x01garbage\r\n\r\n", true)).not.toContain("200");
   expect(await isServing()).toBe(true);
+});
+
+test("over TLS, who never shakes hands is cut off, and an upgrade outlives every limit of HTTP", async () => {
+  await using server = await serve({
+    tls: TLS,
+    limits: { headTimeout: 100, requestTimeout: 100, keepAliveTimeout: 100, connections: 2 },
+    upgrades: {
+      "/take": (_request, socket) => {
+        socket.write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n");
+        setTimeout(() => socket.end("late answer"), 400);
+      },
+    },
+  });
+  expect(await talk(server.port, "")).toBe("");
+  const upgrade = "POST /take HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n";
+  const heard = await Promise.all([1, 2].map(() => talk(server.port, upgrade, true)));
+  for (const answer of heard) expect(answer).toEndWith("late answer");
+});
+
+test("an answer may take longer than its request might", async () => {
+  const slow = new Hono();
+  slow.get("/", async (c) => {
+    await Bun.sleep(400);
+    return c.text("at last");
+  });
+  await using server = await serve({ app: slow, limits: { headTimeout: 100, requestTimeout: 100 } });
+  expect(await (await fetch(`http://127.0.0.1:${server.port}/`)).text()).toBe("at last");
+});
+
+/** Common name, ALPN and TLS version of a handshake. */
+function shakeHands(port: number, options: { servername?: string; alpn?: string; maxVersion?: "TLSv1.1" }) {
+  return new Promise<[string, string | false | null, string | null]>((resolve, reject) => {
+    const { alpn, ...more } = options;
+    const socket = tlsConnect(
+      { host: "127.0.0.1", port, rejectUnauthorized: false, ...(alpn && { ALPNProtocols: [alpn] }), ...more },
+      () => {
+        const { subject } = socket.getPeerCertificate();
+        resolve([String(subject.CN), socket.alpnProtocol, socket.getProtocol()]);
+        socket.destroy();
+      },
+    );
+    socket.on("error", reject);
+  });
+}
+
+test("a certificate is replaced while connections stay; one that is none is refused; old TLS is too", async () => {
+  await using server = await serve({ tls: TLS });
+  const open = tlsConnect({ host: "127.0.0.1", port: server.port, rejectUnauthorized: false });
+  await new Promise((resolve) => open.once("secureConnect", resolve));
+  expect(await shakeHands(server.port, {})).toEqual(["weft.test", false, "TLSv1.3"]);
+  expect(() => server.setCertificate({ cert: "x", key: "y" })).toThrow("cannot be used");
+  expect(await shakeHands(server.port, {})).toEqual(["weft.test", false, "TLSv1.3"]);
+  server.setCertificate(OTHER);
+  expect(await shakeHands(server.port, {})).toEqual(["other.test", false, "TLSv1.3"]);
+  expect(await shakeHands(server.port, { servername: "weft.test" })).toEqual(["other.test", false, "TLSv1.3"]);
+  open.write("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  expect(String(await new Promise((resolve) => open.once("data", resolve)))).toContain("200 OK");
+  open.destroy();
+  expect(shakeHands(server.port, { maxVersion: "TLSv1.1" })).rejects.toThrow();
+});
+
+test("the ACME challenge is answered by name and ALPN, and reaches no app", async () => {
+  await using server = await serve({ tls: TLS, challenge: (name) => (name === "other.test" ? OTHER : null) });
+  expect(await shakeHands(server.port, { servername: "other.test", alpn: "acme-tls/1" })).toEqual([
+    "other.test",
+    "acme-tls/1",
+    "TLSv1.3",
+  ]);
+  expect(await shakeHands(server.port, { servername: "weft.test", alpn: "http/1.1" })).toEqual([
+    "weft.test",
+    "http/1.1",
+    "TLSv1.3",
+  ]);
+});
+
+test("requests and upgrades know their client behind a trusted proxy", async () => {
+  const who = new Hono();
+  who.get("/", (c) => c.text(clientAddress(c)));
+  const upgrades: ListenOptions["upgrades"] = { "/take": (request, socket) => socket.end(clientAddressOf(request)) };
+  const ask = async (trusted: string[]) => {
+    await using server = await serve({ app: who, upgrades, trustedProxies: parseTrustedProxies(trusted) });
+    const headers = { "X-Forwarded-For": "1.1.1.1, 198.51.100.4" };
+    const plain = await (await fetch(`http://127.0.0.1:${server.port}/`, { headers })).text();
+    const head = "GET /take HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\nConnection: upgrade";
+    return [plain, await talk(server.port, `${head}\r\nX-Forwarded-For: 1.1.1.1, 198.51.100.4\r\n\r\n`)];
+  };
+  expect(await ask(["127.0.0.0/8"])).toEqual(["198.51.100.4", "198.51.100.4"]);
+  expect(await ask([])).toEqual(["127.0.0.1", "127.0.0.1"]);
 });
 
 test("connections that do not get on are bounded in number", async () => {

@@ -1,28 +1,44 @@
 // One TCP port for everything: HTTP/1.1 (or HTTPS) with a Hono app behind it, and connections that leave HTTP by an upgrade
 // (ts2021, DERP, WebSocket). Strangers reach this: what they may send before it means something is bounded.
 //
-//   head          16 KiB and 10 s from the first byte to the last; then the whole request within 30 s
+//   head          16 KiB, within 10 s of the connection (of the answer before, 60 s); then the whole request within 30 s
 //   body          1 MiB
 //   connections   4096 that have not become an upgrade; more are closed at once
 // An upgraded socket leaves all of these behind: whoever takes it sets the limits of its protocol.
+//
+// TLS ends in a node:tls server, which hands plain sockets to node:http: its certificate can be replaced while it runs, and it
+// answers the ACME challenge of ALPN "acme-tls/1" (RFC 8737). Everything else gets http/1.1, which upgrades need.
 import { createServer as createHttpServer, type IncomingMessage, type Server } from "node:http";
-import { createServer as createHttpsServer } from "node:https";
 import type { AddressInfo, Socket } from "node:net";
 import type { Duplex } from "node:stream";
+import { createSecureContext, createServer as createTlsServer, type TLSSocket } from "node:tls";
 import { createAdaptorServer } from "@hono/node-server";
-import { Hono } from "hono";
+import { Hono, type MiddlewareHandler } from "hono";
 import { bodyLimit } from "hono/body-limit";
+import { clientAddress, clientAddressOf, noteClient, type TrustedProxies } from "./client-address.ts";
+import { type Logger, newRequestId, requestId, SILENT, whileServing } from "./logger.ts";
 
 /** Takes over the socket. `head`: bytes that came behind the request's head. */
 export type UpgradeHandler = (request: IncomingMessage, socket: Socket, head: Uint8Array) => void;
+
+/** PEM texts; `cert` is a chain. */
+export interface Certificate {
+  cert: string;
+  key: string;
+}
 
 export interface ListenOptions {
   /** IP address. */
   host: string;
   /** 0 asks the kernel. */
   port: number;
-  /** PEM texts. */
-  tls?: { cert: string; key: string };
+  /** The port speaks TLS. */
+  tls?: Certificate;
+  /** ALPN "acme-tls/1": the certificate that answers the challenge for a name; null: there is none. */
+  challenge?: (name: string) => Certificate | null;
+  /** Whose word about the client's address is taken. Default: nobody's. */
+  trustedProxies?: TrustedProxies;
+  log?: Logger;
   app: Hono;
   /** By path without query. Any other upgrade is refused with 404. */
   upgrades: Record<string, UpgradeHandler>;
@@ -52,6 +68,8 @@ const LIMITS: ListenLimits = {
 export interface Listener {
   host: string;
   port: number;
+  /** New connections get this certificate. Throws when it cannot be used; then the one before stays. */
+  setCertificate(certificate: Certificate): void;
   /** Stops accepting and closes what is still HTTP. Upgraded sockets belong to whoever took them. */
   close(): Promise<void>;
 }
@@ -59,77 +77,201 @@ export interface Listener {
 /** Resolves when the port answers. Rejects with one sentence. */
 export async function listen(options: ListenOptions): Promise<Listener> {
   const limits = { ...LIMITS, ...options.limits };
-  const app = new Hono();
-  app.use(bodyLimit({ maxSize: limits.bodyBytes, onError: (c) => c.text("the request body is too large", 413) }));
-  app.route("/", options.app);
-  app.onError((_error, c) => c.text("internal error", 500));
-
-  const serverOptions = {
-    maxHeaderSize: limits.headBytes,
-    headersTimeout: limits.headTimeout,
-    requestTimeout: limits.requestTimeout,
-    keepAliveTimeout: limits.keepAliveTimeout,
-    connectionsCheckingInterval: Math.min(1000, limits.headTimeout / 4),
-  };
+  const log = options.log ?? SILENT;
+  const trusted = options.trustedProxies ?? [];
   const server = createAdaptorServer({
-    fetch: app.fetch,
-    ...(options.tls
-      ? {
-          createServer: createHttpsServer,
-          serverOptions: { ...serverOptions, ...options.tls, ALPNProtocols: ["http/1.1"] },
-        }
-      : { createServer: createHttpServer, serverOptions }),
+    fetch: guarded(options.app, limits, log).fetch,
+    createServer: createHttpServer,
+    serverOptions: { maxHeaderSize: limits.headBytes },
   }) as Server;
+  server.timeout = 0;
 
-  const http = new Set<Duplex>();
-  server.on(options.tls ? "secureConnection" : "connection", (socket: Duplex) => {
+  const patience = new Patience(limits);
+  const take = (socket: Duplex) => {
     socket.on("error", () => {});
-    if (http.size >= limits.connections) {
+    if (patience.size >= limits.connections) {
       socket.destroy();
-      return;
+      return false;
     }
-    http.add(socket);
-    socket.on("close", () => http.delete(socket));
-  });
+    patience.begin(socket);
+    return true;
+  };
   server.on("clientError", (_error, socket: Duplex) => socket.destroy());
-  server.on("tlsClientError", (_error, socket: Duplex) => socket.destroy());
   // A body that is cut off raises an error on the request; without a listener it would end the process.
   server.prependListener("request", (request, response) => {
     request.on("error", () => {});
     response.on("error", () => {});
+    noteClient(request, trusted);
+    patience.request(request, response);
   });
   server.on("upgrade", (request: IncomingMessage, socket: Socket, head: Buffer) => {
-    http.delete(socket);
+    patience.end(socket);
     request.on("error", () => {});
     socket.on("error", () => {});
+    noteClient(request, trusted);
     const path = (request.url ?? "").split("?", 1)[0]!;
     const handler = Object.hasOwn(options.upgrades, path) ? options.upgrades[path] : undefined;
     if (!handler) {
       refuseUpgrade(socket, 404, "nothing can be upgraded here");
       return;
     }
-    try {
-      handler(request, socket, head);
-    } catch {
-      socket.destroy();
-    }
+    whileServing({ request: newRequestId(), client: clientAddressOf(request) }, () => {
+      try {
+        handler(request, socket, head);
+      } catch (error) {
+        log.error(`the upgrade of ${path} failed`, { error: describe(error) });
+        socket.destroy();
+      }
+    });
   });
 
+  const front = options.tls ? tlsFront(options, options.tls, limits, server, take) : server.on("connection", take);
   await new Promise<void>((resolve, reject) => {
-    server.once("error", (error: NodeJS.ErrnoException) => reject(new Error(listenProblem(options, error))));
-    server.listen(options.port, options.host, resolve);
+    front.once("error", (error: NodeJS.ErrnoException) => reject(new Error(listenProblem(options, error))));
+    front.listen(options.port, options.host, resolve);
+  }).catch((error) => {
+    patience.close();
+    throw error;
   });
-  server.on("error", () => {});
-  const address = server.address() as AddressInfo;
+  front.on("error", () => {});
+  const address = front.address() as AddressInfo;
   return {
     host: address.address,
     port: address.port,
+    setCertificate: (certificate) => {
+      if (!("setSecureContext" in front)) throw new Error("this port does not speak TLS");
+      checkCertificate(certificate);
+      front.setSecureContext(tlsOptions(certificate));
+    },
     close: () =>
       new Promise((resolve) => {
-        server.close(() => resolve());
-        for (const socket of http) socket.destroy();
+        front.close(() => resolve());
+        patience.close();
       }),
   };
+}
+
+/** What holds for every request, whatever app answers it: id, log, size, and errors that say nothing to strangers. */
+function guarded(inner: Hono, limits: ListenLimits, log: Logger): Hono {
+  const app = new Hono();
+  const logged: MiddlewareHandler = (c, next) => {
+    const request = newRequestId();
+    return whileServing({ request, client: clientAddress(c) }, async () => {
+      const started = performance.now();
+      await next();
+      c.header("X-Request-Id", request);
+      const ms = Math.round(performance.now() - started);
+      log.debug(`${c.req.method} ${c.req.path}`, { status: c.res.status, ms });
+    });
+  };
+  app.use(logged);
+  app.use(bodyLimit({ maxSize: limits.bodyBytes, onError: (c) => c.text("the request body is too large", 413) }));
+  app.route("/", inner);
+  app.onError((error, c) => {
+    log.error(`${c.req.method} ${c.req.path} failed`, { error: describe(error) });
+    return c.text(`internal error, request ${requestId()}`, 500);
+  });
+  return app;
+}
+
+/** With its stack: a handler that throws is a defect, and the log is where it is looked for. */
+function describe(error: unknown): string {
+  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+}
+
+function tlsOptions({ cert, key }: Certificate) {
+  return { cert, key, minVersion: "TLSv1.2" } as const;
+}
+
+function checkCertificate(certificate: Certificate): void {
+  try {
+    createSecureContext(tlsOptions(certificate));
+  } catch (error) {
+    throw new Error(`the TLS certificate or key cannot be used: ${(error as Error).message}`);
+  }
+}
+
+const ACME_ALPN = "acme-tls/1";
+
+function tlsFront(
+  options: ListenOptions,
+  certificate: Certificate,
+  limits: ListenLimits,
+  server: Server,
+  take: (socket: Duplex) => boolean,
+) {
+  checkCertificate(certificate);
+  const { challenge } = options;
+  const front = createTlsServer(
+    {
+      ...tlsOptions(certificate),
+      handshakeTimeout: limits.headTimeout,
+      ALPNProtocols: challenge ? ["http/1.1", ACME_ALPN] : ["http/1.1"],
+      ...(challenge && {
+        SNICallback: (
+          name: string,
+          done: (error: Error | null, context?: ReturnType<typeof createSecureContext>) => void,
+        ) => {
+          const answer = challenge(name);
+          done(null, answer ? createSecureContext(tlsOptions(answer)) : undefined);
+        },
+      }),
+    },
+    (socket: TLSSocket) => {
+      // The handshake was all that the challenge asked for.
+      if (socket.alpnProtocol === ACME_ALPN) socket.destroy();
+      else server.emit("connection", socket);
+    },
+  );
+  front.on("connection", take);
+  front.on("tlsClientError", (_error, socket: Duplex) => socket.destroy());
+  return front;
+}
+
+/** How long each connection may take for what it does now: the one clock of connections that are still HTTP. */
+class Patience {
+  readonly #deadlines = new Map<Duplex, number>();
+  readonly #timer: ReturnType<typeof setInterval>;
+
+  constructor(private readonly limits: ListenLimits) {
+    this.#timer = setInterval(() => this.#look(), Math.min(1000, limits.headTimeout / 4));
+  }
+
+  get size(): number {
+    return this.#deadlines.size;
+  }
+
+  begin(socket: Duplex): void {
+    this.#set(socket, this.limits.headTimeout);
+    socket.on("close", () => this.#deadlines.delete(socket));
+  }
+
+  /** The head is there; then the body, then the answer (which may take its time), then the wait for the next head. */
+  request(request: IncomingMessage, response: NodeJS.EventEmitter): void {
+    const { socket, headers } = request;
+    const isWhole = headers["transfer-encoding"] === undefined && !Number(headers["content-length"] ?? 0);
+    this.#set(socket, isWhole ? Number.POSITIVE_INFINITY : this.limits.requestTimeout);
+    request.once("end", () => this.#set(socket, Number.POSITIVE_INFINITY));
+    response.once("close", () => this.#set(socket, this.limits.keepAliveTimeout));
+  }
+
+  end(socket: Duplex): void {
+    this.#deadlines.delete(socket);
+  }
+
+  close(): void {
+    clearInterval(this.#timer);
+    for (const socket of this.#deadlines.keys()) socket.destroy();
+  }
+
+  #set(socket: Duplex, ms: number): void {
+    if (!socket.destroyed) this.#deadlines.set(socket, performance.now() + ms);
+  }
+
+  #look(): void {
+    const now = performance.now();
+    for (const [socket, deadline] of this.#deadlines) if (deadline <= now) socket.destroy();
+  }
 }
 
 /** Answers an upgrade request in plain HTTP and closes. */
@@ -147,7 +289,7 @@ export function refuseUpgrade(socket: Duplex, status: number, message: string): 
   );
 }
 
-function listenProblem({ host, port, tls }: ListenOptions, error: NodeJS.ErrnoException): string {
+function listenProblem({ host, port }: ListenOptions, error: NodeJS.ErrnoException): string {
   const where = `${host.includes(":") ? `[${host}]` : host}:${port}`;
   switch (error.code) {
     case "EADDRINUSE":
@@ -157,8 +299,6 @@ function listenProblem({ host, port, tls }: ListenOptions, error: NodeJS.ErrnoEx
     case "EACCES":
       return `${where} needs the right to bind a port below 1024: run as root, or choose another port with --listen`;
     default:
-      return tls && !error.syscall
-        ? `the TLS certificate or key cannot be used: ${error.message}`
-        : `cannot listen on ${where}: ${error.message}`;
+      return `cannot listen on ${where}: ${error.message}`;
   }
 }
