@@ -73,7 +73,10 @@ class Parser implements Definitions {
   readonly postures = new Map<string, readonly Condition[]>();
   private defaultPostures: readonly string[] = [];
 
-  constructor(private readonly sections: Map<string, Value>) {}
+  constructor(
+    private readonly sections: Map<string, Value>,
+    readonly isForeignGroup: (name: string) => boolean,
+  ) {}
 
   policy(text: string): Policy {
     this.readHosts();
@@ -91,6 +94,7 @@ class Parser implements Definitions {
     return {
       text,
       groups: this.groups,
+      isForeignGroup: this.isForeignGroup,
       hosts: this.hosts,
       tagOwners: this.tagOwners,
       ipsets: this.ipsets,
@@ -609,8 +613,11 @@ const SECTIONS = [
   "OneCGNATRoute",
 ];
 
-/** Reads a policy. Throws PolicyError. */
-export function parsePolicy(text: string): Policy {
+/**
+ * Reads a policy. Throws PolicyError. `isForeignGroup`: whether a "group:…" that the policy does not define may be one of an
+ * identity provider; without it, each must be defined.
+ */
+export function parsePolicy(text: string, isForeignGroup: (name: string) => boolean = () => false): Policy {
   const root = parseHuJSON(text);
   const sections = new Map<string, Value>();
   for (const [key, value, place] of root?.entries("the policy") ?? []) {
@@ -622,5 +629,5 @@ export function parsePolicy(text: string): Policy {
     if (sections.has(name)) throw place.wrong(`the section "${name}" stands twice in the policy`);
     sections.set(name, value);
   }
-  return new Parser(sections).policy(text);
+  return new Parser(sections, isForeignGroup).policy(text);
 }

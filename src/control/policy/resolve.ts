@@ -40,6 +40,8 @@ export class Resolver {
   private readonly byUser = new Map<number, number[]>();
   private readonly byTag = new Map<string, number[]>();
   private readonly usersByName = new Map<string, PolicyUser[]>();
+  private readonly usersByProvider = new Map<string, PolicyUser>();
+  private readonly claimed = new Map<string, number[]>();
   private readonly usersById = new Map<number, PolicyUser>();
   private readonly cache = new Map<string, Bits>();
 
@@ -79,6 +81,8 @@ export class Resolver {
     });
     for (const user of tailnet.users) {
       this.usersById.set(user.id, user);
+      if (user.providerId) this.usersByProvider.set(lower(user.providerId), user);
+      for (const group of new Set(user.groups)) append(this.claimed, group, user.id);
       // "name@" and the mail address. Who has the name of another's address is that user as well: then it is ambiguous.
       const names = new Set([lower(`${user.name}@`), ...(user.email ? [lower(user.email)] : [])]);
       if (user.name.includes("@")) names.add(lower(user.name));
@@ -137,6 +141,8 @@ export class Resolver {
   users(selector: Selector): ReadonlySet<number> | null {
     switch (selector.kind) {
       case "user": {
+        const provided = this.usersByProvider.get(lower(selector.token));
+        if (provided) return new Set([provided.id]);
         const users = this.usersByName.get(lower(selector.token)) ?? [];
         if (users.length > 1 && !this.strict) return new Set();
         if (users.length > 1) {
@@ -152,8 +158,7 @@ export class Resolver {
         );
       case "group": {
         const members = (this.policy.groups.get(selector.name) ?? []).flatMap((member) => [...this.users(member)!]);
-        const claimed = this.tailnet.users.filter((user) => user.groups?.includes(selector.name)).map(({ id }) => id);
-        return new Set([...members, ...claimed]);
+        return new Set([...members, ...(this.claimed.get(selector.name) ?? [])]);
       }
       case "autogroup": {
         const roles = rolesOf(selector.name);

@@ -2,7 +2,7 @@
 import { parseRange } from "./addresses.ts";
 import type { Policy, Role, Selector } from "./types.ts";
 
-export type Definitions = Pick<Policy, "groups" | "hosts" | "tagOwners" | "ipsets">;
+export type Definitions = Pick<Policy, "groups" | "hosts" | "tagOwners" | "ipsets" | "isForeignGroup">;
 
 const ROLE_GROUPS: Readonly<Record<string, readonly Role[]>> = {
   "autogroup:owner": ["owner"],
@@ -38,7 +38,8 @@ export function parseSelector(word: string, known: Definitions): Selector {
     return { kind: "autogroup", name, text };
   }
   if (text.startsWith("group:")) {
-    if (!known.groups.has(text)) throw new Error(`group not found: ${JSON.stringify(text)}`);
+    if (!known.groups.has(text) && !known.isForeignGroup(text))
+      throw new Error(`group not found: ${JSON.stringify(text)}`);
     return { kind: "group", name: text, text };
   }
   if (text.startsWith("tag:")) {

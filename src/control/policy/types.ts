@@ -94,6 +94,8 @@ export interface Policy {
   readonly text: string;
   /** Members are user tokens. */
   readonly groups: ReadonlyMap<string, readonly Selector[]>;
+  /** Whether a group that is not defined here may be one of an identity provider. */
+  readonly isForeignGroup: (name: string) => boolean;
   readonly hosts: ReadonlyMap<string, Range>;
   readonly tagOwners: ReadonlyMap<string, readonly Selector[]>;
   readonly ipsets: ReadonlyMap<string, RangeSet>;
@@ -123,10 +125,14 @@ export interface PolicyUser {
   readonly role?: Role;
   /** Groups of the identity provider, "group:…". They add to those of the policy. */
   readonly groups?: readonly string[];
+  /** Issuer and subject of an identity provider; a word of the policy that is one means this user alone. */
+  readonly providerId?: string;
 }
 
 export interface PolicyNode {
   readonly id: number;
+  /** For people, in explanations. */
+  readonly name?: string;
   /** Null for tagged nodes. */
   readonly userId: number | null;
   readonly tags: readonly string[];
