@@ -7,20 +7,23 @@ import { formatKey, parseKey, randomBytes } from "../crypto/keys.ts";
 import { generatePrivateKey, x25519Public } from "../crypto/x25519.ts";
 import { loadOrCreateKey } from "../net/keyfile.ts";
 import type { UpgradeHandler } from "../net/listener.ts";
+import { Attempts } from "../net/ratelimit.ts";
 import type { RegisterResponse } from "../wire/tailcfg.ts";
 import { PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { Commands } from "./commands.ts";
 import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
+import { Enrolment } from "./enrol.ts";
 import { Journal } from "./journal.ts";
+import { Logins } from "./login.ts";
 import { checkVersion, handleMachineRequest, respond } from "./machine.ts";
 import { encodeFrame, KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
 import { PolicyError, parsePolicy } from "./policy/index.ts";
 import { loadPolicy, PolicyStore, type PolicyVersion, startProblem } from "./policy-store.ts";
-import { isExpired, planRegister, withHostinfo } from "./register.ts";
+import { isExpired, withHostinfo } from "./register.ts";
 import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
 import { AutoApprover } from "./routes.ts";
 import type { ControlSettings } from "./settings.ts";
@@ -56,12 +59,14 @@ export interface Control {
   noisePublicKey: Uint8Array;
   /** Path of the admin socket. */
   adminSocket: string;
-  /** Whether this node key may use the relay: it is registered and has not expired. */
+  /** Whether this node key may use the relay: it is registered, has been let in and has not expired. */
   verifyNode(nodeKey: Uint8Array): boolean;
   /** Open Noise connections, HTTP/2 requests in them, and map streams among those. */
   stats(): { connections: number; streams: number; maps: number; nodes: number };
   /** Reads, checks and sets the policy. */
   readonly policies: PolicyStore;
+  /** Machines and SSH sessions that wait for a person. */
+  readonly logins: Logins;
   /** Looks for nodes whose key has expired and for ephemeral nodes that were away too long. Runs by itself, too. */
   tick(): Promise<void>;
   /** Ends the map streams, closes connections and the store. */
@@ -110,10 +115,12 @@ class ControlServer implements Control {
   readonly noisePublicKey: Uint8Array;
   readonly adminSocket: string;
   readonly policies: PolicyStore;
+  readonly logins: Logins;
   private config: TailnetConfig;
   private readonly journal: Journal;
   private readonly context: ControlContext;
   private readonly noise: NoiseServer;
+  private readonly enrolment: Enrolment;
   private readonly approver: AutoApprover;
   private readonly streams = new Map<number, MapStream>();
   private readonly offlineTimers = new Map<number, ReturnType<typeof setTimeout>>();
@@ -149,7 +156,7 @@ class ControlServer implements Control {
       ...(options.liveness && { liveness: options.liveness }),
       onRequest: (stream, headers, connection) => {
         handleMachineRequest(stream, headers, connection, {
-          register: (body) => this.register(body, connection),
+          register: (body, _connection, signal) => this.register(body, connection, signal),
           map: (body) => this.map(body, connection, stream),
         }).catch((error: Error) => options.log?.(`request of ${connection.machineKey} failed: ${error.message}`));
       },
@@ -174,6 +181,9 @@ class ControlServer implements Control {
       poke: () => this.poke(),
     };
     this.policies = new PolicyStore(this.context, policy);
+    this.logins = new Logins(this.context);
+    const attempts = new Attempts({ what: "pre-auth key", log: this.context.log });
+    this.enrolment = new Enrolment(this.context, this.logins, attempts);
     this.routes();
   }
 
@@ -188,8 +198,7 @@ class ControlServer implements Control {
   }
 
   verifyNode(nodeKey: Uint8Array): boolean {
-    const node = this.model.nodeByKey(formatKey("nodekey", nodeKey));
-    return node !== undefined && !isExpired(node, this.now());
+    return this.mayUseRelay(this.model.nodeByKey(formatKey("nodekey", nodeKey)));
   }
 
   stats() {
@@ -224,6 +233,7 @@ class ControlServer implements Control {
       node.ephemeral && !node.online && Math.max(node.lastSeen ?? node.createdAt, this.startedAt) + timeout <= now;
     const abandoned = nodes.filter(isAbandoned).map((node) => node.id);
     if (abandoned.length > 0) await this.journal.commit({ nodesRemoved: abandoned });
+    await this.logins.sweep();
   }
 
   close(): Promise<void> {
@@ -271,23 +281,24 @@ class ControlServer implements Control {
     });
   }
 
+  private mayUseRelay(node: NodeRecord | undefined): boolean {
+    return node !== undefined && node.authorized && !isExpired(node, this.now());
+  }
+
   /** `body`: {"NodePublic":"nodekey:…","Source":"…"}, as DERP servers ask. */
   private allows(body: string): boolean {
     try {
       const nodeKey: unknown = JSON.parse(body)?.NodePublic;
-      const node = typeof nodeKey === "string" ? this.model.nodeByKey(nodeKey) : undefined;
-      return node !== undefined && !isExpired(node, this.now());
+      return typeof nodeKey === "string" && this.mayUseRelay(this.model.nodeByKey(nodeKey));
     } catch {
       return false;
     }
   }
 
-  private async register(body: Uint8Array, connection: Connection): Promise<RegisterResponse> {
+  private register(body: Uint8Array, connection: Connection, signal: AbortSignal): Promise<RegisterResponse> {
     const input = parseRegister(body);
     checkVersion(input.version);
-    const { change, response } = planRegister(this.model, input, connection.machineKey, this.now());
-    if (change) await this.journal.commit(change);
-    return response;
+    return this.enrolment.register(input, connection, signal);
   }
 
   private async map(body: Uint8Array, connection: Connection, stream: ServerHttp2Stream): Promise<void> {

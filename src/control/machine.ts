@@ -17,7 +17,8 @@ const REFUSED_LINGER = 5_000;
 
 /** What the control server does for machines. Both throw BadRequest. */
 export interface MachineHandlers {
-  register(body: Uint8Array, connection: Connection): Promise<RegisterResponse>;
+  /** `signal`: the client has gone away, so nobody waits for the answer any more. */
+  register(body: Uint8Array, connection: Connection, signal: AbortSignal): Promise<RegisterResponse>;
   /** Answers on the stream. */
   map(body: Uint8Array, connection: Connection, stream: ServerHttp2Stream): Promise<void>;
 }
@@ -42,7 +43,9 @@ export async function handleMachineRequest(
   try {
     switch (route) {
       case "POST /machine/register": {
-        const response = await handlers.register(await readBody(stream), connection);
+        const gone = new AbortController();
+        stream.on("close", () => gone.abort());
+        const response = await handlers.register(await readBody(stream), connection, gone.signal);
         respond(stream, 200, JSON.stringify(response), "application/json");
         return;
       }

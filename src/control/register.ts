@@ -1,64 +1,97 @@
 // What a register request means for the tailnet: a change to the model and an answer (spec/ts2021-control-protocol.md,
-// section 9). Pure: the caller commits the change and sends the answer once it is durable.
+// section 9; spec/headscale-features.md, section 7). Pure: the caller commits the change and sends the answer once it is
+// durable. Planning and applying are one synchronous step, so two requests of one machine never interleave.
 //
 // A node is known by its node key, and a node key belongs to one machine key for ever: everything that names a node key is
 // believed only if the Noise handshake proved that machine key. Rules, first match first:
 //   node key of another machine            refused
 //   expiry in the past                     logout: expires now; an ephemeral node is deleted
-//   known, not expired                     state as it is (an expiry before the present one is taken; a valid pre-auth key
-//                                          with other tags retags); no pre-auth key is used up, so a container restarts
-//   known, expired                         NodeKeyExpired: the client comes back with a new node key
-//   new key, valid OldNodeKey, no auth     key rotation: id, addresses and expiry stay
-//   new key, pre-auth key                  the key is used; the machine's node of the same owner gets the new node key,
+//   known, not expired                     state as it is (an expiry before the present one is taken; a pre-auth key that the
+//                                          node was not admitted by, with other tags, retags); no key is used up, so a
+//                                          container restarts with one that is used, expired or gone
+//   known, expired, pre-auth key           NodeKeyExpired: the client comes back with a new node key
+//   pre-auth key                           the key is used; the machine's node of the same owner gets the new node key,
 //                                          or else a new node is made
-//   anything else                          refused: a login without a pre-auth key is not possible
+//   anything else                          somebody must sign in (login.ts), then `planLogin`
+//
+// Which node of its machine a registration takes over (id, addresses, name and routes stay; else a new node is made):
+//   key of a user       the user's own; or a tagged one that this very key admitted: its tags stay, an administrator may
+//                       have chosen them
+//   key with tags       a tagged one, or one of the key's user (any, for a key without a user), which becomes tagged
+//   login of a user     the user's own; or a tagged one if the client names its key or it has expired: it becomes the user's
+//                       (or gets the tags that were asked for)
+// Nodes of other users are never taken over: one machine may have a node for each user who ever joined on it.
+import { createHash } from "node:crypto";
 import type { RegisterResponse } from "../wire/tailcfg.ts";
 import { nextIPv4, nextIPv6 } from "./addresses.ts";
-import type { Change, Counters, Millis, Model, NodeRecord, PreAuthKeyRecord } from "./model.ts";
+import type { ControlContext } from "./context.ts";
+import type { Change, Counters, Millis, Model, NodeRecord, PreAuthKeyRecord, RegisterMethod } from "./model.ts";
 import { labelOf, uniqueLabel } from "./names.ts";
 import { namesOf, profileOf, timeText, userOf } from "./netmap.ts";
 import { findKey, keyProblem } from "./preauthkey.ts";
 import { BadRequest, homeDerpOf, type RegisterInput } from "./requests.ts";
+import { claimProblem, refusedTags, requestedTags } from "./tags.ts";
 
-export interface Registration {
-  /** Null: the tailnet stays as it is. */
-  change: Change | null;
-  response: RegisterResponse;
+export type Registration =
+  | {
+      kind: "answer";
+      /** Null: the tailnet stays as it is. */
+      change: Change | null;
+      response: RegisterResponse;
+      /** What the client presented was made up: a key that never was, or somebody else's node key. */
+      isGuess?: boolean;
+    }
+  | { kind: "login" };
+
+/** Who signed in for a machine. */
+export interface SignedIn {
+  userId: number;
+  method: RegisterMethod;
+  /** Of the identity provider's token, in place of the server's default; null: it says nothing. */
+  expiry: Millis | null;
 }
 
-const NEEDS_KEY =
-  "this control server admits nodes by pre-auth key only: make one with `weft preauthkeys create --user ID` and join with --auth-key";
+/** This user cannot have this machine as a node; the message is for the user and the client. */
+export class LoginRefused extends Error {
+  override name = "LoginRefused";
+}
 
 /** `machineKey`: "mkey:…" as the handshake proved it. Throws BadRequest. */
-export function planRegister(model: Model, input: RegisterInput, machineKey: string, now: Millis): Registration {
+export function planRegister(ctx: ControlContext, input: RegisterInput, machineKey: string): Registration {
+  const { model } = ctx;
+  const now = ctx.now();
   const known = model.nodeByKey(input.nodeKey);
-  if (known && known.machineKey !== machineKey)
-    return refuse("this node key belongs to another machine: log out and join again to get a new one");
-  if (input.expiry !== null && input.expiry <= now) return logout(known, now);
-  if (known) {
-    if (isExpired(known, now)) return { change: null, response: { NodeKeyExpired: true, MachineAuthorized: false } };
-    return keep(model, known, input, now);
+  if (known && known.machineKey !== machineKey) {
+    ctx.log(`${machineKey} presented the node key of node ${known.id}, which belongs to another machine: refused`);
+    return {
+      ...refuse("this node key belongs to another machine: log out and join again to get a new one"),
+      isGuess: true,
+    };
   }
-  if (input.authKey !== "") return admit(model, input, machineKey, now);
-  const old = input.oldNodeKey === "" ? undefined : model.nodeByKey(input.oldNodeKey);
-  if (old && old.machineKey === machineKey && !isExpired(old, now) && input.followup === "")
-    return succeed(model, refreshed(model, { ...old, nodeKey: input.nodeKey, expiry: sooner(old, input, now) }, input));
-  return refuse(NEEDS_KEY);
+  if (input.expiry !== null && input.expiry <= now) return logout(known, now);
+  if (known && !isExpired(known, now)) return keep(ctx, known, input, now);
+  if (input.authKey === "") return { kind: "login" };
+  if (known) return answer(null, { NodeKeyExpired: true, MachineAuthorized: false });
+  return admit(ctx, input, machineKey, now);
 }
 
 export function isExpired(node: NodeRecord, now: Millis): boolean {
   return node.expiry !== null && node.expiry <= now;
 }
 
-function refuse(message: string): Registration {
-  return { change: null, response: { Error: message } };
+function answer(change: Change | null, response: RegisterResponse): Registration & { kind: "answer" } {
+  return { kind: "answer", change, response };
+}
+
+function refuse(message: string): Registration & { kind: "answer" } {
+  return answer(null, { Error: message });
 }
 
 function logout(known: NodeRecord | undefined, now: Millis): Registration {
   const response: RegisterResponse = { NodeKeyExpired: true, MachineAuthorized: false };
-  if (!known || isExpired(known, now)) return { change: null, response };
-  if (known.ephemeral) return { change: { nodesRemoved: [known.id] }, response };
-  return { change: { nodes: [{ ...known, expiry: now, expired: true }] }, response };
+  if (!known || isExpired(known, now)) return answer(null, response);
+  if (known.ephemeral) return answer({ nodesRemoved: [known.id] }, response);
+  return answer({ nodes: [{ ...known, expiry: now, expired: true }] }, response);
 }
 
 /** The expiry after a request: it may come earlier, never later. */
@@ -71,44 +104,120 @@ function sooner(node: NodeRecord, input: RegisterInput, now: Millis): Millis | n
   return input.expiry;
 }
 
-function keep(model: Model, node: NodeRecord, input: RegisterInput, now: Millis): Registration {
+function keep(ctx: ControlContext, node: NodeRecord, input: RegisterInput, now: Millis): Registration {
+  const { model } = ctx;
   const key = input.authKey === "" ? null : findKey(model, input.authKey);
-  if (key && keyProblem(key, now) === null && key.tags.length > 0 && !sameTags(key.tags, node.tags)) {
-    const problem = tagsProblem(input, key);
-    if (problem) return refuse(problem);
-    const tagged: NodeRecord = { ...node, tags: key.tags, userId: null, expiry: null, authKeyId: key.id };
-    return succeed(model, tagged, { keys: [{ ...key, used: true }] });
+  if (key && key.id !== node.authKeyId && keyProblem(key, now) === null && key.tags.length > 0) {
+    if (!sameTags(key.tags, node.tags)) {
+      const problem = keyTagsProblem(input, key);
+      if (problem) return refuse(problem);
+      const retagged: NodeRecord = { ...node, tags: key.tags, userId: null, expiry: null, authKeyId: key.id };
+      return succeed(model, retagged, { keys: [{ ...key, used: true }] });
+    }
   }
   const expiry = sooner(node, input, now);
-  if (expiry === node.expiry) return { change: null, response: success(model, node) };
+  if (expiry === node.expiry) return answer(null, success(model, node));
   return succeed(model, { ...node, expiry });
 }
 
-function admit(model: Model, input: RegisterInput, machineKey: string, now: Millis): Registration {
+function admit(ctx: ControlContext, input: RegisterInput, machineKey: string, now: Millis): Registration {
+  const { model } = ctx;
   const key = findKey(model, input.authKey);
   if (!key)
-    return refuse(
-      "this server does not know this pre-auth key: check that it was copied whole (weft preauthkeys list)",
-    );
-  const problem = keyProblem(key, now) ?? tagsProblem(input, key);
+    return {
+      ...refuse("this server does not know this pre-auth key: check that it was copied whole (weft preauthkeys list)"),
+      isGuess: true,
+    };
+  const problem = keyProblem(key, now) ?? keyTagsProblem(input, key);
   if (problem) return refuse(problem);
-  const isTagged = key.tags.length > 0;
-  const base = {
-    nodeKey: input.nodeKey,
-    tags: key.tags,
+  const existing = candidates(model, input, machineKey).find((node) => mayTakeOver(node, key));
+  // Tags that this key gave already may have been changed since by an administrator.
+  const tags = existing && existing.authKeyId === key.id && existing.tags.length > 0 ? existing.tags : key.tags;
+  const isTagged = tags.length > 0;
+  const owner = {
+    tags,
     userId: isTagged ? null : key.userId,
-    expiry: isTagged ? null : input.expiry,
-    expired: false,
+    expiry: isTagged ? null : expiryOf(ctx, input, null, now),
     ephemeral: key.ephemeral || input.ephemeral,
     authKeyId: key.id,
+    registerMethod: "authkey" as const,
   };
-  const keys = [{ ...key, used: true }];
-  const existing = findExisting(model, input, machineKey, key);
-  if (existing) return succeed(model, refreshed(model, { ...existing, ...base }, input), { keys });
+  const planned = place(ctx, input, machineKey, existing, owner, key.preauthorized, now);
+  return succeed(model, planned.node, { keys: [{ ...key, used: true }], ...planned.more });
+}
 
+function mayTakeOver(node: NodeRecord, key: PreAuthKeyRecord): boolean {
+  if (key.tags.length === 0) return node.tags.length === 0 ? node.userId === key.userId : node.authKeyId === key.id;
+  return node.tags.length > 0 || key.userId === null || node.userId === key.userId;
+}
+
+/**
+ * A user signed in for this machine. Throws LoginRefused: the tags that the client asks for are not this user's to give, or
+ * there is no address left.
+ */
+export function planLogin(
+  ctx: ControlContext,
+  input: RegisterInput,
+  machineKey: string,
+  login: SignedIn,
+): { change: Change; node: NodeRecord } {
+  const now = ctx.now();
+  const tags = requestedTags(input.hostinfo);
+  const problem = claimProblem(ctx.access, login.userId, tags);
+  if (problem) throw new LoginRefused(problem);
+  const isNamed = (node: NodeRecord) => node.nodeKey === input.nodeKey || node.nodeKey === input.oldNodeKey;
+  const existing = candidates(ctx.model, input, machineKey).find((node) =>
+    node.tags.length > 0 ? isNamed(node) || isExpired(node, now) : node.userId === login.userId,
+  );
+  const isTagged = tags.length > 0;
+  const owner = {
+    tags,
+    userId: isTagged ? null : login.userId,
+    expiry: isTagged ? null : expiryOf(ctx, input, login.expiry, now),
+    ephemeral: input.ephemeral,
+    authKeyId: null,
+    registerMethod: login.method,
+  };
+  const holder = ctx.model.nodeByKey(input.nodeKey);
+  // The key of an expired node, and now somebody else has signed in with it: the old node is left with a key of nobody.
+  const left = holder && holder.id !== existing?.id ? [{ ...holder, nodeKey: keyOfNobody(holder) }] : [];
+  const { node, more } = place(ctx, input, machineKey, existing, owner, login.method === "cli", now);
+  return { change: { ...more, nodes: [...left, node] }, node };
+}
+
+/** Nodes of a machine, in the order in which a registration may take one over. */
+function candidates(model: Model, input: RegisterInput, machineKey: string): NodeRecord[] {
+  const rank = (node: NodeRecord) =>
+    node.nodeKey === input.nodeKey ? 0 : node.nodeKey === input.oldNodeKey ? 1 : node.tags.length === 0 ? 2 : 3;
+  return model.nodesOfMachine(machineKey).sort((a, b) => rank(a) - rank(b) || b.id - a.id);
+}
+
+type Owner = Pick<NodeRecord, "tags" | "userId" | "expiry" | "ephemeral" | "authKeyId" | "registerMethod">;
+
+/** The machine's node with its new owner and key: one that exists, or a new one. */
+function place(
+  ctx: ControlContext,
+  input: RegisterInput,
+  machineKey: string,
+  existing: NodeRecord | undefined,
+  owner: Owner,
+  preauthorized: boolean,
+  now: Millis,
+): { node: NodeRecord; more: Change } {
+  const { model } = ctx;
+  const base = { ...owner, nodeKey: input.nodeKey, expired: false };
+  if (existing) {
+    const authorized = existing.authorized || preauthorized;
+    const taken = { ...existing, ...base, authorized, cap: input.version };
+    return { node: withHostinfo(model, taken, input.hostinfo), more: {} };
+  }
+  const others = model.nodesOfMachine(machineKey);
+  if (others.length > 0)
+    ctx.log(
+      `${machineKey} joins once more, with another owner than its ${others.length === 1 ? "node" : "nodes"} ${others.map(({ id }) => id).join(", ")}`,
+    );
   const ipv4 = nextIPv4(model.counters.lastIPv4, (ip) => model.hasAddress(ip));
-  if (ipv4 === null)
-    return refuse("every IPv4 address of 100.64.0.0/10 is taken: delete nodes that are not used any more");
+  if (ipv4 === null) throw new LoginRefused(NO_ADDRESS);
   const ipv6 = nextIPv6(model.counters.lastIPv6, (ip) => model.hasAddress(ip));
   const id = model.counters.lastNode + 1;
   const counters: Partial<Counters> = { lastNode: id, lastIPv4: ipv4, lastIPv6: ipv6 };
@@ -127,46 +236,42 @@ function admit(model: Model, input: RegisterInput, machineKey: string, now: Mill
     hostinfo: input.hostinfo,
     homeDerp: homeDerpOf(input.hostinfo) ?? 0,
     cap: input.version,
-    registerMethod: "authkey",
-    authorized: true,
+    authorized: preauthorized || !ctx.settings.node.needsApproval,
     approvedRoutes: [],
     attributes: {},
     createdAt: now,
     lastSeen: null,
     online: false,
   };
-  return succeed(model, node, { keys, counters });
+  if (!node.authorized)
+    ctx.log(`node ${id} (${node.givenName}) waits for an administrator: weft nodes approve -i ${id}`);
+  return { node, more: { counters } };
 }
 
-/** The machine's node that this key may take over: the same owner's, or, for a key of tags, any that it has. */
-function findExisting(
-  model: Model,
-  input: RegisterInput,
-  machineKey: string,
-  key: PreAuthKeyRecord,
-): NodeRecord | undefined {
-  const candidates = model.nodesOfMachine(machineKey).filter((node) => {
-    if (key.tags.length > 0) return node.tags.length > 0 || key.userId === null || node.userId === key.userId;
-    return node.tags.length === 0 && node.userId === key.userId;
-  });
-  return candidates.find((node) => node.nodeKey === input.oldNodeKey) ?? candidates[0];
+const NO_ADDRESS = "every IPv4 address is taken: delete nodes that are not used any more";
+
+/** When a user's node key expires: the token or the server decides, the client may ask for less. */
+function expiryOf(ctx: ControlContext, input: RegisterInput, token: Millis | null, now: Millis): Millis | null {
+  const standard = ctx.settings.node.expiry;
+  const latest = token ?? (standard === null ? null : now + standard);
+  if (input.expiry === null || latest === null) return input.expiry ?? latest;
+  return Math.min(input.expiry, latest);
 }
 
-/** Client-requested tags must be among those that the key gives: who may ask for others is a matter of policy. */
-function tagsProblem(input: RegisterInput, key: PreAuthKeyRecord): string | null {
-  const refused = (input.hostinfo.RequestTags ?? []).filter((tag) => !key.tags.includes(tag));
+/** Has the form of a node key; its private half exists nowhere. */
+function keyOfNobody(node: NodeRecord): string {
+  return `nodekey:${createHash("sha256").update(`${node.id} was ${node.nodeKey}`).digest("hex")}`;
+}
+
+/** A client that brings a pre-auth key may ask for the tags that the key gives, and for no others. */
+function keyTagsProblem(input: RegisterInput, key: PreAuthKeyRecord): string | null {
+  const refused = requestedTags(input.hostinfo).filter((tag) => !key.tags.includes(tag));
   if (refused.length === 0) return null;
-  return `requested tags [${refused.join(" ").slice(0, 200)}] are invalid or not permitted: join without --advertise-tags and use a pre-auth key that was made with --tags`;
+  return refusedTags(refused, "join without --advertise-tags and use a pre-auth key that was made with --tags");
 }
 
 function sameTags(a: readonly string[], b: readonly string[]): boolean {
   return a.length === b.length && a.every((tag) => b.includes(tag));
-}
-
-/** What a register request tells anew about a node that exists. */
-function refreshed(model: Model, node: NodeRecord, input: RegisterInput): NodeRecord {
-  const { hostinfo, version } = input;
-  return withHostinfo(model, { ...node, cap: version }, hostinfo);
 }
 
 /** The node with a new Hostinfo: NetInfo that is absent stays as it was, the name follows the host's while it may. */
@@ -187,7 +292,7 @@ export function withHostinfo(model: Model, node: NodeRecord, hostinfo: RegisterI
 }
 
 function succeed(model: Model, node: NodeRecord, more: Change = {}): Registration {
-  return { change: { ...more, nodes: [node] }, response: success(model, node) };
+  return answer({ ...more, nodes: [node] }, success(model, node));
 }
 
 function success(model: Model, node: NodeRecord): RegisterResponse {
@@ -198,7 +303,7 @@ function success(model: Model, node: NodeRecord): RegisterResponse {
   return {
     User: { ID: userId, DisplayName: names.DisplayName },
     Login: { ID: userId, LoginName: names.LoginName, DisplayName: names.DisplayName },
-    MachineAuthorized: true,
+    MachineAuthorized: node.authorized,
     NodeKeyExpired: false,
     AuthURL: "",
     Error: "",

@@ -9,7 +9,7 @@ export class BadRequest extends Error {
   override name = "BadRequest";
   constructor(
     message: string,
-    readonly status: 400 | 404 | 413 | 501 | 503 = 400,
+    readonly status: 400 | 404 | 413 | 429 | 501 | 503 = 400,
   ) {
     super(message);
   }

@@ -189,6 +189,8 @@ export interface RegisterOptions {
   ephemeral?: boolean;
   tags?: string[];
   version?: number;
+  /** The address that a former answer gave: waits for its verdict. */
+  followup?: string;
 }
 
 export class TestNode {
@@ -219,7 +221,7 @@ export class TestNode {
       OldNodeKey: options.oldNodeKey ?? formatKey("nodekey", new Uint8Array(32)),
       ...(options.authKey && { Auth: { AuthKey: options.authKey } }),
       Expiry: options.expiry ?? "0001-01-01T00:00:00Z",
-      Followup: "",
+      Followup: options.followup ?? "",
       Ephemeral: options.ephemeral ?? false,
       Hostinfo: { OS: "linux", Hostname: options.hostname ?? this.hostname, RequestTags: options.tags ?? null },
     });

@@ -1,0 +1,73 @@
+// Register requests from the network: what `register.ts` plans is done here, logins that it asks for are started and waited
+// for (login.ts), and guessing is slowed down.
+import type { Attempts } from "../net/ratelimit.ts";
+import type { RegisterResponse } from "../wire/tailcfg.ts";
+import type { ControlContext } from "./context.ts";
+import { type Logins, loginIdOf } from "./login.ts";
+import { LoginRefused, planRegister, type Registration } from "./register.ts";
+import { BadRequest, type RegisterInput } from "./requests.ts";
+import type { Connection } from "./ts2021.ts";
+
+/** Milliseconds before a client whose login was pushed out gets another: where all are waited for, each pushes out another. */
+const EVICTION_PAUSE = 1000;
+
+export class Enrolment {
+  constructor(
+    private readonly ctx: ControlContext,
+    private readonly logins: Logins,
+    private readonly attempts: Attempts,
+  ) {}
+
+  /** `signal`: the client has gone away. Throws BadRequest. */
+  async register(input: RegisterInput, connection: Connection, signal: AbortSignal): Promise<RegisterResponse> {
+    const first = this.plan(input, connection);
+    if (first.kind === "answer") return this.answer(first);
+    const verdict = input.followup === "" ? null : await this.verdict(input, connection, signal);
+    if (verdict && !verdict.approved) return { Error: verdict.reason };
+    if (verdict) {
+      const approved = this.plan(input, connection);
+      if (approved.kind === "answer") return this.answer(approved);
+    }
+    const { machineKey, address } = connection;
+    const { url } = await this.logins.start({ kind: "register", machineKey, input }, address);
+    return { AuthURL: url, MachineAuthorized: false };
+  }
+
+  /** Of the login that a follow-up names; null: there is none, so that another has to be started. */
+  private async verdict(input: RegisterInput, { machineKey }: Connection, signal: AbortSignal) {
+    const id = loginIdOf(input.followup);
+    const login = id === null ? null : this.logins.get(id);
+    const request = login?.request;
+    if (request?.kind !== "register" || request.machineKey !== machineKey || request.input.nodeKey !== input.nodeKey)
+      return null;
+    const verdict = await this.logins.wait(login!.id, signal);
+    if (signal.aborted) throw new BadRequest("the client has gone away", 503);
+    const isEvicted = verdict === null && login!.expiresAt > this.ctx.now();
+    if (isEvicted) await new Promise((resolve) => setTimeout(resolve, EVICTION_PAUSE));
+    return verdict;
+  }
+
+  private plan(input: RegisterInput, { machineKey, address }: Connection): Registration {
+    const now = this.ctx.now();
+    // A container that restarts must not suffer for its neighbours.
+    const isAttempt = input.authKey !== "" && !this.ctx.model.nodeByKey(input.nodeKey);
+    const wait = isAttempt ? this.attempts.wait(address, now) : 0;
+    if (wait > 0)
+      throw new BadRequest(`too many wrong pre-auth keys from ${address}: wait ${Math.ceil(wait / 1000)} seconds`, 429);
+    let plan: Registration;
+    try {
+      plan = planRegister(this.ctx, input, machineKey);
+    } catch (error) {
+      if (error instanceof LoginRefused) return { kind: "answer", change: null, response: { Error: error.message } };
+      throw error;
+    }
+    if (plan.kind === "answer" && plan.isGuess) this.attempts.failed(address, now);
+    else if (isAttempt && plan.kind === "answer" && !plan.response.Error) this.attempts.succeeded(address);
+    return plan;
+  }
+
+  private async answer({ change, response }: Registration & { kind: "answer" }): Promise<RegisterResponse> {
+    if (change) await this.ctx.journal.commit(change);
+    return response;
+  }
+}
