@@ -4,6 +4,7 @@
 // commands of one turn of the event loop share one transaction. When the disk refuses, everything not yet durable is
 // undone, newest first, and its callers are told.
 import type { Change, Effect, Model } from "./model.ts";
+import { UncertainCommit } from "./store-engine.ts";
 
 export interface JournalEvents {
   /** The model changed: `effect.nodes` concern whoever sees them. Called before the change is durable. */
@@ -22,6 +23,8 @@ interface Pending {
 export class Journal {
   private pending: Pending[] = [];
   private flushing: Promise<void> | null = null;
+  /** What undoes changes that were refused here but may be in the database all the same: goes in front of the next write. */
+  private owed: Change[] = [];
 
   constructor(
     private readonly model: Model,
@@ -58,7 +61,8 @@ export class Journal {
       const batch = this.pending;
       this.pending = [];
       try {
-        await this.write(batch.map(({ change }) => change));
+        await this.write([...this.owed, ...batch.map(({ change }) => change)]);
+        this.owed = [];
         for (const { resolve } of batch) resolve();
       } catch (error) {
         this.undo(batch, error as Error);
@@ -72,6 +76,7 @@ export class Journal {
   private undo(batch: Pending[], error: Error): void {
     const lost = [...batch, ...this.pending];
     this.pending = [];
+    if (error instanceof UncertainCommit) this.owed.push(...batch.map(({ effect }) => effect.undo).reverse());
     for (const { effect } of [...lost].reverse()) this.events.onApplied(this.model.apply(effect.undo));
     const problem = new Error(`the change could not be stored: ${error.message}`);
     for (const { reject } of lost) reject(problem);

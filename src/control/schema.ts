@@ -3,6 +3,8 @@
 import { type Kysely, sql } from "kysely";
 import type { Migration } from "kysely/migration";
 
+export type Dialect = "sqlite" | "postgres";
+
 export interface UsersTable {
   id: number;
   name: string;
@@ -135,11 +137,12 @@ const foundation: Migration = {
   },
 };
 
-/** Identity providers, approval of nodes and routes, and the small collections. */
-const whole: Migration = {
-  async up(db: Kysely<unknown>): Promise<void> {
-    // A user of an identity provider may have the name of another: only name and provider together are unique. SQLite cannot
-    // drop a constraint, so the table is made anew (foreign keys are off during migrations).
+/**
+ * A user of an identity provider may have the name of another: only name and provider together are unique. SQLite cannot
+ * drop a constraint, so there the table is made anew (foreign keys are off during migrations).
+ */
+const usersOfProviders: Record<Dialect, (db: Kysely<unknown>) => Promise<void>> = {
+  sqlite: async (db) => {
     await db.schema
       .createTable("users_new")
       .addColumn("id", "integer", (column) => column.primaryKey())
@@ -157,6 +160,21 @@ const whole: Migration = {
       select id, name, display_name, email, profile_pic_url, created_at from users`.execute(db);
     await db.schema.dropTable("users").execute();
     await db.schema.alterTable("users_new").renameTo("users").execute();
+  },
+  postgres: async (db) => {
+    const users = db.schema.alterTable("users");
+    await users.dropConstraint("users_name_key").execute();
+    await users.addColumn("provider", "text", (column) => column.notNull().defaultTo("")).execute();
+    await users.addColumn("provider_id", "text", (column) => column.notNull().defaultTo("")).execute();
+    await users.addColumn("groups", "text", (column) => column.notNull().defaultTo("[]")).execute();
+    await users.addUniqueConstraint("users_name_provider", ["name", "provider_id"]).execute();
+  },
+};
+
+/** Identity providers, approval of nodes and routes, and the small collections. */
+const whole = (dialect: Dialect): Migration => ({
+  async up(db: Kysely<unknown>): Promise<void> {
+    await usersOfProviders[dialect](db);
     const keys = db.schema.alterTable("pre_auth_keys");
     await keys.addColumn("description", "text", (column) => column.notNull().defaultTo("")).execute();
     await keys.addColumn("preauthorized", "integer", (column) => column.notNull().defaultTo(0)).execute();
@@ -173,10 +191,10 @@ const whole: Migration = {
       .addPrimaryKeyConstraint("documents_key", ["kind", "id"])
       .execute();
   },
-};
+});
 
 /** By name, in the order in which they run. Names never change and none is taken away. */
-export const migrations: Record<string, Migration> = {
+export const migrationsOf = (dialect: Dialect): Record<string, Migration> => ({
   "0001-foundation": foundation,
-  "0002-whole": whole,
-};
+  "0002-whole": whole(dialect),
+});

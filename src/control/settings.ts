@@ -3,6 +3,7 @@
 // flags; nothing here reads a file.
 import type { DERPMap } from "../wire/tailcfg.ts";
 import type { Millis } from "./model.ts";
+import type { PostgresSettings } from "./store-postgres.ts";
 
 /** One identity provider. Several may stand side by side: the login page then asks which. */
 export interface OidcSettings {
@@ -99,6 +100,8 @@ export interface ControlSettings {
     expiry: Millis;
     maxPending: number;
   };
+  /** `path` "" for weft.sqlite in the data folder. */
+  store: { type: "sqlite"; path: string } | PostgresSettings;
   taildrop: boolean;
   autoUpdate: boolean;
   /** Whether clients may send their logs to their maker. */
@@ -134,6 +137,7 @@ export function defaultSettings(serverUrl: string, baseDomain: string): ControlS
     derp: { urls: [], paths: [], refreshEvery: 3 * HOUR, embedded: null },
     oidc: [],
     login: { expiry: 15 * MINUTE, maxPending: 1024 },
+    store: { type: "sqlite", path: "" },
     taildrop: true,
     autoUpdate: false,
     logtail: false,

@@ -19,7 +19,7 @@ const OPTIONS = { settings: makeSettings() };
 
 test("what was written is read again; a write that fails in the middle leaves nothing", async () => {
   const path = join(folder, "x.sqlite");
-  const store = await Store.open(path);
+  const store = await Store.open({ type: "sqlite", path });
   expect(statSync(path).mode & 0o777).toBe(0o600);
   await store.write([{ users: [makeUser(1)], counters: { lastUser: 1, lastIPv4: "100.64.0.9" } }]);
   const orphan = {
@@ -38,7 +38,7 @@ test("what was written is read again; a write that fails in the middle leaves no
   const broken: Change = { keys: [{ ...orphan, expiration: null, createdAt: 0 }] };
   expect(store.write([{ users: [makeUser(2)] }, broken])).rejects.toThrow("FOREIGN KEY");
   await store.close();
-  const again = await Store.open(path);
+  const again = await Store.open({ type: "sqlite", path });
   expect(await again.load()).toEqual({
     users: [makeUser(1)],
     keys: [],
@@ -51,7 +51,7 @@ test("what was written is read again; a write that fails in the middle leaves no
 
 test("the write-ahead log is synchronous and foreign keys hold", async () => {
   const path = join(folder, "x.sqlite");
-  await (await Store.open(path)).close();
+  await (await Store.open({ type: "sqlite", path })).close();
   const database = new Database(path);
   expect(database.query("PRAGMA journal_mode").get()).toEqual({ journal_mode: "wal" });
   database.close();

@@ -1,33 +1,23 @@
-// The journal of the model: SQLite in one file, through Kysely. What `write` has resolved is on disk (WAL, synchronous
-// FULL). One server at a time: the file is held under an exclusive lock as long as the store is open.
-import { Database } from "bun:sqlite";
-import { chmodSync } from "node:fs";
-import { Kysely, SqliteDialect, type Transaction } from "kysely";
-import { Migrator } from "kysely/migration";
+// The journal of the model: the same queries, through Kysely, on SQLite (store-sqlite.ts) and PostgreSQL
+// (store-postgres.ts). What `write` has resolved is on disk. One server at a time, as long as the store is open.
+import type { Kysely, Transaction } from "kysely";
+import { type Migration, Migrator } from "kysely/migration";
 import type { Change, Counters, DocumentChange, NodeRecord } from "./model.ts";
-import { migrations, type NodesTable, type Tables } from "./schema.ts";
+import { type Dialect, migrationsOf, type NodesTable, type Tables } from "./schema.ts";
+import type { Engine } from "./store-engine.ts";
+import { openPostgres, type PostgresSettings } from "./store-postgres.ts";
+import { openSqlite, type SqliteSettings } from "./store-sqlite.ts";
+
+export type StoreSettings = SqliteSettings | PostgresSettings;
+
+export interface StoreOptions {
+  /** For what an operator should know of: a backup that was made. */
+  log?: (line: string) => void;
+  migrations?: (dialect: Dialect) => Record<string, Migration>;
+}
 
 /** Lists of a write are cut into pieces of this many rows: SQLite bounds the parameters of one statement. */
 const ROWS_PER_STATEMENT = 500;
-
-/** bun:sqlite as Kysely's SQLite dialect wants it. */
-function dialectOf(database: Database): SqliteDialect {
-  return new SqliteDialect({
-    database: {
-      close: () => database.close(),
-      prepare: (sql: string) => {
-        const statement = database.query(sql);
-        return {
-          reader: statement.columnNames.length > 0,
-          all: (parameters: readonly unknown[]) => statement.all(...(parameters as never[])),
-          run: (parameters: readonly unknown[]) => statement.run(...(parameters as never[])),
-          iterate: (parameters: readonly unknown[]) =>
-            statement.iterate(...(parameters as never[])) as IterableIterator<unknown>,
-        };
-      },
-    },
-  });
-}
 
 function rowOf(node: NodeRecord): NodesTable {
   return {
@@ -58,6 +48,11 @@ function rowOf(node: NodeRecord): NodesTable {
   };
 }
 
+/** 64-bit integers come from PostgreSQL as text. */
+function millis(value: number | null): number | null {
+  return value === null ? null : Number(value);
+}
+
 function nodeOf(row: NodesTable): NodeRecord {
   return {
     id: row.id,
@@ -81,42 +76,32 @@ function nodeOf(row: NodesTable): NodeRecord {
     approvedRoutes: JSON.parse(row.approved_routes),
     attributes: JSON.parse(row.attributes),
     authKeyId: row.auth_key_id,
-    expiry: row.expiry,
-    createdAt: row.created_at,
-    lastSeen: row.last_seen,
+    expiry: millis(row.expiry),
+    createdAt: Number(row.created_at),
+    lastSeen: millis(row.last_seen),
     online: false,
     expired: false,
   };
 }
 
 export class Store {
-  private constructor(private readonly db: Kysely<Tables>) {}
+  private readonly db: Kysely<Tables>;
 
-  /** Opens or makes the database and brings its schema up to date. Throws with one sentence. */
-  static async open(path: string): Promise<Store> {
-    let database: Database;
+  private constructor({ db }: Engine) {
+    this.db = db;
+  }
+
+  /** Opens or makes the database and brings its schema up to date, after a backup. Throws with one sentence. */
+  static async open(settings: StoreSettings, options: StoreOptions = {}): Promise<Store> {
+    const engine = settings.type === "sqlite" ? openSqlite(settings) : await openPostgres(settings);
     try {
-      database = new Database(path, { create: true });
-      chmodSync(path, 0o600);
-      // Exclusive first: WAL then keeps its index in memory and the lock is taken with the first access.
-      database.run("PRAGMA locking_mode = EXCLUSIVE");
-      database.run("PRAGMA journal_mode = WAL");
-      database.run("PRAGMA synchronous = FULL");
-      database.run("BEGIN IMMEDIATE");
-      database.run("COMMIT");
+      await migrate(engine, options);
+      await engine.claim();
     } catch (error) {
-      throw new Error(openProblem(path, error as Error & { code?: string }));
-    }
-    const db = new Kysely<Tables>({ dialect: dialectOf(database) });
-    try {
-      // Migrations that make a table anew need foreign keys off; they count from here on.
-      await migrate(db, path);
-      database.run("PRAGMA foreign_keys = ON");
-    } catch (error) {
-      await db.destroy();
+      await engine.db.destroy();
       throw error;
     }
-    return new Store(db);
+    return new Store(engine);
   }
 
   /** Everything, as one Change to an empty model. */
@@ -137,7 +122,7 @@ export class Store {
         provider: row.provider,
         providerId: row.provider_id,
         groups: JSON.parse(row.groups),
-        createdAt: row.created_at,
+        createdAt: Number(row.created_at),
       })),
       keys: keys.map((row) => ({
         id: row.id,
@@ -150,9 +135,9 @@ export class Store {
         tags: JSON.parse(row.tags),
         description: row.description,
         preauthorized: row.preauthorized === 1,
-        expiration: row.expiration,
-        revokedAt: row.revoked_at,
-        createdAt: row.created_at,
+        expiration: millis(row.expiration),
+        revokedAt: millis(row.revoked_at),
+        createdAt: Number(row.created_at),
       })),
       nodes: nodes.map(nodeOf),
       documents: documents.map(
@@ -266,35 +251,35 @@ async function removeRows(
   }
 }
 
-async function migrate(db: Kysely<Tables>, path: string): Promise<void> {
-  const migrator = new Migrator({ db, provider: { getMigrations: async () => migrations } });
-  const unknown = await unknownMigration(db);
-  if (unknown)
+async function migrate(engine: Engine, { log, migrations = migrationsOf }: StoreOptions): Promise<void> {
+  const { db, place } = engine;
+  const known = migrations(engine.dialect);
+  const applied = await appliedMigrations(db);
+  const unknown = applied.find((name) => !(name in known));
+  if (unknown !== undefined)
     throw new Error(
-      `${path} was written by a newer Weft (its schema has "${unknown}"): run that version, or restore a backup that was made before the upgrade`,
+      `${place} was written by a newer Weft (its schema has "${unknown}"): run that version, or restore a backup that was made before the upgrade`,
     );
-  const { error } = await migrator.migrateToLatest();
+  const last = applied.at(-1);
+  if (last !== undefined && applied.length < Object.keys(known).length) {
+    const where = await engine.backup(last);
+    log?.(`the schema of ${place} is brought up to date; what it was before is kept in ${where}`);
+  }
+  const { error } = await new Migrator({ db, provider: { getMigrations: async () => known } }).migrateToLatest();
   if (error)
-    throw new Error(`the schema of ${path} could not be brought up to date: ${(error as Error).message ?? error}`);
+    throw new Error(
+      `the schema of ${place} could not be brought up to date, it stays as it was: ${(error as Error).message ?? error}`,
+    );
 }
 
-async function unknownMigration(db: Kysely<Tables>): Promise<string | null> {
+/** Names of the migrations that the database has seen, in their order. */
+async function appliedMigrations(db: Kysely<Tables>): Promise<string[]> {
   const tables = await db.introspection.getTables({ withInternalKyselyTables: true });
-  if (!tables.some((table) => table.name === "kysely_migration")) return null;
+  if (!tables.some((table) => table.name === "kysely_migration")) return [];
   const rows = await (db as unknown as Kysely<{ kysely_migration: { name: string } }>)
     .selectFrom("kysely_migration")
     .select("name")
+    .orderBy("name")
     .execute();
-  return rows.find((row) => !(row.name in migrations))?.name ?? null;
-}
-
-function openProblem(path: string, error: Error & { code?: string }): string {
-  const code = String(error.code ?? "");
-  if (code.startsWith("SQLITE_BUSY"))
-    return `another control server has ${path} open: stop it, or give this one a data folder of its own with --data`;
-  if (code === "SQLITE_NOTADB" || code.startsWith("SQLITE_CORRUPT"))
-    return `${path} is not an intact SQLite database: restore it from a backup, or move it away to start afresh`;
-  if (code.startsWith("SQLITE_READONLY") || code.startsWith("SQLITE_CANTOPEN") || code === "EACCES" || code === "EPERM")
-    return `${path} cannot be written: check the owner and the mode of the data folder`;
-  return `${path} cannot be opened: ${error.message}`;
+  return rows.map((row) => row.name);
 }

@@ -1,0 +1,24 @@
+// What the store wants of a database: queries through Kysely, migrations in one transaction, a copy of everything before them.
+import type { Kysely } from "kysely";
+import type { Dialect, Tables } from "./schema.ts";
+
+export interface Engine {
+  readonly db: Kysely<Tables>;
+  readonly dialect: Dialect;
+  /** What to call it in messages: a path, or database and server. */
+  readonly place: string;
+  /** Copies everything, named by the schema that it has and the time; returns where to. */
+  backup(schema: string): Promise<string>;
+  /** Called once the schema is the newest: from here on the store is this server's. */
+  claim(): Promise<void>;
+}
+
+/** The database did not say whether it holds what was to be committed. */
+export class UncertainCommit extends Error {
+  override name = "UncertainCommit";
+}
+
+/** "0001-foundation-20260131T235959Z": for names of backups, which sort by schema and time. */
+export function backupName(schema: string, now: Date): string {
+  return `${schema}-${now.toISOString().replace(/[-:]|\.\d+/g, "")}`;
+}
