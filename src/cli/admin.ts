@@ -2,7 +2,7 @@
 // unix socket (spec/headscale-features.md, section 3).
 import { join } from "node:path";
 import { createInterface } from "node:readline/promises";
-import type { ApiNode, ApiPreAuthKey, ApiUser } from "../control/commands.ts";
+import type { ApiNode, ApiPreAuthKey, ApiUser } from "../control/api/shapes.ts";
 import { type FlagSpec, type Flags, nearest, parseFlags, UsageError } from "./flags.ts";
 import { parseFormat, serialize, showTime, table } from "./output.ts";
 import { defaultDataDir } from "./serve.ts";

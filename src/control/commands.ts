@@ -1,65 +1,27 @@
 // What an administrator can do to the tailnet. Each command checks against the model, commits, and returns the value as
 // the API shows it (spec/headscale-features.md, section 5: camelCase, ids as decimal strings, RFC 3339 times or null).
+import { formatKey } from "../crypto/keys.ts";
+import type { ApiNode, ApiPreAuthKey, ApiUser } from "./api/shapes.ts";
 import type { ControlContext } from "./context.ts";
 import { CommandError } from "./errors.ts";
 import type { Journal } from "./journal.ts";
+import type { LoginRecord, LoginRequest } from "./login.ts";
 import type { Millis, Model, NodeRecord, PreAuthKeyRecord, RegisterMethod, UserRecord } from "./model.ts";
-import { labelProblem, tagProblem, userNameProblem } from "./names.ts";
+import { labelOf, labelProblem, tagProblem, userNameProblem } from "./names.ts";
 import { TAGGED_USER_ID, timeText } from "./netmap.ts";
 import { maskedKey, mintKey } from "./preauthkey.ts";
 import { isExpired } from "./register.ts";
+import { routesOf } from "./routes.ts";
+import { SECRET_BYTES } from "./secret.ts";
 
-export interface ApiUser {
-  id: string;
-  name: string;
-  createdAt: string | null;
-  displayName: string;
-  email: string;
-  providerId: string;
-  provider: string;
-  profilePicUrl: string;
-}
-
-export interface ApiPreAuthKey {
-  user: ApiUser | null;
-  id: string;
-  key: string;
-  reusable: boolean;
-  ephemeral: boolean;
-  used: boolean;
-  expiration: string | null;
-  createdAt: string;
-  aclTags: string[];
-}
-
-export interface ApiNode {
-  id: string;
-  machineKey: string;
-  nodeKey: string;
-  discoKey: string;
-  ipAddresses: string[];
-  name: string;
-  user: ApiUser;
-  lastSeen: string | null;
-  expiry: string | null;
-  preAuthKey: ApiPreAuthKey | null;
-  createdAt: string;
-  registerMethod: string;
-  givenName: string;
-  online: boolean;
-  approvedRoutes: string[];
-  availableRoutes: string[];
-  subnetRoutes: string[];
-  tags: string[];
-  ephemeral: boolean;
-}
-
-const REGISTER_METHODS: Record<RegisterMethod, string> = {
+const REGISTER_METHODS: Record<RegisterMethod, ApiNode["registerMethod"]> = {
   authkey: "REGISTER_METHOD_AUTH_KEY",
   cli: "REGISTER_METHOD_CLI",
   oidc: "REGISTER_METHOD_OIDC",
 };
 const MAX_NAME = 200;
+/** Capability version of machines that do not exist. */
+const DEBUG_VERSION = 140;
 /** An hour, as Headscale's command line has it. */
 const DEFAULT_KEY_LIFETIME = 60 * 60_000;
 const TAGGED_USER: ApiUser = {
@@ -82,7 +44,8 @@ export class Commands {
     this.journal = context.journal;
   }
 
-  listUsers(filter: { id?: number | undefined; name?: string | undefined; email?: string | undefined }): ApiUser[] {
+  /** Those with all of these. */
+  listUsers(filter: { id?: number | undefined; name?: string | undefined; email?: string | undefined }): UserRecord[] {
     return [...this.model.users.values()]
       .filter(
         (user) =>
@@ -90,8 +53,7 @@ export class Commands {
           (filter.name === undefined || user.name === filter.name) &&
           (filter.email === undefined || user.email === filter.email),
       )
-      .sort((a, b) => a.id - b.id)
-      .map(apiUser);
+      .sort((a, b) => a.id - b.id);
   }
 
   async createUser(input: {
@@ -122,6 +84,20 @@ export class Commands {
     return apiUser(user);
   }
 
+  /** Of a user that was made here: what an identity provider says of its users comes with each login. */
+  async renameUser(id: number, name: string): Promise<ApiUser> {
+    const user = this.user(id);
+    const problem = userNameProblem(name);
+    if (problem) throw new CommandError(400, problem);
+    if (user.providerId !== "")
+      throw new CommandError(400, `user ${id} comes from an identity provider, which gives it its name at each login`);
+    const holder = this.model.userByName(name);
+    if (holder && holder.id !== id) throw new CommandError(409, `a user named "${name}" already exists`);
+    const renamed = { ...user, name };
+    await this.journal.commit({ users: [renamed] });
+    return apiUser(renamed);
+  }
+
   async destroyUser(id: number): Promise<void> {
     const user = this.user(id);
     const owned = this.model.nodesOfUser(id);
@@ -138,17 +114,24 @@ export class Commands {
     await this.journal.commit({ nodes, keysRemoved, usersRemoved: [id] });
   }
 
-  listKeys(): ApiPreAuthKey[] {
-    return [...this.model.keys.values()].sort((a, b) => a.id - b.id).map((key) => this.apiKey(key));
+  /** `user`: id or name; none: those of all users. */
+  listKeys(filter: { user?: string | undefined } = {}): PreAuthKeyRecord[] {
+    const owner = filter.user === undefined ? undefined : (this.findUser(filter.user)?.id ?? 0);
+    return [...this.model.keys.values()]
+      .filter((key) => key.revokedAt === null && (owner === undefined || key.userId === owner))
+      .sort((a, b) => a.id - b.id);
   }
 
   async createKey(input: {
     user?: number | undefined;
     reusable?: boolean | undefined;
     ephemeral?: boolean | undefined;
-    expiration?: Millis | undefined;
+    /** Null: never. Default: in an hour. */
+    expiration?: Millis | null | undefined;
     aclTags?: string[] | undefined;
-  }): Promise<ApiPreAuthKey> {
+    description?: string | undefined;
+    preauthorized?: boolean | undefined;
+  }): Promise<{ record: PreAuthKeyRecord; text: string }> {
     const tags = [...new Set(input.aclTags ?? [])];
     for (const tag of tags) {
       const problem = tagProblem(tag);
@@ -158,10 +141,10 @@ export class Commands {
       throw new CommandError(400, "a pre-auth key needs a user, tags, or both: give --user ID or --tags tag:NAME");
     if (input.user !== undefined) this.user(input.user);
     const now = this.context.now();
-    const expiration = input.expiration ?? now + DEFAULT_KEY_LIFETIME;
-    if (expiration <= now)
+    const expiration = input.expiration === undefined ? now + DEFAULT_KEY_LIFETIME : input.expiration;
+    if (expiration !== null && expiration <= now)
       throw new CommandError(400, `the key would have expired already, at ${timeText(expiration)}`);
-    const minted = mintKey(this.context.random(38));
+    const minted = mintKey(this.context.random(SECRET_BYTES));
     const id = this.model.counters.lastKey + 1;
     const key: PreAuthKeyRecord = {
       id,
@@ -172,34 +155,35 @@ export class Commands {
       ephemeral: input.ephemeral ?? false,
       used: false,
       tags,
-      description: "",
-      preauthorized: false,
+      description: input.description ?? "",
+      preauthorized: input.preauthorized ?? false,
       expiration,
       revokedAt: null,
       createdAt: now,
     };
     await this.journal.commit({ keys: [key], counters: { lastKey: id } });
-    return { ...this.apiKey(key), key: minted.text };
+    return { record: key, text: minted.text };
   }
 
   async expireKey(id: number): Promise<void> {
-    const key = this.model.keys.get(id);
-    if (!key)
-      throw new CommandError(404, `there is no pre-auth key ${id}: weft preauthkeys list shows those that exist`);
+    const key = this.key(id);
     const now = this.context.now();
     if (key.expiration !== null && key.expiration <= now) return;
     await this.journal.commit({ keys: [{ ...key, expiration: now }] });
   }
 
-  listNodes(filter: { user?: string | undefined }): ApiNode[] {
-    return this.model
-      .sortedNodes()
-      .filter((node) => filter.user === undefined || this.belongsTo(node, filter.user))
-      .map((node) => this.apiNode(node));
+  /** Nodes that joined with it stay. */
+  async deleteKey(id: number): Promise<void> {
+    this.key(id);
+    const nodes = [...this.model.nodes.values()]
+      .filter((node) => node.authKeyId === id)
+      .map((node) => ({ ...node, authKeyId: null }));
+    await this.journal.commit({ nodes, keysRemoved: [id] });
   }
 
-  getNode(id: number): ApiNode {
-    return this.apiNode(this.node(id));
+  /** `user`: id or name; none: all nodes. */
+  listNodes(filter: { user?: string | undefined }): NodeRecord[] {
+    return this.model.sortedNodes().filter((node) => filter.user === undefined || this.belongsTo(node, filter.user));
   }
 
   async deleteNode(id: number): Promise<void> {
@@ -208,14 +192,14 @@ export class Commands {
   }
 
   /** `expiry` null: never again. */
-  async expireNode(id: number, expiry: Millis | null): Promise<ApiNode> {
+  async expireNode(id: number, expiry: Millis | null): Promise<NodeRecord> {
     const node = this.node(id);
     const next = { ...node, expiry };
     await this.journal.commit({ nodes: [{ ...next, expired: isExpired(next, this.context.now()) }] });
-    return this.getNode(id);
+    return this.node(id);
   }
 
-  async renameNode(id: number, name: string): Promise<ApiNode> {
+  async renameNode(id: number, name: string): Promise<NodeRecord> {
     const node = this.node(id);
     const problem = labelProblem(name);
     if (problem) throw new CommandError(400, problem);
@@ -227,19 +211,104 @@ export class Commands {
     const holder = this.model.nodeByName(name);
     if (holder && holder.id !== id) throw new CommandError(409, `the name "${name}" is taken by node ${holder.id}`);
     await this.journal.commit({ nodes: [{ ...node, givenName: name, nameFromHost: false }] });
-    return this.getNode(id);
+    return this.node(id);
   }
 
-  private user(id: number): UserRecord {
+  /** Puts a machine that does not exist among those that wait for a login, under `authId`. Gives the node that it would be. */
+  async pretendLogin(authId: string, user: string, name: string, routes: readonly string[]): Promise<ApiNode> {
+    if (!/^hskey-authreq-[0-9a-f]{24}$/.test(authId))
+      throw new CommandError(400, "the key must be a login's id: hskey-authreq- and 24 hexadecimal digits");
+    const owner = this.requireUser(user);
+    if (this.model.documents("login").size >= this.context.settings.login.maxPending)
+      throw new CommandError(409, `${this.context.settings.login.maxPending} logins wait already`);
+    const now = this.context.now();
+    const machineKey = formatKey("mkey", this.context.random(32));
+    const nodeKey = formatKey("nodekey", this.context.random(32));
+    const hostinfo = { Hostname: name, OS: "linux", RoutableIPs: [...routes] };
+    const input = {
+      version: DEBUG_VERSION,
+      nodeKey,
+      oldNodeKey: "",
+      authKey: "",
+      expiry: null,
+      followup: "",
+      hostinfo,
+    };
+    const request: LoginRequest = { kind: "register", machineKey, input: { ...input, ephemeral: false } };
+    const expiresAt = now + this.context.settings.login.expiry;
+    const value: LoginRecord = { request, address: "", createdAt: now, expiresAt, verdict: null };
+    await this.journal.commit({ documents: [{ kind: "login", id: authId, value }] });
+    return {
+      id: "0",
+      machineKey,
+      nodeKey,
+      discoKey: "",
+      ipAddresses: [],
+      name,
+      user: apiUser(owner),
+      lastSeen: null,
+      expiry: null,
+      preAuthKey: null,
+      createdAt: timeText(now),
+      registerMethod: "REGISTER_METHOD_UNSPECIFIED",
+      givenName: labelOf(name),
+      online: false,
+      approvedRoutes: [],
+      availableRoutes: [...routes],
+      subnetRoutes: [],
+      tags: [],
+      ephemeral: false,
+      authorized: false,
+    };
+  }
+
+  /** By id or name. */
+  findUser(wanted: string): UserRecord | undefined {
+    return (
+      (/^\d{1,15}$/.test(wanted) ? this.model.users.get(Number(wanted)) : undefined) ?? this.model.userByName(wanted)
+    );
+  }
+
+  /** By id or name. Throws CommandError. */
+  requireUser(wanted: string): UserRecord {
+    const user = this.findUser(wanted);
+    if (!user)
+      throw new CommandError(
+        404,
+        `there is no user ${JSON.stringify(wanted.slice(0, 100))}: weft users list shows those that exist`,
+      );
+    return user;
+  }
+
+  /** By id. Throws CommandError. */
+  user(id: number): UserRecord {
     const user = this.model.users.get(id);
     if (!user) throw new CommandError(404, `there is no user ${id}: weft users list shows those that exist`);
     return user;
   }
 
-  private node(id: number): NodeRecord {
+  /** By id. Throws CommandError. */
+  node(id: number): NodeRecord {
     const node = this.model.nodes.get(id);
     if (!node) throw new CommandError(404, `there is no node ${id}: weft nodes list shows those that exist`);
     return node;
+  }
+
+  /** By id. Throws CommandError. */
+  key(id: number): PreAuthKeyRecord {
+    const key = this.model.keys.get(id);
+    if (!key)
+      throw new CommandError(404, `there is no pre-auth key ${id}: weft preauthkeys list shows those that exist`);
+    return key;
+  }
+
+  /** By its text, whole or masked as in lists: the public part counts. Throws CommandError. */
+  keyByText(text: string): PreAuthKeyRecord {
+    const prefix = /^hskey-auth-([0-9a-f]{12})(-|$)/.exec(text)?.[1];
+    const key = prefix === undefined ? undefined : this.model.keyByPrefix(prefix);
+    if (!key)
+      throw new CommandError(404, "there is no such pre-auth key: weft preauthkeys list shows those that exist");
+    return key;
   }
 
   private belongsTo(node: NodeRecord, user: string): boolean {
@@ -247,7 +316,7 @@ export class Commands {
     return owner !== undefined && (owner.name === user || String(owner.id) === user);
   }
 
-  private apiKey(key: PreAuthKeyRecord): ApiPreAuthKey {
+  apiKey(key: PreAuthKeyRecord): ApiPreAuthKey {
     const user = key.userId === null ? undefined : this.model.users.get(key.userId);
     return {
       user: user ? apiUser(user) : null,
@@ -262,10 +331,10 @@ export class Commands {
     };
   }
 
-  private apiNode(node: NodeRecord): ApiNode {
+  apiNode(node: NodeRecord): ApiNode {
     const user = node.userId === null ? undefined : this.model.users.get(node.userId);
     const key = node.authKeyId === null ? undefined : this.model.keys.get(node.authKeyId);
-    const routes = node.hostinfo.RoutableIPs;
+    const routes = routesOf(this.context, node);
     return {
       id: String(node.id),
       machineKey: node.machineKey,
@@ -281,16 +350,17 @@ export class Commands {
       registerMethod: REGISTER_METHODS[node.registerMethod],
       givenName: node.givenName,
       online: node.online,
-      approvedRoutes: [],
-      availableRoutes: Array.isArray(routes) ? routes.filter((route) => typeof route === "string") : [],
-      subnetRoutes: [],
+      approvedRoutes: [...routes.approved],
+      availableRoutes: [...routes.advertised],
+      subnetRoutes: [...routes.serving],
       tags: [...node.tags],
       ephemeral: node.ephemeral,
+      authorized: node.authorized,
     };
   }
 }
 
-function apiUser(user: UserRecord): ApiUser {
+export function apiUser(user: UserRecord): ApiUser {
   return {
     id: String(user.id),
     name: user.name,

@@ -11,22 +11,26 @@ import { Attempts } from "../net/ratelimit.ts";
 import type { RegisterResponse } from "../wire/tailcfg.ts";
 import { PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
-import { Commands } from "./commands.ts";
+import { type Apis, createApis } from "./api/index.ts";
 import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
 import { Enrolment } from "./enrol.ts";
+import { addFeatures } from "./features.ts";
 import { Journal } from "./journal.ts";
 import { Logins } from "./login.ts";
-import { checkVersion, handleMachineRequest, respond } from "./machine.ts";
+import { checkVersion, handleMachineRequest, MachineRouter, respond } from "./machine.ts";
 import { encodeFrame, KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
+import { Pings } from "./pings.ts";
 import { PolicyError, parsePolicy } from "./policy/index.ts";
 import { loadPolicy, PolicyStore, type PolicyVersion, startProblem } from "./policy-store.ts";
+import { Probes } from "./probes.ts";
 import { isExpired, withHostinfo } from "./register.ts";
 import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
 import { AutoApprover } from "./routes.ts";
 import type { ControlSettings } from "./settings.ts";
+import { SSHChecks } from "./sshcheck.ts";
 import { Store } from "./store.ts";
 import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
 
@@ -87,7 +91,7 @@ export async function createControl(options: ControlOptions): Promise<Control> {
     const model = new Model();
     model.apply(await store.load());
     const policy = loadPolicy(options.settings.policy, model);
-    const server = new ControlServer(options, store, model, noiseKey, policy, openPolicy(policy, model, options.log));
+    const server = new ControlServer(options, store, model, noiseKey, policy, openPolicy(policy, model, options));
     try {
       await server.start();
     } catch (error) {
@@ -101,9 +105,13 @@ export async function createControl(options: ControlOptions): Promise<Control> {
   }
 }
 
-function openPolicy(policy: PolicyVersion, model: Model, log?: (line: string) => void): PolicyAccess {
+function openPolicy(policy: PolicyVersion, model: Model, { settings, log }: ControlOptions): PolicyAccess {
+  const provided = settings.oidc.length > 0;
+  const claimed = new Set([...model.users.values()].flatMap(({ groups }) => groups.map((group) => `group:${group}`)));
+  // A stored policy was right when it was set: a group that its last user has left since does not stop the server.
+  const isForeign = (group: string): boolean => provided || policy.version > 0 || claimed.has(group);
   try {
-    return new PolicyAccess(model, parsePolicy(policy.text), log);
+    return new PolicyAccess(model, parsePolicy(policy.text, isForeign), log, provided);
   } catch (error) {
     throw error instanceof PolicyError ? startProblem(policy, error) : error;
   }
@@ -121,11 +129,15 @@ class ControlServer implements Control {
   private readonly context: ControlContext;
   private readonly noise: NoiseServer;
   private readonly enrolment: Enrolment;
+  private readonly probes: Probes;
+  private readonly machines = new MachineRouter();
   private readonly approver: AutoApprover;
+  private readonly sshChecks: SSHChecks;
   private readonly streams = new Map<number, MapStream>();
   private readonly offlineTimers = new Map<number, ReturnType<typeof setTimeout>>();
   /** Nodes that were removed, whose streams end as soon as that is durable. */
   private leaving: NodeRecord[] = [];
+  private readonly apis: Apis;
   private admin: Admin | null = null;
   private ticker: ReturnType<typeof setInterval> | null = null;
   private closing: Promise<void> | null = null;
@@ -142,7 +154,7 @@ class ControlServer implements Control {
   ) {
     this.now = options.now ?? Date.now;
     this.startedAt = this.now();
-    this.config = { baseDomain: options.settings.baseDomain, derpMap: options.settings.derp.embedded ?? {} };
+    this.config = { baseDomain: options.settings.baseDomain, derpMap: options.settings.derp.embedded ?? {}, certificates: false };
     this.adminSocket = join(options.dataDir, ADMIN_SOCKET);
     this.noisePublicKey = x25519Public(noiseKey);
     this.journal = new Journal(model, (changes) => store.write(changes), {
@@ -158,6 +170,7 @@ class ControlServer implements Control {
         handleMachineRequest(stream, headers, connection, {
           register: (body, _connection, signal) => this.register(body, connection, signal),
           map: (body) => this.map(body, connection, stream),
+          router: this.machines,
         }).catch((error: Error) => options.log?.(`request of ${connection.machineKey} failed: ${error.message}`));
       },
     });
@@ -174,6 +187,13 @@ class ControlServer implements Control {
       get policies() {
         return server.policies;
       },
+      pings: new Pings({
+        serverUrl: options.settings.serverUrl,
+        random: randomBytes,
+        now: () => performance.now(),
+        send: (nodeId, request) => this.streams.get(nodeId)?.ping(request) ?? false,
+        owns: (machineKey, nodeId) => model.nodes.get(nodeId)?.machineKey === machineKey,
+      }),
       now: this.now,
       random: randomBytes,
       log: (line) => options.log?.(line),
@@ -181,7 +201,13 @@ class ControlServer implements Control {
       poke: () => this.poke(),
     };
     this.policies = new PolicyStore(this.context, policy);
+    this.probes = new Probes(this.context, this.context.pings);
+    addFeatures(this.context, this.machines, this.app);
     this.logins = new Logins(this.context);
+    this.apis = createApis(this.context, this.logins);
+    this.sshChecks = new SSHChecks(this.context, this.logins);
+    this.sshChecks.mount(this.machines);
+    this.policies.onChanged = () => this.sweepChecks();
     const attempts = new Attempts({ what: "pre-auth key", log: this.context.log });
     this.enrolment = new Enrolment(this.context, this.logins, attempts);
     this.routes();
@@ -190,8 +216,8 @@ class ControlServer implements Control {
   async start(): Promise<void> {
     await this.tick();
     this.poke();
-    const commands = new Commands(this.context);
-    this.admin = await startAdmin(this.adminSocket, commands);
+    this.probes.start();
+    this.admin = await startAdmin(this.adminSocket, this.apis.local);
     this.ticker = setInterval(() => {
       this.tick().catch((error: Error) => this.options.log?.(error.message));
     }, TICK);
@@ -203,6 +229,10 @@ class ControlServer implements Control {
 
   stats() {
     return { ...this.noise.stats, maps: this.streams.size, nodes: this.model.nodes.size };
+  }
+
+  private sweepChecks(): void {
+    this.sshChecks.sweep().catch((error: Error) => this.options.log?.(error.message));
   }
 
   private setConfig(config: TailnetConfig): void {
@@ -234,6 +264,7 @@ class ControlServer implements Control {
     const abandoned = nodes.filter(isAbandoned).map((node) => node.id);
     if (abandoned.length > 0) await this.journal.commit({ nodesRemoved: abandoned });
     await this.logins.sweep();
+    await this.sshChecks.sweep();
   }
 
   close(): Promise<void> {
@@ -243,6 +274,8 @@ class ControlServer implements Control {
 
   private async shutDown(): Promise<void> {
     if (this.ticker) clearInterval(this.ticker);
+    this.probes.stop();
+    this.context.pings.close();
     await this.admin?.close();
     for (const timer of this.offlineTimers.values()) clearTimeout(timer);
     this.offlineTimers.clear();
@@ -270,6 +303,7 @@ class ControlServer implements Control {
         return c.text("add ?v=N with the capability version of the client, 39 or more", 400);
       return c.json({ legacyPublicKey: formatKey("mkey", new Uint8Array(32)), publicKey });
     });
+    this.app.route("/", this.apis.remote);
     this.app.get("/health", (c) => c.body('{"status":"pass"}', 200, { "Content-Type": "application/health+json" }));
     this.app.get("/robots.txt", (c) => c.text("User-agent: *\nDisallow: /\n"));
     this.app.get("/ts2021", (c) => c.text("this must be a WebSocket, or an upgrade by POST", 400));
@@ -347,12 +381,14 @@ class ControlServer implements Control {
       onClose: () => this.onStreamClosed(nodeId, mapStream),
     });
     this.streams.set(nodeId, mapStream);
+    this.probes.connected(nodeId);
   }
 
   private onStreamClosed(nodeId: number, mapStream: MapStream): void {
     // A newer stream has taken its place, or the server ends.
     if (this.streams.get(nodeId) !== mapStream) return;
     this.streams.delete(nodeId);
+    this.probes.disconnected(nodeId);
     this.offlineTimers.set(
       nodeId,
       setTimeout(() => this.goOffline(nodeId), this.options.offlineGrace ?? OFFLINE_GRACE),

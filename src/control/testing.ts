@@ -13,7 +13,7 @@ import { NoiseDuplex } from "../net/noise-duplex.ts";
 import { type ControlStream, Ts2021Client } from "../net/ts2021-client.ts";
 import { NoiseInitiator, RESPONSE_LENGTH, readHandshakeReply } from "../wire/noise.ts";
 import type * as tc from "../wire/tailcfg.ts";
-import type { ApiPreAuthKey, ApiUser } from "./commands.ts";
+import type { ApiPreAuthKey, ApiUser } from "./api/shapes.ts";
 import { type Control, type ControlOptions, createControl } from "./index.ts";
 import type { NodeRecord, UserRecord } from "./model.ts";
 import { type ControlSettings, defaultSettings } from "./settings.ts";

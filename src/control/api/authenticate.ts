@@ -1,0 +1,73 @@
+// Who is behind an HTTP request: API keys as Bearer, or as the user name of Basic as Tailscale's clients send them, and
+// access tokens of OAuth clients. Guessing costs time (net/ratelimit.ts); a secret that was good once is no guess.
+import type { Context } from "hono";
+import { clientAddress } from "../../net/client-address.ts";
+import type { Attempts } from "../../net/ratelimit.ts";
+import type { ApiKeys } from "../apikeys.ts";
+import { CommandError } from "../errors.ts";
+import type { OAuthClients } from "../oauth.ts";
+import type { Caller } from "./caller.ts";
+
+export interface Credentials {
+  apiKeys: ApiKeys;
+  oauth: OAuthClients;
+  attempts: Attempts;
+  now(): number;
+  log(line: string): void;
+}
+
+/** Throws CommandError: 401, or 429 while this address must wait. */
+export function authenticate(c: Context, { apiKeys, oauth, attempts, now, log }: Credentials): Caller {
+  const text = credential(c.req.header("Authorization") ?? "");
+  if (text === null)
+    throw new CommandError(401, "this needs an API key: send it as `Authorization: Bearer KEY` (weft apikeys create)");
+  const address = clientAddress(c);
+  const wait = attempts.wait(address, now());
+  if (wait > 0) throw tooMany(wait);
+  const caller = text.startsWith("hskey-oauthtok-") ? byToken(oauth, text) : byKey(apiKeys, text);
+  if (caller === null) {
+    attempts.failed(address, now());
+    log(`API: a wrong key from ${address}`);
+    throw new CommandError(401, "this API key or token is not known here: check that it was copied whole");
+  }
+  if (caller === "expired")
+    throw new CommandError(401, "this API key or token has expired: make a new one (weft apikeys create)");
+  attempts.succeeded(address);
+  return caller;
+}
+
+export function tooMany(wait: number): CommandError {
+  return new CommandError(
+    429,
+    `too many wrong keys from your address: try again in ${Math.ceil(wait / 1000)} s`,
+    undefined,
+    wait,
+  );
+}
+
+function byKey(apiKeys: ApiKeys, text: string): Caller | "expired" | null {
+  const record = apiKeys.authenticate(text);
+  if (record === null || record === "expired") return record;
+  return { kind: "api-key", name: `API key ${record.id}`, scopes: null, tags: [] };
+}
+
+function byToken(oauth: OAuthClients, text: string): Caller | "expired" | null {
+  const bearer = oauth.bearer(text);
+  if (bearer === null || bearer === "expired") return bearer;
+  const { client, scopes, tags } = bearer;
+  return { kind: "oauth", name: `OAuth client ${client.prefix}`, scopes, tags };
+}
+
+/** Null when there is none. */
+function credential(header: string): string | null {
+  const [, scheme, value] = /^(Bearer|Basic) +(\S+)$/i.exec(header.slice(0, 1024)) ?? [];
+  if (!scheme || !value) return null;
+  if (scheme.toLowerCase() === "bearer") return value;
+  return basic(value).user || null;
+}
+
+/** User name and password of a Basic credential. */
+export function basic(value: string): { user: string; password: string } {
+  const [user = "", ...password] = Buffer.from(value, "base64").toString("utf8").split(":");
+  return { user, password: password.join(":") };
+}

@@ -1,0 +1,112 @@
+// The HTTP APIs: one implementation for the admin socket, whose callers may do everything, and for the public listener,
+// whose callers show a key.
+import { type Context, Hono } from "hono";
+import { Attempts } from "../../net/ratelimit.ts";
+import { ApiKeys } from "../apikeys.ts";
+import { Commands } from "../commands.ts";
+import type { ControlContext } from "../context.ts";
+import { CommandError } from "../errors.ts";
+import type { Logins } from "../login.ts";
+import { OAuthClients } from "../oauth.ts";
+import { authenticate } from "./authenticate.ts";
+import { type Caller, covers, SOCKET_CALLER } from "./caller.ts";
+import { describedBy } from "./docs.ts";
+import type { ApiDescription } from "./openapi.ts";
+import { type MountOptions, mount, type Operation } from "./operation.ts";
+import { Problem } from "./shapes.ts";
+import { operationsV1 } from "./v1.ts";
+
+/** What the operations of all APIs work on. */
+export interface ApiParts {
+  commands: Commands;
+  logins: Logins;
+  apiKeys: ApiKeys;
+  oauth: OAuthClients;
+}
+
+export interface Apis {
+  /** For the admin socket. */
+  local: Hono;
+  /** For the public listener. */
+  remote: Hono;
+}
+
+const BEARER = {
+  bearer: { type: "http", scheme: "bearer", description: "An API key: `weft apikeys create`." },
+};
+
+export function createApis(context: ControlContext, logins: Logins): Apis {
+  const parts: ApiParts = {
+    commands: new Commands(context),
+    logins,
+    apiKeys: new ApiKeys(context),
+    oauth: new OAuthClients(context),
+  };
+  const attempts = new Attempts({ what: "API key", log: (line) => context.log(line) });
+  const { apiKeys, oauth } = parts;
+  const credentials = { apiKeys, oauth, attempts, now: () => context.now(), log: (line: string) => context.log(line) };
+  const v1: ApiDescription = {
+    title: "Weft API, version 1",
+    description: "What the command line does, in the shapes of Headscale's API.",
+    version: "1",
+    base: "/api/v1",
+    operations: operationsV1(context, parts),
+    error: { schema: Problem, type: "application/problem+json" },
+    securitySchemes: BEARER,
+  };
+  const app = (who: (c: Context) => Caller) => {
+    const root = new Hono();
+    const common = { authorize, log: (line: string) => context.log(line) };
+    root.route("/", describedBy(v1));
+    root.route(
+      "/",
+      mount({
+        ...common,
+        base: v1.base,
+        operations: v1.operations,
+        async authenticate(c) {
+          const caller = who(c);
+          // Its clients know nothing of scopes.
+          if (caller.kind === "oauth")
+            throw new CommandError(403, "OAuth tokens are for /api/v2: this API takes API keys");
+          return caller;
+        },
+        renderError: renderProblem,
+      }),
+    );
+    return root;
+  };
+  return { local: app(() => SOCKET_CALLER), remote: app((c) => authenticate(c, credentials)) };
+}
+
+/** Throws CommandError when the caller may not. */
+function authorize(caller: Caller, { scope }: Operation): void {
+  if (scope !== null && !covers(caller.scopes, scope))
+    throw new CommandError(403, `this token does not have the scope "${scope}", which this needs`);
+}
+
+const TITLES: Record<number, string> = {
+  400: "Bad Request",
+  401: "Unauthorized",
+  403: "Forbidden",
+  404: "Not Found",
+  409: "Conflict",
+  412: "Precondition Failed",
+  413: "Content Too Large",
+  429: "Too Many Requests",
+  501: "Not Implemented",
+};
+
+/** RFC 7807. */
+const renderProblem: MountOptions["renderError"] = (c, status, message, data) => {
+  const title = TITLES[status] ?? "Internal Server Error";
+  const body = {
+    type: "about:blank",
+    title,
+    status,
+    detail: message,
+    message,
+    ...(data !== undefined && { errors: data }),
+  };
+  return c.body(JSON.stringify(body), status as 400, { "Content-Type": "application/problem+json" });
+};

@@ -1,0 +1,152 @@
+// Operations of an HTTP API: one description of each, of which come the route with its checks and the OpenAPI document
+// (openapi.ts). What a request says is parsed by its schemas before the operation sees it.
+import { type Context, Hono } from "hono";
+import { bodyLimit } from "hono/body-limit";
+import type { z } from "zod";
+import { CommandError } from "../errors.ts";
+import type { Caller, Scope } from "./caller.ts";
+
+export type Method = "get" | "post" | "put" | "patch" | "delete";
+
+interface Described {
+  method: Method;
+  /** "/node/{id}/rename/{newName}", below the API's base path. */
+  path: string;
+  /** Unique in its API. */
+  id: string;
+  tag: string;
+  summary: string;
+  /** What an OAuth token must hold for it; null: any caller may. */
+  scope: Scope | null;
+  /** Media types of a body that is taken as text, in place of JSON. */
+  textBody?: readonly string[];
+  /** Media types beside JSON of an answer. */
+  textResponse?: readonly string[];
+}
+
+interface Schemas<P, Q, B, R> {
+  params?: P;
+  query?: Q;
+  body?: B;
+  response: R;
+}
+
+export interface Input<P, Q, B> {
+  params: P;
+  query: Q;
+  body: B;
+  caller: Caller;
+  c: Context;
+}
+
+type Answer<R> = R | Response | Promise<R | Response>;
+
+export interface Operation extends Described, Schemas<z.ZodObject, z.ZodObject, z.ZodType, z.ZodType> {
+  run(caller: Caller, c: Context): Promise<unknown>;
+}
+
+/** Types of `handle` follow from the schemas. */
+export function operation<
+  P extends z.ZodObject = z.ZodObject,
+  Q extends z.ZodObject = z.ZodObject,
+  B extends z.ZodType = z.ZodType,
+  R extends z.ZodType = z.ZodType,
+>(
+  description: Described &
+    Schemas<P, Q, B, R> & { handle(input: Input<z.output<P>, z.output<Q>, z.output<B>>): Answer<z.input<R>> },
+): Operation {
+  const { handle, ...described } = description;
+  const { params, query, body, textBody } = described;
+  return {
+    ...described,
+    async run(caller, c) {
+      return handle({
+        params: params ? check(params, c.req.param(), "path") : ({} as z.output<P>),
+        query: query ? check(query, c.req.query(), "query") : ({} as z.output<Q>),
+        body: body ? check(body, await read(c, textBody !== undefined), "") : (undefined as z.output<B>),
+        caller,
+        c,
+      });
+    },
+  };
+}
+
+function check<T extends z.ZodType>(schema: T, value: unknown, where: string): z.output<T> {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0]!;
+  const field = issue.path.map(String).join(".").slice(0, 100);
+  const place = [where, field].filter((part) => part !== "").join(" ") || "the request body";
+  throw new CommandError(400, `${place}: ${issue.message.slice(0, 300)}`);
+}
+
+/** Whatever Content-Type says: the UIs that were written for Headscale send none. Nothing is an empty object. */
+async function read(c: Context, isText: boolean): Promise<unknown> {
+  let text: string;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(await c.req.arrayBuffer());
+  } catch {
+    throw new CommandError(400, "the request body is not UTF-8, or was cut off");
+  }
+  if (isText) return text;
+  if (text === "") return {};
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new CommandError(400, "the request body is not JSON");
+  }
+}
+
+export interface MountOptions {
+  base: string;
+  operations: readonly Operation[];
+  /** Whose request it is. Throws CommandError. */
+  authenticate(c: Context): Promise<Caller>;
+  /** Throws CommandError when the caller may not. */
+  authorize(caller: Caller, operation: Operation): void;
+  /** The error in the shape of this API. */
+  renderError(c: Context, status: number, message: string, data?: unknown): Response;
+  log(line: string): void;
+}
+
+/** Bytes of a request body: a policy may have 1 MiB, in JSON. */
+const MAX_BODY = 1024 * 1024;
+
+/** The routes, and an answer for every other path below `base`. */
+export function mount(options: MountOptions): Hono {
+  const app = new Hono().basePath(options.base);
+  const fail = (c: Context, error: unknown): Response => {
+    if (error instanceof CommandError) {
+      if (error.retryAfter > 0) c.header("Retry-After", String(Math.ceil(error.retryAfter / 1000)));
+      if (error.status === 401) c.header("WWW-Authenticate", `Bearer realm="weft"`);
+      return options.renderError(c, error.status, error.message, error.data);
+    }
+    options.log(`${c.req.method} ${c.req.routePath} failed: ${error instanceof Error ? error.message : String(error)}`);
+    return options.renderError(c, 500, "internal error: the server's log says more");
+  };
+  app.onError((error, c) => fail(c, error));
+  app.use(
+    bodyLimit({
+      maxSize: MAX_BODY,
+      onError: (c) => options.renderError(c, 413, `the request body is longer than ${MAX_BODY} bytes`),
+    }),
+  );
+  // A longer fixed path before the pattern that would match it, too: Hono takes the first that was registered.
+  for (const entry of [...options.operations].sort((a, b) => parameters(a.path) - parameters(b.path)))
+    app.on(entry.method, entry.path.replace(/\{(\w+)\}/g, ":$1"), async (c) => {
+      try {
+        const caller = await options.authenticate(c);
+        options.authorize(caller, entry);
+        const answer = await entry.run(caller, c);
+        return answer instanceof Response ? answer : c.json(answer as object);
+      } catch (error) {
+        return fail(c, error);
+      }
+    });
+  app.all("/*", (c) => options.renderError(c, 404, `there is no ${c.req.method} ${c.req.path.slice(0, 200)}`));
+  return app;
+}
+
+function parameters(path: string): number {
+  return path.split("{").length;
+}
