@@ -8,11 +8,14 @@ import { type LoadOptions, load } from "./lib/iperf.ts";
 import { MESH_MTU, mesh } from "./lib/mesh.ts";
 import type { BenchOptions, DatapathCase } from "./lib/options.ts";
 import { quartiles, type Report } from "./lib/report.ts";
-import { cannotTunnel, talks, tunnel, wire, wireguards } from "./lib/tunnels.ts";
+import { cannotTunnel, type Tunnel, talks, tunnel, wire, wireguards } from "./lib/tunnels.ts";
 import { inTurns } from "./lib/turns.ts";
+import { MOST_SEGMENTS, udpLoad } from "./lib/udp.ts";
 
 const DEFAULT_MTU = 1420;
 const ROUNDS = 5;
+const MTUS = [1280, 1420, 4000, 9000];
+const NO_USO: [Implementation, string[]] = ["weft", ["--no-tun-uso"]];
 const OFFLOADS = ["--no-tun-tso", "--no-tun-uso", "--no-udp-gso", "--no-udp-gro"];
 
 /** What does not decide a target to the last percent takes part in so many rounds only. */
@@ -50,6 +53,8 @@ export async function run(options: BenchOptions, report: Report): Promise<void> 
   if (wanted("wireguard")) await race(lab, programs, rounds, options, report);
   if (options.quick) report.note("--quick leaves the mesh (Weft nodes beside tailscaled) out");
   else if (wanted("mesh") && options.mtu === null) await raceMesh(lab, rounds, options, report);
+  if (wanted("udp")) await raceUdp(lab, programs, rounds, options, report);
+  if (wanted("mtu") && options.mtu === null) await raceMtus(lab, programs, rounds, options, report);
   if (wanted("variants")) await variants(lab, rounds, options, report);
   if (wanted("start")) await startUp(lab, programs, rounds, options, report);
   // Its hosts meet at a router, over veths as they come.
@@ -135,6 +140,86 @@ async function measure(subject: Subject, name: string, { quick }: BenchOptions, 
 
 function lossOf({ packets, lost }: { packets: number; lost: number }): number {
   return (100 * lost) / Math.max(1, packets + lost);
+}
+
+/** A tunnel of each program, and one of Weft without UDP superpackets on its TUN device. */
+async function tunnels(
+  lab: Lab,
+  name: string,
+  programs: Implementation[],
+  mtu: number,
+  options: BenchOptions,
+  stack: AsyncDisposableStack,
+): Promise<Tunnel[]> {
+  const all: [Implementation, string[]][] = [...programs.map((impl): [Implementation, string[]] => [impl, []]), NO_USO];
+  const out: Tunnel[] = [];
+  for (const [i, [impl, flags]] of (options.quick ? all.slice(0, 1) : all).entries()) {
+    const on = await wire(lab, `${name}${i}`, { segment: options.segment, mtu });
+    const made = stack.use(await tunnel(on, impl, { mtu, flags }));
+    await talks(made.a.host, made.b.ip4, made.impl);
+    out.push(made);
+  }
+  return out;
+}
+
+/** UDP as fast as it arrives, of programs that send superpackets and of those that send single datagrams. */
+async function raceUdp(
+  lab: Lab,
+  programs: Implementation[],
+  rounds: number,
+  options: BenchOptions,
+  report: Report,
+): Promise<void> {
+  const mtu = options.mtu ?? DEFAULT_MTU;
+  const name = label(`UDP, MTU ${mtu}`, options);
+  await using stack = new AsyncDisposableStack();
+  const ends = await tunnels(lab, "udp", programs, mtu, options, stack);
+  await inTurns(ends, Math.min(rounds, SIDE_ROUNDS), name, report, async (on) => {
+    await fullUdp(on, mtu, MOST_SEGMENTS, "superpackets", name, options, report);
+    await fullUdp(on, mtu, 1, "single datagrams", name, options, report);
+  });
+}
+
+async function fullUdp(
+  on: Tunnel,
+  mtu: number,
+  segments: number,
+  what: string,
+  name: string,
+  { quick }: BenchOptions,
+  report: Report,
+): Promise<void> {
+  const seconds = quick ? 0.3 : 1;
+  const udp = await udpLoad({ ...through(on), mtu, seconds, segments, pids: [on.a.pid, on.b.pid] });
+  const add = (metric: string, unit: string, value: number) =>
+    report.add({ case: name, impl: on.impl, metric: `UDP, ${what}${metric}`, unit }, value);
+  add("", "Mb/s", udp.mbps);
+  add(" per CPU-second", "Mb", udp.megabits / udp.cpu);
+  add(", lost", "%", udp.lost);
+}
+
+/** From the smallest MTU of IPv6 to jumbo frames, over a wire that takes them, beside the fastest of the others. */
+async function raceMtus(
+  lab: Lab,
+  programs: Implementation[],
+  rounds: number,
+  options: BenchOptions,
+  report: Report,
+): Promise<void> {
+  const fast = programs.filter((impl) => impl === "weft" || impl === "wireguard-go");
+  for (const mtu of options.quick ? MTUS.slice(-1) : MTUS) {
+    const name = label(`from MTU to MTU: ${mtu}`, options);
+    await using stack = new AsyncDisposableStack();
+    const ends = await tunnels(lab, `mtu${mtu}-`, fast, mtu, options, stack);
+    await inTurns(ends, Math.min(rounds, SIDE_ROUNDS), name, report, async (on) => {
+      const add = (metric: string, unit: string, value: number) =>
+        report.add({ case: name, impl: on.impl, metric, unit }, value);
+      const tcp = await load({ ...through(on), seconds: 1, pids: [on.a.pid, on.b.pid] });
+      add("TCP x1", "Mb/s", tcp.mbps);
+      add("TCP x1 per CPU-second", "Mb", tcp.megabits / tcp.cpu);
+      await fullUdp(on, mtu, MOST_SEGMENTS, "superpackets", name, options, report);
+    });
+  }
 }
 
 /** Weft with each offload turned off, and on two threads, on both ends, beside Weft as it comes. */

@@ -3,6 +3,7 @@
 //
 //   datagram   u32 number 0 (little endian), then bytes of a fixed generator, which depend on the number and are compared
 //   end        u32 0xffffffff, u32 how many more of these come; sent a few times when all datagrams have left
+//   back       u32 the highest number that has arrived, every ACK_BYTES
 import { EPOLL_EVENT_SIZE, EPOLLIN, EPOLLOUT, epollAdd, epollCreate, epollWait } from "../ffi/epoll.ts";
 import { EAGAIN, EINTR, SysError } from "../ffi/errno.ts";
 import { addressOf, buffer, closeFd } from "../ffi/libc.ts";
@@ -13,6 +14,7 @@ import {
   MMSGHDR_LEN,
   MMSGHDR_SIZE,
   MSGHDR_CONTROLLEN,
+  MSGHDR_NAMELEN,
   parseControl,
   SOCKADDR_ROOM,
   writeIovec,
@@ -21,7 +23,7 @@ import {
   writeSockaddr,
   writeTosCmsg,
 } from "../ffi/msg.ts";
-import { openUdp, recvmmsg, sendmmsg, UDP_MAX_GSO_BYTES, UDP_MAX_SEGMENTS } from "../ffi/udp.ts";
+import { openUdp, recvfrom, recvmmsg, sendmmsg, sendto, UDP_MAX_GSO_BYTES, UDP_MAX_SEGMENTS } from "../ffi/udp.ts";
 import { parseIP } from "../src/wire/ip.ts";
 
 const END = 0xffffffff;
@@ -30,6 +32,14 @@ const END_EVERY_MS = 10;
 /** Messages of one call. */
 const MESSAGES = 16;
 const MESSAGE_BYTES = 65536;
+/**
+ * What is under way at most when the receiver sets the pace: more than both directions of a tunnel need, and as single
+ * datagrams fewer than the queue of a TUN device holds.
+ */
+const WINDOW_BYTES = 512 << 10;
+const ACK_BYTES = 64 << 10;
+/** What was not confirmed after so long is lost. */
+const LOST_MS = 50;
 /** What a sender that was held up makes good at once. */
 const BURST_BYTES = 256 << 10;
 /** For so long nothing comes: the end is lost, or the last of a few. */
@@ -39,7 +49,7 @@ const END_SILENCE_MS = 100;
 export interface UdpFlowOptions {
   /** Bytes of a datagram, at least 8. */
   size: number;
-  /** 0: as fast as the kernel takes them. */
+  /** 0: as fast as they arrive. */
   mbps: number;
   /** How many to send, or for how long. */
   amount: { packets: number } | { seconds: number };
@@ -136,6 +146,8 @@ export async function sendUdpFlow(address: string, port: number, options: UdpFlo
   const segments = Math.min(options.segments ?? 1, UDP_MAX_SEGMENTS, Math.floor(UDP_MAX_GSO_BYTES / size));
   const { fd } = openUdp({ family, gro: false });
   using writable = waiter(fd, EPOLLOUT);
+  using readable = waiter(fd, EPOLLIN);
+  const ack = buffer(4);
   const out = messages(MESSAGES);
   let nameLength = 0;
   for (let i = 0; i < MESSAGES; i++) nameLength = writeSockaddr(out.view, out.nameAt(i), ip, port);
@@ -159,9 +171,17 @@ export async function sendUdpFlow(address: string, port: number, options: UdpFlo
     const total = "packets" in amount ? amount.packets : Number.POSITIVE_INFINITY;
     const end = "seconds" in amount ? amount.seconds * 1000 : Number.POSITIVE_INFINITY;
     let sent = 0;
+    let confirmed = 0;
+    const confirm = () => {
+      while (recvfrom(fd, ack)) confirmed = Math.max(confirmed, new DataView(ack.buffer).getUint32(0, true) + 1);
+    };
     for (let now = 0; sent < total && now < end; now = elapsed()) {
-      const most = sent + Math.ceil(BURST_BYTES / size);
-      const due = mbps === 0 ? most : Math.min(most, Math.ceil((mbps * 125 * now) / size));
+      confirm();
+      const burst = sent + Math.ceil(BURST_BYTES / size);
+      const due =
+        mbps === 0
+          ? confirmed + Math.floor(WINDOW_BYTES / size)
+          : Math.min(burst, Math.ceil((mbps * 125 * now) / size));
       const until = Math.min(due, total);
       while (sent < until) {
         let used = 0;
@@ -177,6 +197,7 @@ export async function sendUdpFlow(address: string, port: number, options: UdpFlo
         send(used);
       }
       if (mbps !== 0) await Bun.sleep(1);
+      else if (!readable.wait(LOST_MS)) confirmed = sent;
     }
     const seconds = elapsed() / 1000;
     for (let left = END_TIMES - 1; left >= 0; left--) {
@@ -202,6 +223,8 @@ export function receiveUdpFlow(address: string, listening: (port: number) => voi
   const control = emptyControl();
   let next = 0;
   let first = 0;
+  let confirmed = 0;
+  const ack = Buffer.alloc(4);
   let size = 0;
   let silence = -1;
   const take = (at: number, length: number): void => {
@@ -241,6 +264,11 @@ export function receiveUdpFlow(address: string, listening: (port: number) => voi
       }
       first ||= now;
       if (silence === SILENCE_MS) result.seconds = (now - first) / 1000;
+      if (result.bytes - confirmed < ACK_BYTES) continue;
+      confirmed = result.bytes;
+      ack.writeUInt32LE(next - 1);
+      const name = into.nameAt(0);
+      sendto(fd, into.bytes.subarray(name, name + into.view.getUint32(MSGHDR_NAMELEN, true)), ack);
     }
     return result;
   } finally {

@@ -160,6 +160,8 @@ describe.skipIf(skip(cannotTunnel))("whole tunnels", () => {
     expect(rows.some((row) => row.case === "WireGuard, MTU 1380, single packets" && row.impl === "raw veth")).toBe(
       true,
     );
-    expect(rows.some((row) => row.case === "start, MTU 1380, single packets")).toBe(true);
+    for (const name of ["UDP", "start"])
+      expect(rows.some((row) => row.case === `${name}, MTU 1380, single packets`)).toBe(true);
+    positive(await quick("datapath", "--only", "mtu"), "TCP x1", "UDP, superpackets per CPU-second");
   });
 });

@@ -5,7 +5,7 @@ import { parseFlags, UsageError } from "../../src/cli/flags.ts";
 export const RIVALS = ["wireguard-go", "tailscaled", "gotatun", "boringtun", "openssl", "noble"] as const;
 export type Rival = (typeof RIVALS)[number];
 
-export const DATAPATH_CASES = ["wireguard", "mesh", "variants", "start", "fairness"] as const;
+export const DATAPATH_CASES = ["wireguard", "mesh", "udp", "mtu", "variants", "start", "fairness"] as const;
 export type DatapathCase = (typeof DATAPATH_CASES)[number];
 
 export interface BenchOptions {
