@@ -14,6 +14,7 @@ import {
   type PolicyUser,
   parsePolicy,
   runTests,
+  type SSHDecision,
   type Tailnet,
 } from "./policy/index.ts";
 import { Resolver } from "./policy/resolve.ts";
@@ -25,9 +26,10 @@ const CLOSED = '{"acls": []}';
 type Log = (line: string) => void;
 
 /** "1.80.3-t1234" and the like: what postures compare. */
-function attributesOf({ hostinfo }: NodeRecord): Record<string, string> {
+function attributesOf({ hostinfo, attributes }: NodeRecord): Record<string, string | number | boolean> {
   const version = /^\d+\.\d+\.\d+/.exec(hostinfo.IPNVersion ?? "")?.[0];
   return {
+    ...attributes,
     ...(hostinfo.OS && { "node:os": hostinfo.OS.toLowerCase() }),
     ...(hostinfo.OSVersion && { "node:osVersion": hostinfo.OSVersion }),
     ...(version && {
@@ -268,6 +270,16 @@ export class PolicyAccess implements Access {
       of.set(b, ids);
     }
     return ids;
+  }
+
+  /** What decides on an SSH session of a login; null: it is refused. */
+  sshDecision(sourceId: number, targetId: number, login: string): SSHDecision | null {
+    return this.isOpen ? null : this.current().sshDecision(sourceId, targetId, login);
+  }
+
+  /** Whether the check rule with this digest is about these two nodes. */
+  hasSSHCheck(sourceId: number, targetId: number, rule: string): boolean {
+    return !this.isOpen && this.current().hasSSHCheck(sourceId, targetId, rule);
   }
 
   decide(viewer: number): Decision {

@@ -7,7 +7,7 @@ import type { PolicyAccess } from "./access.ts";
 import type { ControlContext } from "./context.ts";
 import type { DocumentChange, Millis, Model } from "./model.ts";
 import { MAX_POLICY_BYTES } from "./policy/hujson.ts";
-import { PolicyError } from "./policy/index.ts";
+import { type Policy, PolicyError } from "./policy/index.ts";
 import type { ControlSettings } from "./settings.ts";
 
 /** Versions that are kept, and how long their texts may be together; the newest is kept in any case. */
@@ -94,6 +94,9 @@ export function startProblem({ version, by }: PolicyVersion, error: PolicyError)
 type Parts = Pick<ControlContext, "settings" | "model" | "journal" | "now" | "log" | "poke"> & { access: PolicyAccess };
 
 export class PolicyStore {
+  /** Another policy is in force. */
+  onChanged: () => void = () => {};
+
   /** `file`: the policy in force at the start, as `loadPolicy` gave it. */
   constructor(
     private readonly parts: Parts,
@@ -149,8 +152,7 @@ export class PolicyStore {
     const documents: DocumentChange[] = [{ kind: "policy", id: String(version), value: record }];
     for (const old of this.surplus(text)) documents.push({ kind: "policy", id: String(old), value: null });
     await journal.commit({ documents });
-    access.put(policy);
-    this.parts.poke();
+    this.put(policy);
     this.parts.log(`policy version ${version}, set by ${record.by}, is in force`);
     return versionOf(version, text, record.at, record.by);
   }
@@ -173,10 +175,14 @@ export class PolicyStore {
     const policy = this.parts.access.check(file.text);
     const changed = file.etag !== this.file.etag;
     this.file = file;
-    if (!changed) return true;
+    if (changed) this.put(policy);
+    return true;
+  }
+
+  private put(policy: Policy): void {
     this.parts.access.put(policy);
     this.parts.poke();
-    return true;
+    this.onChanged();
   }
 
   /** For SIGHUP: `reload`, with its outcome in the log. */

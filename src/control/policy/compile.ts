@@ -8,7 +8,7 @@ import { type Place, PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { isExitRoute, Resolver, type SubnetRoute } from "./resolve.ts";
 import { Compiler, itemsAt, type Rule } from "./rules.ts";
-import { sshRulesFor } from "./ssh.ts";
+import { hasSSHCheck, type SSHDecision, sshDecisionFor, sshRulesFor } from "./ssh.ts";
 import type { Policy, PolicyNode, PortRange, Selector, SSHRule, Tailnet } from "./types.ts";
 
 export interface PeerView {
@@ -343,6 +343,16 @@ export class Compiled {
   /** In the order in which the client tries them. */
   sshRules(nodeId: number): SSHRule[] {
     return sshRulesFor(this.resolver, this.index(nodeId));
+  }
+
+  /** What decides on a session of `login`; null: it is refused. */
+  sshDecision(sourceId: number, targetId: number, login: string): SSHDecision | null {
+    return sshDecisionFor(this.resolver, this.index(sourceId), this.index(targetId), login);
+  }
+
+  /** Whether the check rule with this digest is about these two nodes. */
+  hasSSHCheck(sourceId: number, targetId: number, rule: string): boolean {
+    return hasSSHCheck(this.resolver, this.index(sourceId), this.index(targetId), rule);
   }
 
   /** Routes that a node advertises and that `autoApprovers` approves by themselves. */

@@ -7,9 +7,9 @@ import type { Policy, PolicyUser, Selector, Tailnet } from "./types.ts";
 export { Compiled, type PeerView } from "./compile.ts";
 export { PolicyError, type TestFailure } from "./error.ts";
 export { parsePolicy } from "./parse.ts";
+export type { SSHDecision } from "./ssh.ts";
 export { runTests } from "./tests.ts";
-export type { Policy, PolicyNode, PolicyUser, SSHRule, Tailnet } from "./types.ts";
-
+export type { Policy, PolicyNode, PolicyUser, SSHAction, SSHRule, Tailnet } from "./types.ts";
 export { type Question, type Reason, why } from "./why.ts";
 
 /** All that can be wrong with a policy for this tailnet, its own tests among it. Throws PolicyError. */

@@ -1,13 +1,28 @@
 // Entries of `ssh` -> SSHPolicy rules of one node (spec/ts2021-control-protocol.md, section 20).
+import { createHash } from "node:crypto";
 import { Bits } from "./bits.ts";
 import { isAutogroup } from "./parse.ts";
 import { meetsPosture } from "./postures.ts";
 import type { Resolver } from "./resolve.ts";
-import type { SSHAction, SSHEntry, SSHRule } from "./types.ts";
+import type { Policy, SSHAction, SSHEntry, SSHRule } from "./types.ts";
 
 const DELEGATE = "https://unused/machine/ssh/action/$SRC_NODE_ID/to/$DST_NODE_ID?local_user=$LOCAL_USER";
 
-function actionOf(entry: SSHEntry, resolver: Resolver): SSHAction {
+/** 12 hours, where a rule does not say. */
+const CHECK_PERIOD = 12 * 3_600_000;
+
+/** What the policy says of one SSH session. */
+export interface SSHDecision {
+  action: "accept" | "check";
+  /** Milliseconds for which an approval counts; 0: for one session. */
+  period: number;
+  /** What the target is told when the session may go on. */
+  accept: SSHAction;
+  /** Equal as long as the rule says the same. */
+  rule: string;
+}
+
+function actionOf(entry: SSHEntry, resolver: Resolver, action: SSHEntry["action"] = entry.action): SSHAction {
   const recorders = entry.recorders.flatMap((tag) =>
     [...resolver.targets({ kind: "tag", name: tag, text: tag })].flatMap((node) =>
       resolver.addressesOf(node).map((address) => (address.includes(":") ? `[${address}]:80` : `${address}:80`)),
@@ -25,7 +40,7 @@ function actionOf(entry: SSHEntry, resolver: Resolver): SSHAction {
             },
           }),
         };
-  if (entry.action === "check") return { holdAndDelegate: DELEGATE, ...recording };
+  if (action === "check") return { holdAndDelegate: DELEGATE, ...recording };
   return {
     accept: true,
     allowAgentForwarding: true,
@@ -98,11 +113,49 @@ function rulesOf(entry: SSHEntry, node: number, resolver: Resolver): SSHRule[] {
 }
 
 /** Check rules come first: the client takes the first that fits. */
+function ordered({ ssh }: Policy): SSHEntry[] {
+  return [...ssh.filter(({ action }) => action === "check"), ...ssh.filter(({ action }) => action === "accept")];
+}
+
 export function sshRulesFor(resolver: Resolver, node: number): SSHRule[] {
-  const { ssh } = resolver.policy;
-  const ordered = [
-    ...ssh.filter(({ action }) => action === "check"),
-    ...ssh.filter(({ action }) => action === "accept"),
-  ];
-  return ordered.flatMap((entry) => rulesOf(entry, node, resolver));
+  return ordered(resolver.policy).flatMap((entry) => rulesOf(entry, node, resolver));
+}
+
+/** Whether a rule lets a login in: its own word, or that of all but root. */
+export function admitsLogin({ sshUsers }: SSHRule, login: string): boolean {
+  const local = Object.hasOwn(sshUsers, login) ? sshUsers[login]! : (sshUsers["*"] ?? "");
+  return local !== "" && !(local === "=" && login === "root");
+}
+
+function digestOf({ action, src, dst, postures, logins, localDomains, checkPeriod }: SSHEntry): string {
+  const words = [src, dst].map((selectors) => selectors.map(({ text }) => text));
+  const text = JSON.stringify([action, words, postures, logins, localDomains, checkPeriod]);
+  return createHash("sha256").update(text).digest("base64");
+}
+
+/** Entries that let a login of one node into another, or any login (null), in the order in which clients try them. */
+function entriesFor(resolver: Resolver, source: number, target: number, login: string | null): SSHEntry[] {
+  const addresses = new Set(resolver.addressesOf(source));
+  return ordered(resolver.policy).filter((entry) =>
+    rulesOf(entry, target, resolver).some(
+      (rule) =>
+        rule.principals.some(({ nodeIP }) => addresses.has(nodeIP)) && (login === null || admitsLogin(rule, login)),
+    ),
+  );
+}
+
+export function sshDecisionFor(resolver: Resolver, source: number, target: number, login: string): SSHDecision | null {
+  const entry = entriesFor(resolver, source, target, login)[0];
+  if (!entry) return null;
+  return {
+    action: entry.action,
+    period: entry.checkPeriod ?? CHECK_PERIOD,
+    accept: actionOf(entry, resolver, "accept"),
+    rule: digestOf(entry),
+  };
+}
+
+/** Whether a check rule with this digest is about these two nodes. */
+export function hasSSHCheck(resolver: Resolver, source: number, target: number, rule: string): boolean {
+  return entriesFor(resolver, source, target, null).some((entry) => digestOf(entry) === rule);
 }

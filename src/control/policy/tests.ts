@@ -7,6 +7,7 @@ import { PolicyError, type TestFailure } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { includesPort, parseProtocol, splitPorts } from "./ports.ts";
 import { parseSelector } from "./selectors.ts";
+import { admitsLogin } from "./ssh.ts";
 import type { Policy, PolicyNode, PolicyTest, Selector, SSHRule, SSHTest, Tailnet } from "./types.ts";
 
 const FAILED = "test(s) failed";
@@ -211,10 +212,10 @@ type Verdict = "accept" | "check" | "deny";
 
 /** What the first fitting rule says about a login. */
 function verdictOf(rules: readonly SSHRule[], addresses: readonly string[], login: string): Verdict {
-  for (const { principals, sshUsers, action } of rules) {
+  for (const rule of rules) {
+    const { principals, action } = rule;
     if (!principals.some(({ nodeIP }) => addresses.includes(nodeIP))) continue;
-    const local = Object.hasOwn(sshUsers, login) ? sshUsers[login]! : (sshUsers["*"] ?? "");
-    if (local === "" || (local === "=" && login === "root")) continue;
+    if (!admitsLogin(rule, login)) continue;
     return action.holdAndDelegate ? "check" : "accept";
   }
   return "deny";

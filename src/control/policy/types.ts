@@ -159,7 +159,10 @@ export interface Tailnet {
 // SSHPolicy (spec/ts2021-control-protocol.md, section 20).
 
 export interface SSHAction {
+  /** Shown to the person at the terminal. */
+  message?: string;
   accept?: boolean;
+  reject?: boolean;
   allowAgentForwarding?: boolean;
   allowLocalPortForwarding?: boolean;
   allowRemotePortForwarding?: boolean;
