@@ -1,7 +1,26 @@
 // Private keys on disk: one line "privkey:<64 hex digits>", mode 0600, written whole or not at all.
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, readFileSync, renameSync, statSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
 import { formatKey, parseKey } from "../crypto/keys.ts";
+
+/** Bytes of a secret in a file. */
+const MAX_SECRET = 64 * 1024;
+
+/** Text of a file with one secret, without the line's end. Throws with one sentence, also when everybody may read the file. */
+export function readSecretFile(path: string): string {
+  let text: string;
+  try {
+    const { mode, size } = statSync(path);
+    if ((mode & 0o007) !== 0)
+      throw new Error(`everybody on this machine may use it (mode ${(mode & 0o777).toString(8)}): chmod 0640 or less`);
+    if (size > MAX_SECRET) throw new Error(`it is larger than ${MAX_SECRET} bytes`);
+    text = readFileSync(path, "utf8").replace(/\r?\n$/, "");
+    if (text === "") throw new Error("it is empty");
+  } catch (error) {
+    throw new Error(`the secret file ${path} cannot be used: ${(error as Error).message}`);
+  }
+  return text;
+}
 
 /** The key in `path`; makes it from `generate` when there is no such file. Throws with one sentence. */
 export function loadOrCreateKey(path: string, generate: () => Uint8Array): Uint8Array {

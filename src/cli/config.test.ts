@@ -1,0 +1,432 @@
+import { afterAll, expect, test } from "bun:test";
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import fc from "fast-check";
+import { type Env, loadConfig, type Overrides, type ServerConfig } from "./config.ts";
+import { KEYS } from "./config-keys.ts";
+import { UsageError } from "./flags.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "weft-config-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+let files = 0;
+function write(text: string, name = `c${files++}.yaml`, mode = 0o600): string {
+  const path = join(folder, name);
+  writeFileSync(path, text);
+  chmodSync(path, mode);
+  return path;
+}
+
+function load(text: string, env: Env = {}, overrides: Overrides = {}): ServerConfig {
+  return loadConfig({ config: write(text), env, overrides });
+}
+
+/** The mistakes that are reported, without the folder's name. */
+function mistakes(text: string, env: Env = {}, overrides: Overrides = {}): string[] {
+  try {
+    load(text, env, overrides);
+  } catch (error) {
+    expect(error).toBeInstanceOf(UsageError);
+    const lines = (error as Error).message.split("\n  ");
+    return (lines.length > 1 ? lines.slice(1) : lines).map((line) => line.replaceAll(/\S*\/c\d+\.yaml/g, "FILE"));
+  }
+  return [];
+}
+
+/** A server of Headscale with most of what its documentation shows. */
+const HEADSCALE = `---
+server_url: https://headscale.example.com:443
+listen_addr: 0.0.0.0:8080
+metrics_listen_addr: 127.0.0.1:9090
+grpc_listen_addr: 127.0.0.1:50443
+grpc_allow_insecure: false
+trusted_proxies: [127.0.0.1/32, "10.0.0.0/8"]
+noise:
+  private_key_path: /var/lib/headscale/noise_private.key
+prefixes:
+  v4: 100.64.0.0/16
+  v6: fd7a:115c:a1e0::/64
+  allocation: random
+derp:
+  server:
+    enabled: true
+    region_id: 901
+    region_code: "hs"
+    region_name: "My relay"
+    verify_clients: true
+    stun_listen_addr: "0.0.0.0:3478"
+    private_key_path: /var/lib/headscale/derp_server_private.key
+    automatically_add_embedded_derp_region: true
+    ipv4: 198.51.100.1
+    ipv6: 2001:db8::1
+  urls:
+    - https://derp.example.com/map
+  paths: []
+  auto_update_enabled: true
+  update_frequency: 3h
+disable_check_updates: false
+node:
+  expiry: 180d
+  ephemeral:
+    inactivity_timeout: 30m
+  routes:
+    ha:
+      probe_interval: 20s
+      probe_timeout: 3s
+database:
+  type: sqlite
+  debug: false
+  gorm:
+    prepare_stmt: true
+    slow_threshold: 1000
+  sqlite:
+    path: /var/lib/headscale/db.sqlite
+    write_ahead_log: true
+    wal_autocheckpoint: 1000
+acme_url: https://acme-v02.api.letsencrypt.org/directory
+acme_email: ""
+tls_letsencrypt_hostname: ""
+tls_letsencrypt_cache_dir: /var/lib/headscale/cache
+tls_letsencrypt_challenge_type: HTTP-01
+tls_letsencrypt_listen: ":http"
+tls_cert_path: ""
+tls_key_path: ""
+log:
+  level: debug
+  format: json
+policy:
+  mode: file
+  path: acl.hujson
+dns:
+  magic_dns: true
+  base_domain: tail.example.com
+  override_local_dns: true
+  nameservers:
+    global:
+      - 1.1.1.1
+      - https://dns.nextdns.io/abc123
+    split:
+      foo.example.com: [192.0.2.53]
+  search_domains: [example.com]
+  extra_records:
+    - { name: "grafana.example.com", type: "A", value: "100.64.0.3" }
+unix_socket: /var/run/headscale/headscale.sock
+unix_socket_permission: "0770"
+oidc:
+  only_start_if_oidc_is_available: false
+  issuer: https://id.example.com
+  client_id: weft
+  client_secret: geheim
+  scope: [openid, groups]
+  extra_params:
+    domain_hint: example.com
+  allowed_groups: [/staff]
+  pkce:
+    enabled: true
+logtail:
+  enabled: false
+taildrop:
+  enabled: false
+tuning:
+  register_cache_expiration: 5m
+  batcher_workers: 2
+`;
+
+test("Headscale's file is read as it is", () => {
+  const config = load(HEADSCALE);
+  expect(config.url.href).toBe("https://headscale.example.com/");
+  expect(config).toMatchObject({
+    listen: { host: "0.0.0.0", port: 8080 },
+    metricsListen: { host: "127.0.0.1", port: 9090 },
+    tls: null,
+    noiseKeyPath: "/var/lib/headscale/noise_private.key",
+    adminSocket: { path: "/var/run/headscale/headscale.sock", mode: 0o770 },
+    log: { level: "debug", format: "json" },
+    relay: {
+      enabled: true,
+      region: { id: 901, code: "hs", name: "My relay", ipv4: "198.51.100.1", ipv6: "2001:db8::1" },
+      stun: { host: "0.0.0.0", port: 3478 },
+      keyPath: "/var/lib/headscale/derp_server_private.key",
+    },
+  });
+  expect(config.trustedProxies).toHaveLength(2);
+  expect(config.settings).toMatchObject({
+    serverUrl: "https://headscale.example.com",
+    baseDomain: "tail.example.com",
+    prefixes: { v4: "100.64.0.0/16", v6: "fd7a:115c:a1e0::/64", allocation: "random" },
+    node: {
+      expiry: 180 * 86_400_000,
+      ephemeralTimeout: 1_800_000,
+      routes: { probeInterval: 20_000, probeTimeout: 3_000 },
+    },
+    policy: { mode: "file", path: join(folder, "acl.hujson") },
+    dns: {
+      overrideLocalDns: true,
+      nameservers: ["1.1.1.1", "https://dns.nextdns.io/abc123"],
+      split: { "foo.example.com": ["192.0.2.53"] },
+      searchDomains: ["example.com"],
+      extraRecords: [{ name: "grafana.example.com", type: "A", value: "100.64.0.3" }],
+    },
+    derp: { urls: ["https://derp.example.com/map"], refreshEvery: 10_800_000 },
+    store: { type: "sqlite", path: "/var/lib/headscale/db.sqlite" },
+    login: { expiry: 300_000 },
+    taildrop: false,
+  });
+  expect(config.settings.oidc).toEqual([
+    {
+      id: "oidc",
+      name: "id.example.com",
+      issuer: "https://id.example.com",
+      clientId: "weft",
+      clientSecret: "geheim",
+      onlyStartIfAvailable: false,
+      useExpiryFromToken: false,
+      scope: ["openid", "groups"],
+      emailVerifiedRequired: true,
+      extraParams: { domain_hint: "example.com" },
+      allowedDomains: [],
+      allowedUsers: [],
+      allowedGroups: ["/staff"],
+      pkce: "S256",
+      groupsClaim: "groups",
+    },
+  ]);
+});
+
+test("what is only for Headscale's machinery is told in one line, and secrets are shown nowhere", () => {
+  const { warnings, shown } = load(HEADSCALE);
+  expect(warnings).toHaveLength(1);
+  for (const key of ["grpc_listen_addr", "database.gorm", "database.debug", "tuning.batcher_workers"])
+    expect(warnings[0]).toContain(key);
+  expect(shown["oidc.client_secret"]).toBe("***");
+  expect(JSON.stringify(shown)).not.toContain("geheim");
+  expect(shown["dns.base_domain"]).toBe("tail.example.com");
+});
+
+test("flags win over WEFT_, that over HEADSCALE_, that over the file, that over the default", () => {
+  const text = "dns:\n  base_domain: file.example\n";
+  const domain = (env: Env, overrides: Overrides = {}, content = text) =>
+    load(content, env, overrides).settings.baseDomain;
+  const env = { HEADSCALE_DNS_BASE_DOMAIN: "headscale.example", WEFT_DNS_BASE_DOMAIN: "weft.example" };
+  expect(domain({}, {}, "")).toBe("weft.internal");
+  expect(domain({})).toBe("file.example");
+  expect(domain({ HEADSCALE_DNS_BASE_DOMAIN: "headscale.example" })).toBe("headscale.example");
+  expect(domain(env)).toBe("weft.example");
+  expect(domain(env, { "dns.base_domain": { flag: "--base-domain", value: "flag.example" } })).toBe("flag.example");
+});
+
+test("the environment alone is enough: lists, tables, a provider and its secret", () => {
+  const config = load("", {
+    HEADSCALE_SERVER_URL: "https://weft.example.com",
+    HEADSCALE_DNS_NAMESERVERS_GLOBAL: "1.1.1.1 2606:4700:4700::1111,9.9.9.9",
+    HEADSCALE_DNS_NAMESERVERS_SPLIT: '{"a.example": ["192.0.2.1"]}',
+    HEADSCALE_DNS_EXTRA_RECORDS: '[{"name": "x.example", "type": "A", "value": "192.0.2.2"}]',
+    HEADSCALE_UNIX_SOCKET_PERMISSION: "0700",
+    HEADSCALE_OIDC_ISSUER: "https://id.example.com",
+    HEADSCALE_OIDC_CLIENT_ID: "weft",
+    HEADSCALE_OIDC_CLIENT_SECRET: "geheim",
+    HEADSCALE_OIDC_PKCE_ENABLED: "true",
+    HEADSCALE_PORT: "tcp://10.0.0.1:8080",
+    WEFT_DATA: "/srv/weft",
+  });
+  expect(config.settings.dns.nameservers).toEqual(["1.1.1.1", "2606:4700:4700::1111", "9.9.9.9"]);
+  expect(config.settings.dns.split).toEqual({ "a.example": ["192.0.2.1"] });
+  expect(config.settings.dns.extraRecords).toEqual([{ name: "x.example", type: "A", value: "192.0.2.2" }]);
+  expect(config.settings.oidc).toMatchObject([{ clientSecret: "geheim", pkce: "S256" }]);
+  expect(config).toMatchObject({ dataDir: "/srv/weft", adminSocket: { mode: 0o700 }, warnings: [] });
+});
+
+test("every wrong key and value is named with its line and the nearest right key, all at once", () => {
+  expect(
+    mistakes(`server_url: weft.example.com
+listen_addr: 8080
+dns:
+  magic_dnss: true
+  # comment
+  nameservers:
+    global: [one.one.one.one]
+magic_dns: true
+node:
+  expiry: soon
+  ephemeral: 30m
+prefixes: {v4: 100.64.0.1/10}
+oidc:
+  issuer: https://id.example.com
+  client_id: a
+  clientsecret: b
+`),
+  ).toEqual([
+    'FILE:1: server_url "weft.example.com" is not a URL: write it as https://weft.example.com',
+    expect.stringContaining("FILE:2: listen_addr 8080 is not an address and port: write it as 192.0.2.1:8080"),
+    'FILE:4: unknown key "dns.magic_dnss": did you mean "dns.magic_dns"?',
+    'FILE:7: dns.nameservers.global ["one.one.one.one"] must be an IP address or a DNS-over-HTTPS URL',
+    'FILE:8: unknown key "magic_dns": did you mean "dns.magic_dns"?',
+    'FILE:10: node.expiry "soon" is no duration: write it as 90s, 30m, 24h or 180d',
+    "FILE:11: node.ephemeral must be keys and values",
+    'FILE:12: prefixes.v4 "100.64.0.1/10" has bits behind its length: write it as 100.64.0.0/10',
+    'FILE:16: unknown key "oidc.clientsecret": did you mean "oidc.client_secret"?',
+  ]);
+  expect(mistakes("", { HEADSCALE_LOG_LEVEL: "loud" })).toEqual([
+    'HEADSCALE_LOG_LEVEL "loud" must be panic, fatal, error, warn, info, debug or trace',
+  ]);
+  expect(mistakes("", {}, { listen_addr: { flag: "--listen", value: "here" } })[0]).toStartWith(
+    '--listen "here" is not an address and port',
+  );
+});
+
+test("what Headscale has removed is explained", () => {
+  const problems = mistakes(`acl_policy_path: /x
+dns_config:
+  base_domain: x
+dns:
+  use_username_in_magic_dns: true
+randomize_client_port: true
+oidc:
+  issuer: https://id.example.com
+  client_id: a
+  expiry: 30d
+ip_prefixes: [100.64.0.0/10]
+`);
+  expect(problems).toEqual([
+    "FILE:1: acl_policy_path has been removed: write it as policy.path",
+    expect.stringContaining("FILE:2: dns_config has been removed: its keys are under dns now"),
+    expect.stringContaining("FILE:5: dns.use_username_in_magic_dns has been removed"),
+    expect.stringContaining("FILE:6: randomize_client_port has been removed"),
+    expect.stringContaining("FILE:11: ip_prefixes has been removed: write them as prefixes.v4 and prefixes.v6"),
+    "FILE:10: oidc.expiry has been removed: write it as node.expiry",
+  ]);
+});
+
+test("what cannot go together is refused with the place of the one that is wrong", () => {
+  const cases: [string, string][] = [
+    ["dns: {override_local_dns: true}", "needs dns.nameservers.global"],
+    [
+      "server_url: https://a.b.example\ndns:\n  base_domain: b.example",
+      "FILE:3: dns.base_domain b.example contains a.b.example",
+    ],
+    ["tls_cert_path: a.pem", "FILE:1: tls_cert_path is alone"],
+    ["tls_letsencrypt_hostname: a.example\ntls_cert_path: a\ntls_key_path: b", "exclude each other"],
+    ["trusted_proxies: [0.0.0.0/0]", "FILE:1: trusted_proxies cannot be used: trusted proxy 0.0.0.0/0 would believe"],
+    ["prefixes:\n  v4:\n  v6:\n", "are both empty"],
+    ["node: {ephemeral: {inactivity_timeout: 60s}}", "must be longer than 65s"],
+    ["node: {routes: {ha: {probe_interval: 1s}}}", "must be 0 (no probes) or at least 2s"],
+    ["node: {routes: {ha: {probe_timeout: 10s}}}", "shorter than node.routes.ha.probe_interval"],
+    ["policy: {mode: database, path: x}", "goes with policy.mode file"],
+    [
+      "dns:\n  extra_records_path: x\n  extra_records: [{name: a, type: A, value: b}]",
+      "FILE:2: dns.extra_records_path",
+    ],
+    ["database: {type: postgres}", "database.postgres.host is needed"],
+    ["noise: {private_key_path: /k}\nderp: {server: {private_key_path: /k}}", "must be another file"],
+    ["oidc: [{issuer: 'https://a.example', client_id: a}, {issuer: 'https://b.example', client_id: b}]", "is taken"],
+    ["oidc:\n  client_id: a", "oidc.issuer is needed"],
+    ["a: 1\na: 2", 'FILE:2: the key "a" is given twice, first on line 1'],
+    ["server_url: [", "FILE:1: not YAML"],
+    ["- a", "must hold keys and values"],
+  ];
+  for (const [text, expected] of cases) expect(mistakes(text)[0]).toContain(expected);
+});
+
+test("secrets come from files, which others must not be able to read; never shown in a message", () => {
+  const file = write("s3cret\n", "secret", 0o640);
+  const provider = (more: string) => `oidc:\n  issuer: https://id.example.com\n  client_id: a\n${more}`;
+  const text = provider("  client_secret_path: $CREDENTIALS_DIRECTORY/secret");
+  expect(load(text, { CREDENTIALS_DIRECTORY: folder }).settings.oidc[0]?.clientSecret).toBe("s3cret");
+  expect(mistakes(text)[0]).toContain("names the environment variable CREDENTIALS_DIRECTORY, which is not set");
+  expect(load(`cli: {address: a.example, api_key_file: ${file}}`).cli.apiKey).toBe("s3cret");
+  const postgres = `database: {type: postgres, postgres: {host: /run, name: a, user: b, ssl: true, pass_file: secret}}`;
+  expect(load(postgres).settings.store).toMatchObject({ password: "s3cret", ssl: "require", port: 5432 });
+  expect(mistakes(provider(`  client_secret: x\n  client_secret_file: ${file}`))[0]).toContain("is given twice");
+  chmodSync(file, 0o644);
+  expect(mistakes(postgres)[0]).toContain("everybody on this machine may use it (mode 644): chmod 0640 or less");
+  expect(mistakes(provider("  client_secret: {a: s3cret}"))).toEqual(["FILE:4: oidc.client_secret must be text"]);
+  const open = write(provider("  client_secret: x"), "open.yaml", 0o644);
+  expect(loadConfig({ config: open, env: {} }).warnings[0]).toContain("everybody on this machine may read it");
+});
+
+test("several providers stand side by side; a secret of each may come from the environment", () => {
+  const text = `oidc:
+- id: work
+  issuer: https://a.example
+  client_id: a
+  client_secret: x
+- id: home
+  name: At home
+  issuer: https://b.example
+  client_id: b
+`;
+  const { oidc } = load(text, { WEFT_OIDC_HOME_CLIENT_SECRET: "y" }).settings;
+  expect(oidc.map(({ id, name, clientSecret }) => [id, name, clientSecret])).toEqual([
+    ["work", "a.example", "x"],
+    ["home", "At home", "y"],
+  ]);
+  expect(mistakes(`${text}  colour: red\n`)).toEqual(['FILE:10: unknown key "oidc.colour"']);
+});
+
+test("a file is found by flag, by environment, in a folder that is named, and never in Headscale's by itself", () => {
+  const path = write("server_url: https://found.example\n", "config.yaml");
+  const found = (config: string | undefined, env: Env) => loadConfig({ config, env }).url.hostname;
+  expect(found(path, {})).toBe("found.example");
+  expect(found(folder, {})).toBe("found.example");
+  expect(found(undefined, { HEADSCALE_CONFIG: path })).toBe("found.example");
+  expect(found(undefined, { WEFT_CONFIG: path, HEADSCALE_CONFIG: "/nowhere" })).toBe("found.example");
+  expect(() => found("/nowhere/x.yaml", {})).toThrow("the configuration file /nowhere/x.yaml does not exist");
+  const json = write('{\n  "server_url": "https://json.example",\n  "dns": {\n    "magic_dn": 1\n  }\n}', "c.json");
+  expect(() => found(json, {})).toThrow('c.json:4: unknown key "dns.magic_dn": did you mean "dns.magic_dns"?');
+});
+
+test("certificates by ACME have sensible defaults, and give the URL its name", () => {
+  const config = load("tls_letsencrypt_hostname: weft.example.com\nlisten_addr: 0.0.0.0:443\ndata_dir: /srv/weft");
+  expect(config.url.origin).toBe("https://weft.example.com");
+  expect(config.isUrlDerived).toBe(false);
+  expect(config.tls).toEqual({
+    directoryUrl: "https://acme-v02.api.letsencrypt.org/directory",
+    email: "",
+    hostname: "weft.example.com",
+    cacheDir: "/srv/weft/acme",
+    challenge: "HTTP-01",
+    listen: { host: "::", port: 80 },
+  });
+});
+
+test("one family of addresses alone, and a typo in the environment", () => {
+  expect(load("prefixes: {v4: 100.64.0.0/24}").settings.prefixes).toMatchObject({ v4: "100.64.0.0/24", v6: null });
+  expect(load("prefixes: {v4: 10.0.0.0/8, v6: ''}").warnings[0]).toContain("10.0.0.0/8 is outside 100.64.0.0/10");
+  expect(load("", { HEADSCALE_LISTEN_ADR: "x" }).warnings).toEqual([
+    "the environment variable HEADSCALE_LISTEN_ADR means nothing: did you mean HEADSCALE_LISTEN_ADDR?",
+  ]);
+  expect(load("ephemeral_node_inactivity_timeout: 2h").settings.node.ephemeralTimeout).toBe(7_200_000);
+});
+
+test("whatever stands in a file, the answer is a configuration or a sentence", () => {
+  const key = fc.constantFrom(...Object.keys(KEYS), "oidc", "dns", "derp.server", "x");
+  const value = fc.oneof(
+    fc.string(),
+    fc.integer(),
+    fc.boolean(),
+    fc.constant(null),
+    fc.array(fc.string()),
+    fc.object(),
+  );
+  fc.assert(
+    fc.property(fc.array(fc.tuple(key, value), { maxLength: 4 }), (entries) => {
+      const root: Record<string, unknown> = {};
+      for (const [path, leaf] of entries) {
+        const steps = path.split(".");
+        let at = root;
+        for (const step of steps.slice(0, -1)) {
+          if (typeof at[step] !== "object" || at[step] === null) at[step] = {};
+          at = at[step] as Record<string, unknown>;
+        }
+        at[steps.at(-1)!] = leaf;
+      }
+      try {
+        loadConfig({ config: write(JSON.stringify(root), "random.json"), env: {} });
+      } catch (error) {
+        expect(error).toBeInstanceOf(UsageError);
+      }
+    }),
+    { numRuns: 300 },
+  );
+});
