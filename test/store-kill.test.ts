@@ -1,0 +1,144 @@
+// kill -9 at any moment loses nothing that was acknowledged, and leaves no half change: a control server under load by
+// administrators and by nodes that register is killed, started again on what it has left, and asked for everything.
+import { describe, expect, test } from "bun:test";
+import { join, resolve } from "node:path";
+import type { ApiNode, ApiPreAuthKey, ApiUser } from "../src/control/api/shapes.ts";
+import type { StoreSettings } from "../src/control/store.ts";
+import { TestNode } from "../src/control/testing.ts";
+import { skip, tempDir } from "./lib/mesh.ts";
+import { cannotRunPostgres, PostgresServer } from "./lib/postgres.ts";
+
+const CHILD = resolve(import.meta.dir, "lib/control-child.ts");
+const ADMINISTRATORS = 4;
+
+/** A server in a process of its own. */
+class Server {
+  private constructor(
+    private readonly child: Bun.Subprocess<"pipe", "pipe", "inherit">,
+    private readonly socket: string,
+    readonly url: string,
+  ) {}
+
+  static async start(dataDir: string, store: unknown): Promise<Server> {
+    const child = Bun.spawn([process.execPath, CHILD, dataDir, JSON.stringify(store)], {
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "inherit",
+    });
+    const { value } = await child.stdout.getReader().read();
+    if (!value) throw new Error(`the server did not start: exit status ${await child.exited}`);
+    const port = new TextDecoder().decode(value).trim();
+    return new Server(child, join(dataDir, "weft.sock"), `http://127.0.0.1:${port}`);
+  }
+
+  async admin<T>(method: string, path: string, body?: unknown): Promise<T> {
+    const init = { method, unix: this.socket, ...(body !== undefined && { body: JSON.stringify(body) }) };
+    const response = await fetch(`http://weft/api/v1${path}`, init);
+    if (!response.ok) throw new Error(`${path}: ${response.status} ${await response.text()}`);
+    return (await response.json()) as T;
+  }
+
+  async kill(): Promise<void> {
+    this.child.kill("SIGKILL");
+    await this.child.exited;
+  }
+}
+
+/** What was acknowledged: name to what the answer said. */
+class Acknowledged {
+  readonly users = new Map<string, ApiUser>();
+  readonly keys = new Map<string, ApiPreAuthKey>();
+  /** Node key to the id of the pre-auth key that it was let in with. */
+  readonly registered = new Map<string, string>();
+  private count = 0;
+
+  /** One administrator, and the nodes that he lets in, until the server is gone. */
+  async work(server: Server, times = Number.POSITIVE_INFINITY): Promise<void> {
+    for (let i = 0; i < times; i++) {
+      const name = `user-${++this.count}`;
+      const { user } = await server.admin<{ user: ApiUser }>("POST", "/user", { name });
+      this.users.set(name, user);
+      const { preAuthKey } = await server.admin<{ preAuthKey: ApiPreAuthKey }>("POST", "/preauthkey", {
+        user: user.id,
+      });
+      this.keys.set(preAuthKey.id, preAuthKey);
+      const node = new TestNode(server.url, `host-${this.count}`);
+      try {
+        const answer = await node.register({ authKey: preAuthKey.key });
+        if (answer.MachineAuthorized) this.registered.set(node.nodeKey, preAuthKey.id);
+      } finally {
+        node.close();
+      }
+    }
+  }
+
+  /** All of it is there, and what is there beyond it is whole. */
+  async check(server: Server): Promise<void> {
+    const { users } = await server.admin<{ users: ApiUser[] }>("GET", "/user");
+    const { preAuthKeys } = await server.admin<{ preAuthKeys: ApiPreAuthKey[] }>("GET", "/preauthkey");
+    const { nodes } = await server.admin<{ nodes: ApiNode[] }>("GET", "/node");
+    expect(users.length).toBeGreaterThanOrEqual(this.users.size);
+    const byName = new Map(users.map((user) => [user.name, user]));
+    for (const [name, { id }] of this.users) expect([name, byName.get(name)?.id]).toEqual([name, id]);
+    const keys = new Map(preAuthKeys.map((key) => [key.id, key]));
+    for (const id of this.keys.keys()) expect([id, keys.has(id)]).toEqual([id, true]);
+    const byKey = new Map(nodes.map((node) => [node.nodeKey, node]));
+    for (const [nodeKey, keyId] of this.registered)
+      expect([nodeKey, byKey.get(nodeKey)?.preAuthKey?.id]).toEqual([nodeKey, keyId]);
+    // Each key lets one node in: a node without its used key, or the other way round, would be half a change.
+    const used = preAuthKeys.filter((key) => key.used).map((key) => key.id);
+    expect(nodes.map((node) => node.preAuthKey!.id).toSorted()).toEqual(used.toSorted());
+    expect(new Set(nodes.flatMap((node) => node.ipAddresses)).size).toBe(nodes.length * 2);
+  }
+}
+
+/** Loads the server until `end` is due, at a moment that differs from round to round. */
+async function loadUntil(server: Server, acknowledged: Acknowledged, round: number, end: () => Promise<void>) {
+  const work = Array.from({ length: ADMINISTRATORS }, () => acknowledged.work(server).catch(() => {}));
+  await Bun.sleep((round * 37) % 110);
+  await end();
+  await Promise.all(work);
+}
+
+async function killRounds(rounds: number, dataDir: string, store: StoreSettings | { type: "sqlite"; path: "" }) {
+  const acknowledged = new Acknowledged();
+  for (let round = 0; round < rounds; round++) {
+    const server = await Server.start(dataDir, store);
+    if (round % 10 === 0) await acknowledged.check(server);
+    await loadUntil(server, acknowledged, round, () => server.kill());
+  }
+  const last = await Server.start(dataDir, store);
+  await acknowledged.check(last);
+  await last.kill();
+  // Otherwise nothing was shown.
+  expect(acknowledged.users.size).toBeGreaterThan(rounds);
+  expect(acknowledged.registered.size).toBeGreaterThan(rounds / 2);
+}
+
+test("SQLite: killed a hundred times under load, the server has lost nothing that it acknowledged", async () => {
+  using folder = tempDir("kill");
+  await killRounds(100, folder.path, { type: "sqlite", path: "" });
+}, 180_000);
+
+describe.skipIf(skip(cannotRunPostgres))("PostgreSQL", () => {
+  test("killed under load, the server has lost nothing that it acknowledged", async () => {
+    await using postgres = await PostgresServer.start();
+    using folder = tempDir("kill");
+    await killRounds(10, folder.path, await postgres.database());
+  }, 120_000);
+
+  test("when the database server crashes under load, nothing acknowledged is lost either", async () => {
+    await using postgres = await PostgresServer.start();
+    using folder = tempDir("kill");
+    const acknowledged = new Acknowledged();
+    const server = await Server.start(folder.path, await postgres.database());
+    for (let round = 0; round < 5; round++) {
+      await loadUntil(server, acknowledged, round, () => postgres.kill());
+      await postgres.run();
+      await acknowledged.work(server, 3);
+      await acknowledged.check(server);
+    }
+    await server.kill();
+    expect(acknowledged.registered.size).toBeGreaterThan(5);
+  }, 120_000);
+});
