@@ -12,8 +12,7 @@ export const DROP_RX_REPLAY: i32 = 6;
 export const DROP_RX_MALFORMED: i32 = 7;
 export const DROP_RX_SOURCE: i32 = 8;
 export const DROP_RX_FILTER: i32 = 9;
-export const DROP_TUN_QUEUE: i32 = 10;
-export const DROP_RX_QUEUE: i32 = 11;
+// 10 and 11, what did not fit into the queues of the TUN and of the socket, are counted by the host.
 export const DROP_RX_ECN: i32 = 12;
 
 /** Where the counters are, in the order of the names above. */

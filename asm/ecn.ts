@@ -1,13 +1,9 @@
-// Explicit congestion notification of inner packets (RFC 3168; across the tunnel RFC 6040, normal mode), and which packet goes
-// when a queue stands too long (src/datapath/standing-queue.ts).
+// Explicit congestion notification of inner packets (RFC 3168) across the tunnel (RFC 6040, normal mode).
 
 /** Not ECN-capable; ECT(1), ECT(0); congestion experienced. */
 const ECT1: u32 = 1;
 const ECT0: u32 = 2;
 export const CE: u32 = 3;
-
-/** Shorter packets are acknowledgements, questions, voice: they are not dropped for the queue's sake. */
-const SPARED_BELOW: i32 = 512;
 
 /** The ECN field of the IP packet at `p`. */
 // @ts-ignore: decorator
@@ -37,12 +33,4 @@ export function ecnDecapsulate(p: usize, outer: u32): bool {
   if (outer == CE && inner != CE) ecnSet(p, CE);
   else if (outer == ECT1 && inner == ECT0) ecnSet(p, ECT1);
   return true;
-}
-
-/** 0: it stays; 1: it was marked instead; 2: it goes. */
-export function relieve(p: usize, len: i32): i32 {
-  if (len < SPARED_BELOW) return 0;
-  if (ecnOf(p) == 0) return 2;
-  ecnSet(p, CE);
-  return 1;
 }

@@ -280,21 +280,16 @@ function ip4Checksum(p: usize, header: i32): void {
 
 // The packet that splitPrepare accepted, i32 each: 0 packet, 4 length, 8 segments, 12 header length, 16 gso size,
 // 20 length of each segment but the last, 24 length of the last, 28 transport offset, 32 version, 36 protocol,
-// 40 first segment to send, 44 ECN field.
+// 40 ECN field.
 const split: usize = memory.data(48, 16);
 
 export function splitPtr(): usize {
   return split;
 }
 
-/** The first segment of the prepared packet is not to be sent. */
-export function splitSkip(): void {
-  store<i32>(split, 1, 40);
-}
-
 /** Notes the ECN field of the prepared packet. */
 export function splitEcn(ecn: u32): void {
-  store<u32>(split, ecn, 44);
+  store<u32>(split, ecn, 40);
 }
 
 /**
@@ -309,7 +304,6 @@ export function splitPrepare(p: usize, vnet: usize): i32 {
   store<i32>(split, pVersion(), 32);
   store<i32>(split, pProto(), 36);
   store<i32>(split, pTransport(), 28);
-  store<i32>(split, 0, 40);
   if (type == 0) {
     if (vnet != 0 && (load<u8>(vnet) & 1) != 0) {
       const start = <i32>load<u16>(vnet, 6);

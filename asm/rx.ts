@@ -6,11 +6,10 @@ import {
   DROP_RX_FILTER,
   DROP_RX_MALFORMED,
   DROP_RX_NO_SESSION,
-  DROP_RX_QUEUE,
   DROP_RX_REPLAY,
   DROP_RX_SOURCE,
 } from "./counters";
-import { ecnDecapsulate, relieve } from "./ecn";
+import { ecnDecapsulate } from "./ecn";
 import { filterIn, filterOn } from "./filter";
 import { groAdd, groFull, ipLength, parsePacket } from "./packet";
 import { sessionAddress, sessionOpen, sessionPeer } from "./session";
@@ -23,7 +22,6 @@ const ACCOUNT: usize = 24;
 const accounts: usize = memory.data(1536, 16);
 let accountCount: i32 = 0;
 let outerEcn: u32 = 0;
-let queueStands: i32 = 0;
 
 export function rxAccounts(): usize {
   return accounts;
@@ -47,16 +45,6 @@ export function rxPeer(p: usize, len: i32): i32 {
 /** The ECN field of the datagrams that `rxOpen` gets from now on. */
 export function rxEcn(ecn: u32): void {
   outerEcn = ecn;
-}
-
-/** The queue stands: one of the next packets has to go, or to be marked. */
-export function rxRelieve(): void {
-  queueStands = 1;
-}
-
-/** 1 while no packet was found to go. */
-export function rxStands(): i32 {
-  return queueStands;
 }
 
 /**
@@ -126,16 +114,6 @@ function deliver(p: usize, len: i32, peer: i32): void {
   if (outerEcn != 0 && !ecnDecapsulate(p, outerEcn)) {
     countDrop(DROP_RX_ECN);
     return;
-  }
-  if (queueStands != 0) {
-    const how = relieve(p, total);
-    if (how != 0) {
-      queueStands = 0;
-      if (how == 2) {
-        countDrop(DROP_RX_QUEUE);
-        return;
-      }
-    }
   }
   groAdd(p, total);
 }

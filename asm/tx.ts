@@ -5,11 +5,10 @@ import {
   DROP_TUN_MALFORMED,
   DROP_TUN_NO_PEER,
   DROP_TUN_OFFLOAD,
-  DROP_TUN_QUEUE,
 } from "./counters";
-import { ecnOf, relieve } from "./ecn";
+import { ecnOf } from "./ecn";
 import { filterOn, filterOut } from "./filter";
-import { PROTO_SCTP, PROTO_TCP, PROTO_UDP, parsePacket, parseWhole, pDst, pTotal, pVersion, splitEcn, splitPrepare, splitSkip } from "./packet";
+import { PROTO_SCTP, PROTO_TCP, PROTO_UDP, parsePacket, parseWhole, pDst, pVersion, splitEcn, splitPrepare } from "./packet";
 import { trieLookup4, trieLookup6 } from "./trie";
 
 /**
@@ -34,18 +33,6 @@ export function txFlow(p: usize, len: i32): i32 {
   mix = mix * 0x9e3779b97f4a7c15;
   mix = (mix ^ (mix >> 29)) * 0xbf58476d1ce4e5b9;
   return <i32>(mix >> 54);
-}
-
-let queueStands: i32 = 0;
-
-/** The queue stands: of the next packets one has to go, or to be marked. */
-export function txRelieve(): void {
-  queueStands = 1;
-}
-
-/** 1 while no packet was found to go. */
-export function txStands(): i32 {
-  return queueStands;
 }
 
 /**
@@ -73,17 +60,6 @@ export function txPrepare(p: usize, len: i32, vnet: usize): i32 {
   if (n == 0) {
     countDrop(DROP_TUN_OFFLOAD);
     return -1;
-  }
-  if (queueStands != 0) {
-    const how = relieve(p, pTotal());
-    if (how != 0) {
-      queueStands = 0;
-      if (how == 2) {
-        countDrop(DROP_TUN_QUEUE);
-        if (n == 1) return -1;
-        splitSkip();
-      }
-    }
   }
   splitEcn(ecnOf(p));
   return slot;

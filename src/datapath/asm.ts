@@ -27,14 +27,10 @@ declare module "../crypto/wasm.ts" {
     dropCounters(): number;
     txPrepare(p: number, len: number, vnet: number): number;
     txFlow(p: number, len: number): number;
-    txRelieve(): void;
-    txStands(): number;
     rxAccounts(): number;
     rxAccountCount(): number;
     rxPeer(p: number, len: number): number;
     rxEcn(ecn: number): void;
-    rxRelieve(): void;
-    rxStands(): number;
     rxOpen(p: number, len: number, segment: number, from: number): number;
   }
 }

@@ -17,16 +17,13 @@ test("nothing waits: -1, again and again", () => {
   expect([queue.shift(), queue.shift(), queue.dropFromLongest(), queue.empty]).toEqual([-1, -1, -1, true]);
 });
 
-test("who comes anew goes before the backlog of another, and is no bulk", () => {
+test("who comes anew goes before the backlog of another", () => {
   const queue = new FairQueue(4, 100);
   for (let i = 0; i < 50; i++) queue.push(0, i, 65536);
   for (let i = 0; i < 5; i++) expect(queue.shift()).toBe(i);
-  expect(queue.bulk).toBe(true);
   queue.push(1, 99, 100);
   expect(queue.shift()).toBe(99);
-  expect(queue.bulk).toBe(false);
   expect(queue.shift()).toBe(5);
-  expect(queue.bulk).toBe(true);
 });
 
 test("two that always have something share by bytes, whatever the size of their packets", () => {

@@ -10,8 +10,6 @@ const NEW = 1;
 const OLD = 2;
 
 export class FairQueue {
-  /** The last buffer of `shift` came from a key with a backlog. */
-  bulk = false;
   /** Keys that have buffers waiting, or had in this round. */
   active = 0;
   // by buffer
@@ -70,7 +68,6 @@ export class FairQueue {
         continue;
       }
       if (this.#head[key] !== NONE) {
-        this.bulk = list === OLD;
         const buffer = this.#pop(key);
         this.#deficit[key]! -= this.#bytes[buffer]!;
         return buffer;

@@ -29,7 +29,6 @@ import { FairQueue } from "./fair-queue.ts";
 import { MAX_PEERS } from "./limits.ts";
 import type { PeerPaths } from "./peer-paths.ts";
 import { BufferPool, SMALL_BYTES } from "./pool.ts";
-import { StandingQueue } from "./standing-queue.ts";
 
 const KEY_BYTES = 32;
 /** Rows of datagrams, and datagrams, that wait at most. */
@@ -39,12 +38,10 @@ const SMALL = 1024;
 const VLEN = 16;
 const BUFFER_BYTES = 65536;
 /** After so long the other descriptors get their turn. */
-const TURN_MS = 2;
+const TURN_MS = 0.5;
 /** The sockets and the time are looked at after so many bytes; each message counts as COST bytes more. */
-const STRIDE = 256 << 10;
+const STRIDE = 128 << 10;
 const COST = 1024;
-/** A message of a busy peer that has waited for so long has met a standing queue. */
-const TARGET_MS = 4;
 const MSG_TRUNC = 0x20;
 const TYPE_TRANSPORT = 4;
 /** Magic and the sender's key. */
@@ -91,7 +88,6 @@ export class Receiver {
   readonly #accounts: number;
   readonly #writes: number;
   readonly #waiting = new FairQueue(MAX_PEERS + 1, LARGE + SMALL);
-  readonly #standing = new StandingQueue();
   /** The counter of messages dropped because all buffers were taken. */
   readonly #overflow: number;
   /** Headers that are ready to receive, and the buffer of each. */
@@ -102,7 +98,6 @@ export class Receiver {
   readonly #length = new Int32Array(LARGE + SMALL);
   readonly #nameLength = new Uint8Array(LARGE + SMALL);
   readonly #controlLength = new Uint8Array(LARGE + SMALL);
-  readonly #since = new Float64Array(LARGE + SMALL);
   readonly #reply: Reply = { name: 0, nameLength: 0, control: emptyControl() };
 
   constructor(
@@ -170,26 +165,21 @@ export class Receiver {
   /** Takes what the sockets have (-1: not this one), for about TURN_MS from `now` on. */
   read(fd4: number, fd6: number, now: number): void {
     for (let time = now; time < now + TURN_MS; time = performance.now()) {
-      if (fd4 >= 0 && this.#fill(fd4, time)) fd4 = -1;
-      if (fd6 >= 0 && this.#fill(fd6, time)) fd6 = -1;
+      if (fd4 >= 0 && this.#fill(fd4)) fd4 = -1;
+      if (fd6 >= 0 && this.#fill(fd6)) fd6 = -1;
       this.#hooks.arrived(now);
-      if (this.#serve(now, time)) continue;
-      this.#standing.empty();
-      if (fd4 < 0 && fd6 < 0) return;
+      if (!this.#serve(now) && fd4 < 0 && fd6 < 0) return;
     }
   }
 
   /** Handles about STRIDE bytes of what waits. False when nothing is left. */
-  #serve(now: number, time: number): boolean {
+  #serve(now: number): boolean {
     let served = 0;
     let buffer = 0;
     for (let cost = 0; cost < STRIDE; ) {
       buffer = this.#waiting.shift();
       if (buffer < 0) break;
-      const relieve = this.#waiting.bulk && this.#stands(buffer, time);
-      if (relieve) this.#asm.exports.rxRelieve();
       cost += this.#message(buffer, now) + COST;
-      if (relieve && !this.#asm.exports.rxStands()) this.#standing.dropped(time);
       this.#served[served++] = buffer;
     }
     this.#flush();
@@ -198,17 +188,10 @@ export class Receiver {
     return buffer >= 0;
   }
 
-  /** Whether a packet has to go for the queue's sake. */
-  #stands(buffer: number, now: number): boolean {
-    if (now - this.#since[buffer]! < TARGET_MS) this.#standing.empty();
-    else this.#standing.stands(now);
-    return this.#standing.due(now);
-  }
-
   /**
    * Empties a socket's buffer, as far as there is room; true when it is empty.
    */
-  #fill(fd: number, now: number): boolean {
+  #fill(fd: number): boolean {
     for (let left = LARGE + SMALL; left > 0; ) {
       while (this.#ready < VLEN && this.#prepare(this.#ready)) this.#ready++;
       if (this.#ready === 0) return false;
@@ -220,7 +203,7 @@ export class Receiver {
         left--;
         continue;
       }
-      for (let i = 0; i < n; i++) this.#enqueue(i, now);
+      for (let i = 0; i < n; i++) this.#enqueue(i);
       // The headers that are left come first.
       this.#ready = asked - n;
       for (let i = 0; i < n && i < this.#ready; i++) this.#moveHeader(asked - 1 - i, i);
@@ -241,11 +224,11 @@ export class Receiver {
   }
 
   /**
-   * Only where several peers fill all small buffers too, or all large ones for long; else what comes waits in the socket's
-   * buffer.
+   * Makes room where several peers have something waiting: what stays in the socket's buffer waits behind the flood of any.
+   * One peer alone may wait there, which loses nothing.
    */
   #dropOne(): boolean {
-    if (this.#waiting.active < 2 || (this.#pool.hasSmall && !this.#standing.unresponsive)) return false;
+    if (this.#waiting.active < 2) return false;
     const oldest = this.#waiting.dropFromLongest();
     if (oldest < 0) return false;
     this.#pool.release(oldest);
@@ -260,7 +243,7 @@ export class Receiver {
   }
 
   /** What header `i` has received waits for the turn of its peer. */
-  #enqueue(i: number, now: number): void {
+  #enqueue(i: number): void {
     const { view, exports } = this.#asm;
     const at = this.#messages + i * MMSGHDR_SIZE;
     let buffer = this.#buffer[i]!;
@@ -278,7 +261,6 @@ export class Receiver {
     this.#length[buffer] = length;
     this.#nameLength[buffer] = nameLength;
     this.#controlLength[buffer] = controlLength;
-    this.#since[buffer] = now;
     this.#waiting.push(peer < 0 ? MAX_PEERS : peer, buffer, length + COST);
   }
 

@@ -9,7 +9,6 @@ import type { Asm } from "../crypto/wasm.ts";
 import type { Peer } from "../wireguard/peer.ts";
 import { Outbox } from "./outbox.ts";
 import type { PeerPaths } from "./peer-paths.ts";
-import { StandingQueue } from "./standing-queue.ts";
 import "./asm.ts";
 
 const OVERHEAD = 32;
@@ -43,8 +42,6 @@ export class Transmitter {
   packets = 0;
   /** Packets whose session ended between look-up and sealing, and relay-only ones that found the ring full. */
   unsealed = 0;
-  /** The TUN's ring: who reads it says how full it is. */
-  readonly queue = new StandingQueue();
   readonly #asm: Asm;
   readonly #device: Peers;
   readonly #paths: PeerPaths;
@@ -85,10 +82,7 @@ export class Transmitter {
   /** One read of the TUN: `length` bytes at `p`, its vnet header at `vnet` (0: none). */
   packet(p: number, length: number, vnet: number, now: number): void {
     const { exports, u32 } = this.#asm;
-    const relieve = this.queue.due(now);
-    if (relieve) exports.txRelieve();
     const slot = exports.txPrepare(p, length, vnet);
-    if (relieve && !exports.txStands()) this.queue.dropped(now);
     if (slot < 0) return;
     const n = u32[this.#split + 2]!;
     const segment = u32[this.#split + 5]!;
@@ -102,8 +96,8 @@ export class Transmitter {
     const padded = this.#padded(segment);
     const lastPadded = this.#padded(last);
     const stride = padded + OVERHEAD;
-    const ecn = u32[this.#split + 11]!;
-    for (let first = u32[this.#split + 10]!; first < n; ) {
+    const ecn = u32[this.#split + 10]!;
+    for (let first = 0; first < n; ) {
       if (this.#end + stride > this.#arena + ARENA_BYTES || this.#runs === MAX_RUNS) this.flush(now);
       const room = Math.max(1, Math.floor((this.#arena + ARENA_BYTES - this.#end) / stride));
       const count = Math.min(n - first, room);

@@ -15,12 +15,10 @@ const SMALL = 512;
 /** What `txFlow` returns is below. */
 const FLOWS = 1024;
 /** After so long the caller's other descriptors get their turn. */
-const TURN_MS = 2;
+const TURN_MS = 0.5;
 /** The ring and the time are looked at after so many bytes; each packet counts as COST bytes more. */
-const STRIDE = 256 << 10;
+const STRIDE = 128 << 10;
 const COST = 2048;
-/** A packet of a busy flow that has waited for so long has met a standing queue. */
-const TARGET_MS = 4;
 
 export class TunReader {
   readonly #asm: Asm;
@@ -32,7 +30,6 @@ export class TunReader {
   readonly #pool: BufferPool;
   readonly #queue = new FairQueue(FLOWS, LARGE + SMALL);
   readonly #length = new Int32Array(LARGE + SMALL);
-  readonly #since = new Float64Array(LARGE + SMALL);
 
   /** `base`: address of the memory in the process. */
   constructor(asm: Asm, base: number, tun: { fd: number; vnetHeader: boolean }) {
@@ -53,17 +50,10 @@ export class TunReader {
   /** Takes what is there, for about TURN_MS from `now` on. Throws DeviceGone when the TUN has vanished. */
   read(tx: Transmitter, now: number): void {
     for (let time = now; time < now + TURN_MS; time = performance.now()) {
-      this.#fill(tx, time);
+      this.#fill();
       for (let cost = 0; cost < STRIDE; ) {
         const buffer = this.#queue.shift();
-        if (buffer < 0) {
-          tx.queue.empty();
-          return;
-        }
-        if (this.#queue.bulk) {
-          if (time - this.#since[buffer]! < TARGET_MS) tx.queue.empty();
-          else tx.queue.stands(time);
-        }
+        if (buffer < 0) return;
         const p = this.#pool.at(buffer);
         const length = this.#length[buffer]!;
         tx.packet(p, length, this.#vnet === 0 ? 0 : p - this.#vnet, time);
@@ -74,10 +64,10 @@ export class TunReader {
   }
 
   /** Empties the ring, as far as there is room. */
-  #fill(tx: Transmitter, now: number): void {
+  #fill(): void {
     const pool = this.#pool;
     const vnet = this.#vnet;
-    for (let i = 0; i < LARGE + SMALL && this.#room(tx); i++) {
+    for (let i = 0; i < LARGE + SMALL && this.#room(); i++) {
       let buffer = pool.takeLarge();
       const p = pool.at(buffer);
       const length = tunRead(this.#fd, this.#base + p - vnet, TUN_READ_SIZE) - vnet;
@@ -95,19 +85,18 @@ export class TunReader {
         pool.release(large);
       }
       this.#length[buffer] = length;
-      this.#since[buffer] = now;
       this.#queue.push(flow, buffer, length + COST);
     }
   }
 
   /**
-   * Whether there is a buffer for whatever comes; else it waits in the ring. Only where several flows fill all small
-   * buffers, or all large ones for long, the one that holds most loses its oldest.
+   * Whether there is a buffer for whatever comes. One flow alone may wait in the ring; where several have something
+   * waiting, the one that holds most loses its oldest: in the ring all would wait behind it.
    */
-  #room(tx: Transmitter): boolean {
+  #room(): boolean {
     const pool = this.#pool;
     while (!pool.hasLarge || !pool.hasSmall) {
-      if (this.#queue.active < 2 || (pool.hasSmall && !tx.queue.unresponsive)) return false;
+      if (this.#queue.active < 2) return false;
       const oldest = this.#queue.dropFromLongest();
       if (oldest < 0) return false;
       pool.release(oldest);
