@@ -1,7 +1,7 @@
 // How one configuration value is read, whether it comes from YAML, from the environment or from a flag (which know text only).
 // A reader returns the value, or throws Wrong with what stands behind "KEY VALUE" in the message.
 import { LOG_FORMATS, LOG_LEVELS } from "../net/logger.ts";
-import { formatAddrPort, formatIP, formatPrefix, maskPrefix, parseIP, parsePrefix } from "../wire/ip.ts";
+import { formatAddrPort, formatIP, formatPrefix, maskPrefix, parseAddrPort, parseIP, parsePrefix } from "../wire/ip.ts";
 import { parseDuration } from "./flags.ts";
 
 export class Wrong extends Error {}
@@ -180,6 +180,17 @@ export const resolver: Kind<string> = (value) => {
   if (!parseIP(written) && !/^https?:\/\/\S+$/.test(written))
     throw new Wrong("must be an IP address or a DNS-over-HTTPS URL");
   return written;
+};
+
+/** A name server's address, with its port if that is not 53. */
+export const nameServer: Kind<string> = (value) => {
+  const written = text(value);
+  const ip = parseIP(written);
+  if (ip) return formatAddrPort(ip, 53);
+  const parsed = parseAddrPort(written);
+  if (!parsed || parsed.port === 0)
+    throw new Wrong("is no address of a name server: write it as 192.0.2.53, 192.0.2.53:5353 or [2001:db8::53]:53");
+  return formatAddrPort(parsed.ip, parsed.port);
 };
 
 const libpqMode = oneOf("disable", "allow", "prefer", "require", "verify-ca", "verify-full");

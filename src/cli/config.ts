@@ -3,7 +3,12 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
-import { type ControlSettings, defaultSettings, type OidcSettings } from "../control/settings.ts";
+import {
+  type ControlSettings,
+  type DnsProviderSettings,
+  defaultSettings,
+  type OidcSettings,
+} from "../control/settings.ts";
 import { parseTrustedProxies, type TrustedProxies } from "../net/client-address.ts";
 import { readSecretFile } from "../net/keyfile.ts";
 import type { LogFormat, LogLevel } from "../net/logger.ts";
@@ -25,6 +30,8 @@ import { type KeyPath, parseSource, type Source } from "./config-source.ts";
 import { nearest, UsageError } from "./flags.ts";
 
 export const DEFAULT_BASE_DOMAIN = "weft.internal";
+/** Milliseconds for a record to show on every name server of its zone. */
+const DNS_TIMEOUT = 120_000;
 const DEFAULT_DATA_DIR = "/var/lib/weft";
 const DEFAULT_ACME = "https://acme-v02.api.letsencrypt.org/directory";
 /** Where a file is found without being named. Headscale's own folders are read only when they are. */
@@ -495,6 +502,39 @@ class Collected {
       searchDomains: v["dns.search_domains"] ?? [],
       extraRecords: v["dns.extra_records"] ?? [],
       extraRecordsPath: v["dns.extra_records_path"] ?? "",
+      useWithExitNode: v["dns.nameservers.use_with_exit_node"] ?? [],
+      certificates: this.certificates(),
+    };
+  }
+
+  private certificates(): DnsProviderSettings | null {
+    const v = this.values;
+    const provider = v["dns.certificates.provider"];
+    if (provider === undefined) return null;
+    const common = {
+      resolvers: v["dns.certificates.resolvers"] ?? [],
+      timeout: v["dns.certificates.timeout"] ?? DNS_TIMEOUT,
+    };
+    if (provider === "exec") {
+      const command = v["dns.certificates.command"] ?? [];
+      if (command.length === 0)
+        this.problem("dns.certificates.command", "is needed with dns.certificates.provider exec");
+      return { kind: "exec", command, ...common };
+    }
+    const server = v["dns.certificates.server"] ?? "";
+    if (server === "") this.problem("dns.certificates.server", "is needed with dns.certificates.provider rfc2136");
+    const { "dns.certificates.tsig_secret": inline, "dns.certificates.tsig_secret_file": file } = v;
+    const name = v["dns.certificates.tsig_name"] ?? "";
+    const secret = this.secret("dns.certificates.tsig_secret", inline, file);
+    if ((name === "") !== (secret === ""))
+      this.problem("dns.certificates.tsig_name", "and its secret belong together: give both, or neither");
+    const algorithm = v["dns.certificates.tsig_algorithm"] ?? "hmac-sha256";
+    return {
+      kind: "rfc2136",
+      server,
+      zone: v["dns.certificates.zone"] ?? v["dns.base_domain"] ?? DEFAULT_BASE_DOMAIN,
+      tsig: name === "" ? null : { name, algorithm, secret },
+      ...common,
     };
   }
 

@@ -2,13 +2,13 @@ import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { PolicyAccess } from "./access.ts";
 import { type Change, Model, type NodeRecord } from "./model.ts";
-import { type TailnetConfig, View } from "./netmap.ts";
+import { View } from "./netmap.ts";
 import { PolicyError, parsePolicy } from "./policy/index.ts";
 import { passes } from "./policy/testing.ts";
 import { AutoApprover } from "./routes.ts";
-import { DERP_MAP, Mirror, makeNode as makeRecord, makeSettings, makeUser, TestServer, until } from "./testing.ts";
+import { Mirror, makeConfig, makeNode as makeRecord, makeSettings, makeUser, TestServer, until } from "./testing.ts";
 
-const CONFIG: TailnetConfig = { baseDomain: "net.test", derpMap: DERP_MAP };
+const CONFIG = makeConfig();
 const USERS = [1, 2].map((id) => makeUser(id, { name: `u${id}`, email: `u${id}@example.com` }));
 
 /** Online, at the relay of region 1, and of the two users in turn. */

@@ -3,6 +3,7 @@ import type { PolicyAccess } from "./access.ts";
 import type { Journal } from "./journal.ts";
 import type { Millis, Model } from "./model.ts";
 import type { TailnetConfig } from "./netmap.ts";
+import type { Pings } from "./pings.ts";
 import type { PolicyStore } from "./policy-store.ts";
 import type { ControlSettings } from "./settings.ts";
 
@@ -16,6 +17,8 @@ export interface ControlContext {
   readonly access: PolicyAccess;
   /** Where the policy comes from. */
   readonly policies: PolicyStore;
+  /** Questions to nodes over their map streams. */
+  readonly pings: Pings;
   now(): Millis;
   random(n: number): Uint8Array;
   /** For problems that an operator should know of. Never a secret. */

@@ -1,6 +1,9 @@
 // Which router serves a subnet that several could: an election by prefix among the nodes that are online, not expired and
 // not known to be sick; the lowest id wins and keeps the route while it can (spec/headscale-features.md, section 11).
-// Exit routes are never elected: every exit node is offered. Pure.
+// Exit routes are never elected: every exit node is offered.
+//
+// Routers that share a subnet are probed: each is asked in every round, and one that does not answer in time is sick until
+// it does. Being well again wins nothing back; a new map stream clears all. Pure: time is handed in.
 import type { Effect, Model, NodeRecord } from "./model.ts";
 import { activeRoutes, isExitRoute } from "./routes.ts";
 
@@ -96,5 +99,67 @@ export class Routing {
   private isOnline(id: number): boolean {
     const node = this.model.nodes.get(id)!;
     return node.online && !node.expired;
+  }
+}
+
+export interface ProberOptions {
+  /** Milliseconds between the rounds. */
+  interval: number;
+  /** Milliseconds that a router has to answer. */
+  timeout: number;
+}
+
+/** When which router is asked, and which one has failed to answer. */
+export class Prober {
+  private nextRound = Number.NEGATIVE_INFINITY;
+  /** By node: the number of the question, and when the answer is late. */
+  private readonly open = new Map<number, { question: number; late: number }>();
+  private questions = 0;
+
+  constructor(private readonly options: ProberOptions) {}
+
+  /** `routers`: those that share a subnet. Returns whom to ask now, and who is sick. */
+  step(now: number, routers: readonly number[]): { ask: { nodeId: number; question: number }[]; sick: number[] } {
+    const sick: number[] = [];
+    const probed = new Set(routers);
+    for (const [nodeId, { late }] of this.open) {
+      if (probed.has(nodeId) && late > now) continue;
+      this.open.delete(nodeId);
+      if (probed.has(nodeId)) sick.push(nodeId);
+    }
+    const ask: { nodeId: number; question: number }[] = [];
+    if (now >= this.nextRound) {
+      this.nextRound = now + this.options.interval;
+      for (const nodeId of routers) {
+        if (this.open.has(nodeId)) continue;
+        const question = ++this.questions;
+        this.open.set(nodeId, { question, late: now + this.options.timeout });
+        ask.push({ nodeId, question });
+      }
+    }
+    return { ask, sick };
+  }
+
+  /** An answer came. True: in time, the router is well. */
+  answered(nodeId: number, question: number, now: number): boolean {
+    const asked = this.open.get(nodeId);
+    if (asked?.question !== question || asked.late <= now) return false;
+    this.open.delete(nodeId);
+    return true;
+  }
+
+  /** The router has a new map stream: what it was asked on the old one counts no more. */
+  connected(nodeId: number): void {
+    this.open.delete(nodeId);
+  }
+
+  /** The router's map stream has ended: unless it comes back in the time that an answer may take, it is sick. */
+  disconnected(nodeId: number, now: number): void {
+    if (!this.open.has(nodeId)) this.open.set(nodeId, { question: ++this.questions, late: now + this.options.timeout });
+  }
+
+  /** When `step` has something to do, at the latest. */
+  get wakeAt(): number {
+    return Math.min(this.nextRound, ...[...this.open.values()].map(({ late }) => late));
   }
 }

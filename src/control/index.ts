@@ -14,6 +14,7 @@ import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
 import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
+import { configOf, dnsConfigOf, ExtraRecordsFile } from "./dns.ts";
 import { Enrolment } from "./enrol.ts";
 import { addFeatures } from "./features.ts";
 import { Journal } from "./journal.ts";
@@ -22,6 +23,7 @@ import { checkVersion, handleMachineRequest, MachineRouter, respond } from "./ma
 import { encodeFrame, KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
+import { LoginPages } from "./pages/login.ts";
 import { Pings } from "./pings.ts";
 import { PolicyError, parsePolicy } from "./policy/index.ts";
 import { loadPolicy, PolicyStore, type PolicyVersion, startProblem } from "./policy-store.ts";
@@ -129,7 +131,9 @@ class ControlServer implements Control {
   private readonly context: ControlContext;
   private readonly noise: NoiseServer;
   private readonly enrolment: Enrolment;
+  private readonly pages: LoginPages;
   private readonly probes: Probes;
+  private extraRecords: ExtraRecordsFile | null = null;
   private readonly machines = new MachineRouter();
   private readonly approver: AutoApprover;
   private readonly sshChecks: SSHChecks;
@@ -154,7 +158,7 @@ class ControlServer implements Control {
   ) {
     this.now = options.now ?? Date.now;
     this.startedAt = this.now();
-    this.config = { baseDomain: options.settings.baseDomain, derpMap: options.settings.derp.embedded ?? {}, certificates: false };
+    this.config = configOf(options.settings);
     this.adminSocket = join(options.dataDir, ADMIN_SOCKET);
     this.noisePublicKey = x25519Public(noiseKey);
     this.journal = new Journal(model, (changes) => store.write(changes), {
@@ -210,17 +214,30 @@ class ControlServer implements Control {
     this.policies.onChanged = () => this.sweepChecks();
     const attempts = new Attempts({ what: "pre-auth key", log: this.context.log });
     this.enrolment = new Enrolment(this.context, this.logins, attempts);
+    this.pages = new LoginPages(this.context, this.logins);
     this.routes();
   }
 
   async start(): Promise<void> {
+    await this.pages.start();
     await this.tick();
     this.poke();
     this.probes.start();
+    this.readExtraRecords();
     this.admin = await startAdmin(this.adminSocket, this.apis.local);
     this.ticker = setInterval(() => {
       this.tick().catch((error: Error) => this.options.log?.(error.message));
     }, TICK);
+  }
+
+  private readExtraRecords(): void {
+    const { settings } = this.options;
+    if (settings.dns.extraRecordsPath === "") return;
+    this.extraRecords = new ExtraRecordsFile({
+      path: settings.dns.extraRecordsPath,
+      changed: (records) => this.setConfig({ ...this.config, dns: dnsConfigOf(settings, records) }),
+      log: this.context.log,
+    });
   }
 
   verifyNode(nodeKey: Uint8Array): boolean {
@@ -276,6 +293,7 @@ class ControlServer implements Control {
     if (this.ticker) clearInterval(this.ticker);
     this.probes.stop();
     this.context.pings.close();
+    this.extraRecords?.close();
     await this.admin?.close();
     for (const timer of this.offlineTimers.values()) clearTimeout(timer);
     this.offlineTimers.clear();
@@ -304,6 +322,7 @@ class ControlServer implements Control {
       return c.json({ legacyPublicKey: formatKey("mkey", new Uint8Array(32)), publicKey });
     });
     this.app.route("/", this.apis.remote);
+    this.app.route("/", this.pages.app);
     this.app.get("/health", (c) => c.body('{"status":"pass"}', 200, { "Content-Type": "application/health+json" }));
     this.app.get("/robots.txt", (c) => c.text("User-agent: *\nDisallow: /\n"));
     this.app.get("/ts2021", (c) => c.text("this must be a WebSocket, or an upgrade by POST", 400));

@@ -21,16 +21,55 @@ export interface MachineHandlers {
   register(body: Uint8Array, connection: Connection, signal: AbortSignal): Promise<RegisterResponse>;
   /** Answers on the stream. */
   map(body: Uint8Array, connection: Connection, stream: ServerHttp2Stream): Promise<void>;
+  router: MachineRouter;
 }
 
-/** Features whose endpoints clients ask for, and that this server does not have. */
-const ABSENT: Record<string, string> = {
-  "POST /machine/set-dns": "this control server cannot set DNS records",
-  "POST /machine/feature/query": "this control server does not offer this feature",
-  "POST /machine/id-token": "this control server issues no id tokens",
-  "PATCH /machine/set-device-attr": "this control server keeps no device attributes",
-  "POST /machine/audit-log": "this control server keeps no audit log of clients",
-};
+export interface MachineRequest {
+  connection: Connection;
+  /** Values of the segments of the path that the route calls ":name". */
+  params: Readonly<Record<string, string>>;
+  query: URLSearchParams;
+  body: Uint8Array;
+  /** Aborted when the client has gone away, so that nobody waits for the answer any more. */
+  signal: AbortSignal;
+}
+
+export type MachineAnswer = { json: unknown } | { status: number; text?: string };
+/** Throws BadRequest. */
+export type MachineHandler = (request: MachineRequest) => MachineAnswer | Promise<MachineAnswer>;
+
+interface Route {
+  method: string;
+  segments: readonly string[];
+  handler: MachineHandler;
+}
+
+/** The endpoints beside register and map: each part of the server adds its own. */
+export class MachineRouter {
+  private readonly routes: Route[] = [];
+
+  /** `path`: "/machine/thing/:id". */
+  on(method: string, path: string, handler: MachineHandler): this {
+    this.routes.push({ method, segments: path.split("/"), handler });
+    return this;
+  }
+
+  /** Null: there is no such endpoint. */
+  find(method: string, path: string): { handler: MachineHandler; params: Record<string, string> } | null {
+    const given = path.split("/");
+    for (const { method: wanted, segments, handler } of this.routes) {
+      if (wanted !== method || segments.length !== given.length) continue;
+      const params: Record<string, string> = {};
+      const fits = segments.every((segment, i) => {
+        if (!segment.startsWith(":")) return segment === given[i];
+        params[segment.slice(1)] = given[i]!;
+        return given[i] !== "";
+      });
+      if (fits) return { handler, params };
+    }
+    return null;
+  }
+}
 
 export async function handleMachineRequest(
   stream: ServerHttp2Stream,
@@ -38,13 +77,13 @@ export async function handleMachineRequest(
   connection: Connection,
   handlers: MachineHandlers,
 ): Promise<void> {
-  const path = (headers[":path"] ?? "").split("?", 1)[0]!;
-  const route = `${headers[":method"]} ${path}`;
+  const [path, query = ""] = (headers[":path"] ?? "").split("?", 2) as [string, string?];
+  const method = headers[":method"] ?? "";
+  const gone = new AbortController();
+  stream.on("close", () => gone.abort());
   try {
-    switch (route) {
+    switch (`${method} ${path}`) {
       case "POST /machine/register": {
-        const gone = new AbortController();
-        stream.on("close", () => gone.abort());
         const response = await handlers.register(await readBody(stream), connection, gone.signal);
         respond(stream, 200, JSON.stringify(response), "application/json");
         return;
@@ -52,19 +91,16 @@ export async function handleMachineRequest(
       case "POST /machine/map":
         await handlers.map(await readBody(stream), connection, stream);
         return;
-      case "POST /machine/update-health":
-        await readBody(stream);
-        respond(stream, 204);
-        return;
-      case "HEAD /machine/ping-response":
-        respond(stream, 200);
-        return;
-      case "GET /machine/whoami":
-        respond(stream, 200, `${connection.machineKey} (capability version ${connection.version})\n`);
-        return;
-      default:
-        if (Object.hasOwn(ABSENT, route)) throw new BadRequest(ABSENT[route]!, 501);
-        throw new BadRequest("no such endpoint", 404);
+      default: {
+        const route = handlers.router.find(method, path);
+        if (!route) throw new BadRequest("no such endpoint", 404);
+        const body = method === "HEAD" ? new Uint8Array() : await readBody(stream);
+        const { handler, params } = route;
+        const request = { connection, params, query: new URLSearchParams(query), body, signal: gone.signal };
+        const answer = await handler(request);
+        if ("json" in answer) respond(stream, 200, JSON.stringify(answer.json), "application/json");
+        else respond(stream, answer.status, answer.text);
+      }
     }
   } catch (error) {
     if (error instanceof BadRequest) respond(stream, error.status, error.message);
@@ -77,7 +113,7 @@ export async function handleMachineRequest(
 export function checkVersion(version: number): void {
   if (version < MIN_CAPABILITY_VERSION)
     throw new BadRequest(
-      `this client is too old for this control server (capability version ${version}, the oldest supported is ${MIN_CAPABILITY_VERSION}, Tailscale 1.80): update it`,
+      `this client is too old for this control server (capability version ${version}, the oldest supported is ${MIN_CAPABILITY_VERSION}, Tailscale 1.62): update it`,
     );
 }
 

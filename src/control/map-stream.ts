@@ -6,7 +6,7 @@
 // While the client does not read, nothing is queued: changes mark peers in the view, and the message that brings all of them
 // is made when the client has taken the one before.
 import type { ServerHttp2Stream } from "node:http2";
-import type { MapResponse } from "../wire/tailcfg.ts";
+import type { MapResponse, PingRequest } from "../wire/tailcfg.ts";
 import type { Model } from "./model.ts";
 import type { TailnetConfig, View } from "./netmap.ts";
 
@@ -115,6 +115,14 @@ export class MapStream {
         this.paceTimer = null;
         this.write();
       }, wait);
+  }
+
+  /** Puts a question to the client at once. False: it cannot be sent, because the client does not read. */
+  ping(request: PingRequest): boolean {
+    const { stream, zstd } = this.options;
+    if (this.ended || this.waitsForDrain || stream.destroyed || stream.closed) return false;
+    this.send(encodeFrame({ PingRequest: request }, zstd));
+    return true;
   }
 
   /** Ends the stream, after a last message if there is one. */

@@ -2,11 +2,11 @@ import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { PolicyAccess } from "./access.ts";
 import { type Change, Model, type NodeRecord } from "./model.ts";
-import { type Access, type TailnetConfig, View } from "./netmap.ts";
+import { type Access, View } from "./netmap.ts";
 import { parsePolicy } from "./policy/index.ts";
-import { DERP_MAP, digits, Mirror, makeNode, makeUser } from "./testing.ts";
+import { digits, Mirror, makeConfig, makeNode, makeUser } from "./testing.ts";
 
-const CONFIG: TailnetConfig = { baseDomain: "net.test", derpMap: DERP_MAP };
+const CONFIG = makeConfig();
 
 /** Changes as they occur: of one field group or several, by the kind of field. */
 const edits: fc.Arbitrary<(node: NodeRecord, salt: number) => Partial<NodeRecord>> = fc.constantFrom(

@@ -6,8 +6,10 @@
 import { createHash } from "node:crypto";
 import type * as tc from "../wire/tailcfg.ts";
 import { ZERO_TIME } from "../wire/tailcfg.ts";
+import { dnsFor } from "./dns.ts";
 import { IdSet } from "./idset.ts";
 import { type Model, type NodeRecord, peerHostinfo, type UserRecord } from "./model.ts";
+import { advertisedRoutes } from "./routes.ts";
 
 /** Whom tagged nodes belong to, for clients. */
 export const TAGGED_USER_ID = 2147455555;
@@ -22,6 +24,16 @@ export interface TailnetConfig {
   /** Suffix of MagicDNS names, without dots at the ends. */
   baseDomain: string;
   derpMap: tc.DERPMap;
+  /** Before what concerns one node alone (dns.ts). */
+  dns: tc.DNSConfig;
+  /** Nodes can get certificates for their names. */
+  certificates: boolean;
+  /** Nodes may send each other files. */
+  taildrop: boolean;
+  /** Whether clients update themselves where their user said nothing. */
+  autoUpdate: boolean;
+  /** Whether clients may send their logs to their maker. */
+  logtail: boolean;
 }
 
 /** A node as one viewer sees it. */
@@ -61,12 +73,23 @@ export interface Access {
   decide(viewer: number): Decision;
 }
 
-const SELF_CAPABILITIES: tc.CapMap = {
-  "https://tailscale.com/cap/file-sharing": null,
-  "https://tailscale.com/cap/is-admin": null,
-  "https://tailscale.com/cap/ssh": null,
-  "default-auto-update": [false],
-};
+const selfCapabilities = new WeakMap<TailnetConfig, tc.CapMap>();
+
+/** What every node may do, beside what the policy gives it. */
+function capabilitiesOf(config: TailnetConfig): tc.CapMap {
+  let capMap = selfCapabilities.get(config);
+  if (!capMap) {
+    capMap = {
+      "https://tailscale.com/cap/is-admin": null,
+      "https://tailscale.com/cap/ssh": null,
+      "default-auto-update": [config.autoUpdate],
+      ...(config.taildrop && { "https://tailscale.com/cap/file-sharing": null }),
+      ...(config.certificates && { https: null }),
+    };
+    selfCapabilities.set(config, capMap);
+  }
+  return capMap;
+}
 
 export function timeText(millis: number): string {
   return new Date(millis).toISOString();
@@ -99,7 +122,7 @@ function baseNode(node: NodeRecord, config: TailnetConfig): tc.Node {
   return {
     ID: node.id,
     StableID: String(node.id),
-    Name: `${node.givenName}.${config.baseDomain}.`,
+    Name: config.baseDomain ? `${node.givenName}.${config.baseDomain}.` : node.givenName,
     User: userOf(node),
     Key: node.nodeKey,
     ...(node.expiry !== null && { KeyExpiry: timeText(node.expiry) }),
@@ -139,8 +162,8 @@ export function peerNode(node: NodeRecord, config: TailnetConfig): tc.Node {
 
 /** A node as it sees itself. */
 export function selfNode(node: NodeRecord, config: TailnetConfig, view: NodeView | null = null): tc.Node {
-  const form = { ...baseNode(node, config), Hostinfo: node.hostinfo, CapMap: SELF_CAPABILITIES };
-  return view ? seenAs({ ...form, CapMap: { ...SELF_CAPABILITIES, ...view.capMap } }, view) : form;
+  const form = { ...baseNode(node, config), Hostinfo: node.hostinfo, CapMap: capabilitiesOf(config) };
+  return view ? seenAs(form, view) : form;
 }
 
 /** With the addresses, routes and capabilities of a view. */
@@ -159,18 +182,22 @@ export function farewell(node: NodeRecord, config: TailnetConfig, now: number): 
   return { Node: selfNode({ ...node, expiry: now - 1000, expired: true }, config) };
 }
 
-/** 64.100.in-addr.arpa to 127.100.in-addr.arpa, and the /48 of IPv6. */
-const REVERSE_ZONES = [
-  ...Array.from({ length: 64 }, (_, i) => `${64 + i}.100.in-addr.arpa`),
-  "0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa",
-];
+/** Clients before it know texts only. */
+const DISPLAY_MESSAGES = 117;
+const UNAPPROVED = "weft-routes-unapproved";
 
-function dnsConfig(config: TailnetConfig): tc.DNSConfig {
-  return {
-    Domains: [config.baseDomain],
-    Proxied: true,
-    Routes: Object.fromEntries(REVERSE_ZONES.map((zone) => [zone, []])),
-  };
+/** What a router should know: "" or why its routes do not work. */
+function routesProblem(node: NodeRecord): string {
+  const waiting = advertisedRoutes(node).filter((route) => !node.approvedRoutes.includes(route));
+  if (waiting.length === 0 || !node.authorized) return "";
+  const more = waiting.length > 5 ? ` and ${waiting.length - 5} more` : "";
+  return `Nobody uses the routes ${waiting.slice(0, 5).join(", ")}${more} until an administrator approves them.`;
+}
+
+function healthOf(problem: string, cap: number): tc.MapResponse {
+  if (cap < DISPLAY_MESSAGES) return { Health: problem === "" ? [] : [problem] };
+  const message = { Title: "Advertised routes wait for approval", Text: problem, Severity: "low" };
+  return { DisplayMessages: { [UNAPPROVED]: problem === "" ? null : message } };
 }
 
 /** Rules are long: what was sent is remembered by its hash. */
@@ -209,6 +236,9 @@ function patchOf(node: NodeRecord, model: Model, since: number): tc.PeerChange |
   return Object.keys(patch).length > 1 ? patch : null;
 }
 
+/** Clients from it on have a node capability for updates. */
+const AUTO_UPDATE_CAPABILITY = 131;
+
 /** What one open map stream has been told, and what it has yet to be told. */
 export class View {
   private readonly known = new IdSet();
@@ -225,6 +255,9 @@ export class View {
   private toldConfig: TailnetConfig | null = null;
   /** What was told last, of what the policy decides. */
   private told = { self: "", filter: "", ssh: "", special: new Map<number, string>() as ReadonlyMap<number, string> };
+  /** The shared object where it was that, else a digest. */
+  private toldDns: tc.DNSConfig | string = "";
+  private toldProblem = "";
 
   constructor(
     readonly nodeId: number,
@@ -263,6 +296,7 @@ export class View {
     const decision = this.decide();
     this.circle = this.access.circle(self.id);
     this.isAdmitted = self.authorized;
+    this.toldProblem = routesProblem(self);
     const ids = self.authorized ? this.circle.ids.filter((id) => id !== self.id) : [];
     const peers = ids.map((id) => model.nodes.get(id)!).filter((peer) => peer.authorized);
     for (const peer of peers) this.known.add(peer.id);
@@ -270,15 +304,24 @@ export class View {
       Node: selfNode(self, this.config, decision.self),
       DERPMap: this.config.derpMap,
       ...(peers.length > 0 && { Peers: peers.map((peer) => this.peer(peer)) }),
-      DNSConfig: dnsConfig(this.config),
+      DNSConfig: this.dns(self),
       Domain: this.config.baseDomain,
       CollectServices: false,
       PacketFilters: { base: decision.filter() },
       SSHPolicy: { rules: decision.sshRules },
       UserProfiles: this.newProfiles([self, ...peers], model),
       ControlTime: timeText(now),
-      Debug: { DisableLogTail: true },
+      ...(!this.config.logtail && { Debug: { DisableLogTail: true } }),
+      ...(self.cap < AUTO_UPDATE_CAPABILITY && { DefaultAutoUpdate: this.config.autoUpdate }),
+      ...(this.toldProblem !== "" && healthOf(this.toldProblem, self.cap)),
     };
+  }
+
+  /** What the node is told of DNS; remembered. */
+  private dns(self: NodeRecord): tc.DNSConfig {
+    const dns = dnsFor(this.config, self, this.decision?.self?.capMap ?? {});
+    this.toldDns = dns === this.config.dns ? dns : digest(dns);
+    return dns;
   }
 
   private delta(self: NodeRecord, model: Model): tc.MapResponse | null {
@@ -288,6 +331,11 @@ export class View {
     const patches: tc.PeerChange[] = [];
     if (this.config.derpMap !== this.toldConfig?.derpMap) message.DERPMap = this.config.derpMap;
     const whole = this.decideAgain(model, message);
+    if (this.dirty.has(self.id) || this.config !== this.toldConfig || message.Node) {
+      const before = this.toldDns;
+      const dns = this.dns(self);
+      if (this.toldDns !== before) message.DNSConfig = dns;
+    }
     const circle = this.access.circle(self.id);
     this.circle = circle;
     if (self.authorized !== this.isAdmitted) {
@@ -296,6 +344,9 @@ export class View {
     }
     for (const id of [...this.dirty].sort((a, b) => a - b)) {
       if (id === this.nodeId) {
+        const problem = routesProblem(self);
+        if (problem !== this.toldProblem) Object.assign(message, healthOf(problem, self.cap));
+        this.toldProblem = problem;
         if (model.stampsOf(id)!.self > this.sent) message.Node = selfNode(self, this.config, this.decision?.self);
         continue;
       }

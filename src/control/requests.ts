@@ -9,7 +9,7 @@ export class BadRequest extends Error {
   override name = "BadRequest";
   constructor(
     message: string,
-    readonly status: 400 | 404 | 413 | 429 | 501 | 503 = 400,
+    readonly status: 400 | 403 | 404 | 409 | 413 | 429 | 501 | 503 = 400,
   ) {
     super(message);
   }
@@ -50,10 +50,10 @@ const MAX_ENDPOINTS = 64;
 const MAX_HOSTINFO = 64 * 1024;
 const MAX_DEPTH = 32;
 
-type Fields = Record<string, unknown>;
+export type Fields = Record<string, unknown>;
 
 /** Go's decoder takes field names in any case; clients write them as the protocol names them. */
-function objectOf(body: Uint8Array): Fields {
+export function objectOf(body: Uint8Array): Fields {
   let value: unknown;
   try {
     value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body));
@@ -76,19 +76,19 @@ function key(fields: Fields, name: string, prefix: string): string {
   return /^0+$/.test(digits) ? "" : prefix + digits;
 }
 
-function requiredNodeKey(fields: Fields): string {
+export function requiredNodeKey(fields: Fields): string {
   const nodeKey = key(fields, "NodeKey", "nodekey:");
   if (nodeKey === "") throw new BadRequest("NodeKey is missing or zero");
   return nodeKey;
 }
 
-function integer(fields: Fields, name: string): number {
+export function integer(fields: Fields, name: string): number {
   const value = fields[name] ?? 0;
   if (!Number.isSafeInteger(value)) throw new BadRequest(`${name} is not a whole number`);
   return value as number;
 }
 
-function text(fields: Fields, name: string, max: number): string {
+export function text(fields: Fields, name: string, max: number): string {
   const value = fields[name] ?? "";
   if (typeof value !== "string" || value.length > max)
     throw new BadRequest(`${name} is not a text of at most ${max} characters`);
@@ -102,7 +102,7 @@ function flag(fields: Fields, name: string): boolean {
 }
 
 /** Null for the zero time and for absence. */
-function time(fields: Fields, name: string): Millis | null {
+export function time(fields: Fields, name: string): Millis | null {
   const value = text(fields, name, 64);
   if (value === "") return null;
   const millis = /^\d{4}-\d\d-\d\dT/.test(value) ? Date.parse(value) : Number.NaN;

@@ -7,9 +7,9 @@ import { type Change, Model, type NodeRecord } from "./model.ts";
 import { View } from "./netmap.ts";
 import { parsePolicy } from "./policy/index.ts";
 import { AutoApprover, activeRoutes, advertisedRoutes, approveRoutes, routesOf } from "./routes.ts";
-import { DERP_MAP, makeNode, makeUser } from "./testing.ts";
+import { makeConfig, makeNode, makeUser } from "./testing.ts";
 
-const CONFIG = { baseDomain: "net.test", derpMap: DERP_MAP };
+const CONFIG = makeConfig();
 
 /** A tailnet without a server around it. */
 class Tailnet {

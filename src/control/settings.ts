@@ -42,7 +42,37 @@ export interface DnsSettings {
   extraRecords: readonly ExtraRecord[];
   /** JSON file with an array of records, read again whenever it changes; "" for none. */
   extraRecordsPath: string;
+  /** Those of the nameservers, split ones too, that a client keeps using while an exit node has its traffic. */
+  useWithExitNode: readonly string[];
+  /** Where the records for the certificates of nodes are set; null: nodes get none. */
+  certificates: DnsProviderSettings | null;
 }
+
+/** Sets TXT records for ACME's DNS-01 challenge of nodes' names. */
+export type DnsProviderSettings = (
+  | {
+      kind: "rfc2136";
+      /** The primary name server, "192.0.2.53:53". */
+      server: string;
+      /** The zone that holds the names; usually the base domain. */
+      zone: string;
+      tsig: {
+        name: string;
+        algorithm: "hmac-sha256" | "hmac-sha384" | "hmac-sha512" /** Base64. */;
+        secret: string;
+      } | null;
+    }
+  | {
+      kind: "exec";
+      /** Program and arguments; the name and value of the record, or "cleanup" for value's end, follow. */
+      command: readonly string[];
+    }
+) & {
+  /** Name servers that must show a record before a node is told that it is there, "192.0.2.53:53"; empty: those of `server`. */
+  resolvers: readonly string[];
+  /** How long that may take. */
+  timeout: Millis;
+};
 
 export interface ExtraRecord {
   name: string;
@@ -133,6 +163,8 @@ export function defaultSettings(serverUrl: string, baseDomain: string): ControlS
       searchDomains: [],
       extraRecords: [],
       extraRecordsPath: "",
+      useWithExitNode: [],
+      certificates: null,
     },
     derp: { urls: [], paths: [], refreshEvery: 3 * HOUR, embedded: null },
     oidc: [],

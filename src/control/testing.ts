@@ -14,8 +14,10 @@ import { type ControlStream, Ts2021Client } from "../net/ts2021-client.ts";
 import { NoiseInitiator, RESPONSE_LENGTH, readHandshakeReply } from "../wire/noise.ts";
 import type * as tc from "../wire/tailcfg.ts";
 import type { ApiPreAuthKey, ApiUser } from "./api/shapes.ts";
+import { configOf } from "./dns.ts";
 import { type Control, type ControlOptions, createControl } from "./index.ts";
 import type { NodeRecord, UserRecord } from "./model.ts";
+import type { TailnetConfig } from "./netmap.ts";
 import { type ControlSettings, defaultSettings } from "./settings.ts";
 
 export const DERP_MAP: tc.DERPMap = {
@@ -80,6 +82,11 @@ export function makeUser(id: number, more: Partial<UserRecord> = {}): UserRecord
 export function makeSettings(more: Partial<ControlSettings> = {}): ControlSettings {
   const settings = defaultSettings("http://control.test", "net.test");
   return { ...settings, derp: { ...settings.derp, embedded: DERP_MAP }, ...more };
+}
+
+/** "net.test" and the relay of DERP_MAP, all else as in makeSettings. */
+export function makeConfig(more: Partial<TailnetConfig> = {}): TailnetConfig {
+  return { ...configOf(makeSettings()), ...more };
 }
 
 /** Polls until `check` gives something; throws after `deadline` milliseconds. */

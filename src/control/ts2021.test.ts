@@ -174,8 +174,8 @@ test("requests that are wrong get a status and a sentence", async () => {
   ]);
   expect(await ask("POST", "/machine/map", JSON.stringify(node.mapRequest()))).toEqual([404, "node not found"]);
   expect(node.register({ version: 80 })).rejects.toThrow("400: this client is too old for this control server");
-  expect((await ask("POST", "/machine/set-dns", "{}"))[0]).toBe(501);
-  expect((await ask("POST", "/machine/id-token", "{}"))[0]).toBe(501);
+  expect((await ask("POST", "/machine/feature/query", "{}"))[0]).toBe(400);
+  expect((await ask("POST", "/machine/tka/sign", "{}"))[0]).toBe(404);
   expect((await ask("POST", "/machine/tka/init/begin", "{}"))[0]).toBe(404);
   expect(await ask("POST", "/machine/update-health", "{}")).toEqual([204, ""]);
   expect(await ask("HEAD", "/machine/ping-response?id=1")).toEqual([200, ""]);

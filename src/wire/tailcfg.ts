@@ -31,8 +31,8 @@ type Opt<T> = T | null | undefined;
 
 /** The capability version that Weft's node speaks: semantics up to Tailscale 1.98 (spec section 24). */
 export const CAPABILITY_VERSION = 138;
-/** The oldest client that Weft's control server takes (Tailscale 1.80). */
-export const MIN_CAPABILITY_VERSION = 113;
+/** The oldest client that Weft's control server takes (Tailscale 1.62). */
+export const MIN_CAPABILITY_VERSION = 88;
 /** Go's zero time.Time as it stands in JSON. */
 export const ZERO_TIME = "0001-01-01T00:00:00Z";
 /** `RegisterRequest.Expiry` of a logout: Unix second 123. */
@@ -174,6 +174,8 @@ export interface MapResponse {
   ControlTime?: Opt<Time>;
   Debug?: Opt<Debug>;
   ClientVersion?: Opt<ClientVersion>;
+  /** Before capability version 131, which has the node capability "default-auto-update" instead. */
+  DefaultAutoUpdate?: Opt<boolean>;
 }
 
 /** Raw JSON values by capability name; null and [] are the same. */
