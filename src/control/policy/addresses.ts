@@ -16,7 +16,7 @@ function numberOf(ip: IP): bigint {
   return ip.length === 16 ? V6 | n : n;
 }
 
-function textOf(n: bigint): string {
+export function textOf(n: bigint): string {
   const bytes = new Uint8Array(n >= V6 ? 16 : 4);
   for (let i = bytes.length - 1, rest = n; i >= 0; i--, rest >>= 8n) bytes[i] = Number(rest & 255n);
   return formatIP(bytes);

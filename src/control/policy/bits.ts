@@ -43,6 +43,12 @@ export class Bits {
     return this.words.every((word, i) => (other.words[i]! & ~word) === 0);
   }
 
+  get count(): number {
+    let count = 0;
+    for (let word of this.words) for (; word !== 0; word &= word - 1) count++;
+    return count;
+  }
+
   get isEmpty(): boolean {
     return this.words.every((word) => word === 0);
   }

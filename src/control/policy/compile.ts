@@ -8,7 +8,7 @@ import { type Place, PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { isExitRoute, Resolver, type SubnetRoute } from "./resolve.ts";
 import { Compiler, itemsAt, type Rule } from "./rules.ts";
-import { hasSSHCheck, type SSHDecision, sshDecisionFor, sshRulesFor } from "./ssh.ts";
+import { hasSSHCheck, type SSHDecision, sshDecisionFor, sshMembership, sshRulesFor } from "./ssh.ts";
 import type { Policy, PolicyNode, PortRange, Selector, SSHRule, Tailnet } from "./types.ts";
 
 export interface PeerView {
@@ -240,6 +240,17 @@ export class Compiled {
     );
   }
 
+  /** Subnet routes that a viewer has a use for, each with its router. */
+  routesOf(viewerId: number): ReadonlyMap<string, number> {
+    return this.carriersFor(this.index(viewerId));
+  }
+
+  /** Exit nodes that a viewer may use. */
+  exitsOf(viewerId: number): number[] {
+    const viewer = this.index(viewerId);
+    return [...this.resolver.exits].filter((exit) => exit !== viewer && this.mayExitBy(viewer, exit));
+  }
+
   /** The nodes behind which an address lies for a viewer: the router of its longest prefix, else usable exit nodes. */
   routersFor(viewerId: number, address: string): number[] {
     const viewer = this.index(viewerId);
@@ -348,6 +359,11 @@ export class Compiled {
   /** What decides on a session of `login`; null: it is refused. */
   sshDecision(sourceId: number, targetId: number, login: string): SSHDecision | null {
     return sshDecisionFor(this.resolver, this.index(sourceId), this.index(targetId), login);
+  }
+
+  /** Equal for nodes that all SSH entries treat alike, but for whose they are. */
+  sshMembership(nodeId: number): string {
+    return sshMembership(this.resolver, this.index(nodeId));
   }
 
   /** Whether the check rule with this digest is about these two nodes. */

@@ -4,8 +4,10 @@ import { parsePolicy } from "./parse.ts";
 import { runTests } from "./tests.ts";
 import type { Policy, PolicyUser, Selector, Tailnet } from "./types.ts";
 
+export { type Comparison, compare } from "./compare.ts";
 export { Compiled, type PeerView } from "./compile.ts";
 export { PolicyError, type TestFailure } from "./error.ts";
+export { type ExplainQuestion, type Explanation, explain, lineAt } from "./explain.ts";
 export { parsePolicy } from "./parse.ts";
 export type { SSHDecision } from "./ssh.ts";
 export { runTests } from "./tests.ts";

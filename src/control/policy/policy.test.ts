@@ -320,7 +320,7 @@ describe("why", () => {
 
   test("names each entry that allows it, and the router in between", () => {
     const rules = (src: number, dst: string, port: number) =>
-      why(compiled, { src, dst, port }).map(({ rule, router }) => [rule?.index, router]);
+      why(compiled, { src, dst, port }).map(({ access, router }) => [access?.index, router]);
     expect(rules(1, "100.64.0.4", 22)).toEqual([
       [0, null],
       [1, null],

@@ -19,6 +19,13 @@ const PROTOCOLS: Readonly<Record<string, number>> = {
   fc: 133,
 };
 
+/** The name of a protocol number; null is what a rule without one means. */
+export function protocolName(protocol: number | null): string {
+  if (protocol === null) return "tcp, udp and icmp";
+  const name = Object.keys(PROTOCOLS).find((each) => PROTOCOLS[each] === protocol);
+  return name ?? `protocol ${protocol}`;
+}
+
 const WITH_PORTS = new Set([6, 17, 132]);
 
 /** Whether ports mean anything for a protocol; null stands for TCP, UDP and ICMP. */

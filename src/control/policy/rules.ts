@@ -1,7 +1,7 @@
 // Entries of `grants` and `acls` -> rules: who (a source, resolved), what (protocol and ports, or capabilities), and which
 // nodes enforce it. Rules with the same sources, protocol and routers are one, as the hosted service merges them.
 import { createHash } from "node:crypto";
-import { EVERYTHING, formatRange, INTERNET, type Range, RangeSet, TAILNET } from "./addresses.ts";
+import { addressNumber, EVERYTHING, formatRange, INTERNET, type Range, RangeSet, TAILNET } from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
@@ -316,6 +316,19 @@ export class Compiler {
       for (const node of nodes) this.put(rule, node, item);
     }
   }
+}
+
+/** Whether packets from an address of a node, as text, are among the sources. */
+export function holdsAddress({ texts, ranges }: Source, address: string): boolean {
+  if (texts[0] === "*" || ranges.has(addressNumber(address)!)) return true;
+  let low = 0;
+  let high = texts.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (texts[middle]! < address) low = middle + 1;
+    else high = middle;
+  }
+  return texts[low] === address;
 }
 
 /** What `node` enforces of a rule, in the order of the policy. */

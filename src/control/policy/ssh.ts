@@ -59,7 +59,24 @@ function loginsOf(logins: readonly string[]): Record<string, string> {
   return Object.fromEntries(entries);
 }
 
+const sources = new WeakMap<Resolver, Map<SSHEntry, Bits>>();
+
+/** Nodes that an entry lets in, somewhere. */
 function sourcesOf(entry: SSHEntry, resolver: Resolver): Bits {
+  let known = sources.get(resolver);
+  if (!known) {
+    known = new Map();
+    sources.set(resolver, known);
+  }
+  let found = known.get(entry);
+  if (!found) {
+    found = findSources(entry, resolver);
+    known.set(entry, found);
+  }
+  return found;
+}
+
+function findSources(entry: SSHEntry, resolver: Resolver): Bits {
   const nodes = new Bits(resolver.nodes.length);
   for (const selector of entry.src) nodes.addAll(resolver.targets(selector));
   if (entry.postures.length === 0) return nodes;
@@ -142,6 +159,18 @@ function entriesFor(resolver: Resolver, source: number, target: number, login: s
         rule.principals.some(({ nodeIP }) => addresses.has(nodeIP)) && (login === null || admitsLogin(rule, login)),
     ),
   );
+}
+
+/** Equal for nodes that all entries treat alike. A user's nodes stand apart where whose they are matters. */
+export function sshMembership(resolver: Resolver, node: number): string {
+  const { userId, tags } = resolver.nodes[node]!;
+  const marks = resolver.policy.ssh.map((entry) => {
+    const source = sourcesOf(entry, resolver).has(node);
+    const target = entry.dst.some((selector) => !isAutogroup(selector, "self") && resolver.targets(selector).has(node));
+    const personal = entry.localDomains.length > 0 || entry.dst.some((selector) => isAutogroup(selector, "self"));
+    return [source, target, personal && tags.length === 0 ? userId : null];
+  });
+  return JSON.stringify(marks);
 }
 
 export function sshDecisionFor(resolver: Resolver, source: number, target: number, login: string): SSHDecision | null {

@@ -1,14 +1,13 @@
 // Why one node may reach an address and port, or why it may not: the answer to `weft policy why SRC DST:PORT`.
 import { addressNumber } from "./addresses.ts";
 import type { Compiled } from "./compile.ts";
-import type { Place } from "./error.ts";
 import { includesPort } from "./ports.ts";
-import { itemsAt, type Rule } from "./rules.ts";
+import { holdsAddress, itemsAt, type Rule } from "./rules.ts";
 import type { Access } from "./types.ts";
 
 export interface Reason {
   /** Null: the policy has neither `acls` nor `grants`, so everything is allowed. */
-  readonly rule: { readonly section: "acls" | "grants"; readonly index: number; readonly place: Place } | null;
+  readonly access: Access | null;
   /** The router through which the traffic goes; null: straight to the node. */
   readonly router: number | null;
   /** One sentence. */
@@ -18,6 +17,8 @@ export interface Reason {
 export interface Question {
   /** Id of the node that asks. */
   src: number;
+  /** Which of its addresses; any, when absent. */
+  srcAddress?: string;
   /** An address: of a node, behind a router, or in the internet. */
   dst: string;
   port: number;
@@ -29,7 +30,7 @@ const TCP = 6;
 const DEFAULT_PROTOCOLS = new Set([1, 6, 17, 58]);
 
 /** Every entry of the policy that allows it, in the order of the policy; empty when none does. */
-export function why(compiled: Compiled, { src, dst, port, protocol = TCP }: Question): Reason[] {
+export function why(compiled: Compiled, { src, srcAddress, dst, port, protocol = TCP }: Question): Reason[] {
   const { resolver } = compiled;
   const from = resolver.indexOf(src);
   const n = addressNumber(dst);
@@ -43,6 +44,7 @@ export function why(compiled: Compiled, { src, dst, port, protocol = TCP }: Ques
   const serves = (rule: Rule): boolean =>
     !rule.capabilities &&
     rule.source.nodes.has(from) &&
+    (srcAddress === undefined || holdsAddress(rule.source, srcAddress)) &&
     (rule.protocol === null ? DEFAULT_PROTOCOLS.has(protocol) : rule.protocol === protocol);
   for (const node of candidates) {
     for (const rule of compiled.rules.filter(serves)) {
@@ -65,8 +67,12 @@ export function why(compiled: Compiled, { src, dst, port, protocol = TCP }: Ques
 function reasonOf(compiled: Compiled, access: Access, router: number | null): Reason {
   const way = router === null ? "" : ` through node ${router}`;
   if (compiled.policy.accesses === null) {
-    return { rule: null, router, text: `allowed${way}: the policy has neither acls nor grants, so all may reach all` };
+    return {
+      access: null,
+      router,
+      text: `allowed${way}: the policy has neither acls nor grants, so all may reach all`,
+    };
   }
   const { section, index, place } = access;
-  return { rule: { section, index, place }, router, text: `allowed${way} by ${section}[${index}], line ${place.line}` };
+  return { access, router, text: `allowed${way} by ${section}[${index}], line ${place.line}` };
 }

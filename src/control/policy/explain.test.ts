@@ -1,0 +1,224 @@
+import { describe, expect, test } from "bun:test";
+import { compare } from "./compare.ts";
+import { explain } from "./explain.ts";
+import { Compiled, PolicyError, parsePolicy } from "./index.ts";
+import { compile, HOME, node, TAG_OWNERS } from "./testing.ts";
+import type { Tailnet } from "./types.ts";
+
+const NAMES = ["laptop", "phone", "desktop", "server", "router", "exit"];
+const NAMED: Tailnet = { ...HOME, nodes: HOME.nodes.map((each, i) => ({ ...each, name: NAMES[i]! })) };
+
+describe("why, in words of the policy", () => {
+  const text = `{
+    "tagOwners": { "tag:server": [], "tag:router": [], "tag:exit": [] },
+    "groups": { "group:dev": ["alice@"] },
+    "hosts": { "office": "192.168.7.0/24" },
+    "acls": [
+      // developers
+      { "action": "accept", "src": ["group:dev"], "dst": ["tag:server:22,443"], "proto": "tcp" },
+      { "action": "accept", "src": ["bob@"], "dst": ["tag:server:80"] },
+      { "action": "accept", "src": ["alice@"], "dst": ["office:*", "autogroup:self:*"] },
+      { "action": "accept", "src": ["100.64.0.3"], "dst": ["100.64.0.1:5000"] },
+    ],
+  }`;
+  const compiled = new Compiled(parsePolicy(text), NAMED);
+  const ask = (src: string, dst: string, proto?: string) => explain(compiled, { src, dst, proto });
+
+  test("names the entry with its line of the policy, for names, users, tags and addresses alike", () => {
+    for (const src of ["laptop", "laptop.net.test.", "100.64.0.1", "fd7a:115c:a1e0::1"]) {
+      for (const dst of ["server:22", "100.64.0.4:22", "[fd7a:115c:a1e0::4]:22", "tag:server:22"]) {
+        if (src.includes(".0.") && dst.includes("fd7a")) continue;
+        if (src.startsWith("fd7a") && dst.includes("100.")) continue;
+        const { verdict, rules } = ask(src, dst);
+        expect(verdict).toBe("allowed");
+        expect(rules).toHaveLength(1);
+        expect(rules[0]!.rule).toEqual({
+          section: "acls",
+          index: 0,
+          place: { line: 7, column: 7 },
+          line: '{ "action": "accept", "src": ["group:dev"], "dst": ["tag:server:22,443"], "proto": "tcp" },',
+        });
+      }
+    }
+    const users = ask("group:dev", "tag:server:443");
+    expect(users).toMatchObject({ verdict: "allowed", pairs: 2, allowed: 2, protocol: "tcp", port: 443 });
+    expect(users.rules[0]!.examples).toEqual([
+      "laptop (100.64.0.1) -> server (100.64.0.4)",
+      "phone (100.64.0.2) -> server (100.64.0.4)",
+    ]);
+    expect(ask("phone", "autogroup:self:9")).toMatchObject({ verdict: "allowed", pairs: 1 });
+    expect(ask("laptop", "office:80").rules[0]!.examples).toEqual([
+      "laptop (100.64.0.1) -> 192.168.7.1 through router (100.64.0.5)",
+    ]);
+  });
+
+  test("says of what nothing allows which entries came nearest, and what they miss", () => {
+    const { verdict, denied, nearest } = ask("desktop", "server:22");
+    expect(verdict).toBe("denied");
+    expect(denied).toEqual(["desktop (100.64.0.3) -> server (100.64.0.4)"]);
+    expect(nearest.map(({ rule, misses }) => [rule.index, misses])).toEqual([
+      [1, ["its ports are 80"]],
+      [0, ["its src does not hold desktop (100.64.0.3)"]],
+      [3, ["its dst does not hold server (100.64.0.4)", "its ports are 5000"]],
+    ]);
+    expect(ask("laptop", "server:22", "udp").nearest[0]!.misses).toEqual(["its protocol is tcp"]);
+    // An address means just that one.
+    expect(ask("desktop", "[fd7a:115c:a1e0::1]:5000")).toMatchObject({ verdict: "denied" });
+    expect(ask("desktop", "laptop:5000")).toMatchObject({ verdict: "allowed" });
+  });
+
+  test("counts where only some may", () => {
+    expect(ask("autogroup:member", "server:80")).toMatchObject({ verdict: "partly", pairs: 3, allowed: 1 });
+  });
+
+  test("explains the policy that has no rules, and refuses what means nothing", () => {
+    const open = new Compiled(parsePolicy(""), NAMED);
+    expect(explain(open, { src: "desktop", dst: "server:1" })).toMatchObject({
+      verdict: "allowed",
+      rules: [{ rule: null }],
+    });
+    const wrong: [string, string, string][] = [
+      ["nobody", "server:22", '"nobody" is no address, node, user'],
+      ["laptop", "server", "is no target: write one like"],
+      ["laptop", "server:22-24", "ask about a single port"],
+      ["laptop", "laptop:22", "the same node"],
+      ["192.0.2.1", "server:22", "is no node: only nodes"],
+      ["laptop", "nobody@:22", "stands for no node"],
+    ];
+    for (const [src, dst, message] of wrong) {
+      expect(() => ask(src, dst)).toThrow(PolicyError);
+      expect(() => ask(src, dst)).toThrow(message);
+    }
+    expect(() => ask("laptop", "server:22", "quic")).toThrow("not a known protocol");
+  });
+
+  test("is bounded where there are many pairs", () => {
+    const nodes = Array.from({ length: 300 }, (_, i) => node(i + 1, { userId: 1 }));
+    const many = new Compiled(parsePolicy(""), { users: HOME.users, nodes });
+    expect(explain(many, { src: "*", dst: "*:22" })).toMatchObject({ complete: false, pairs: 2000, allowed: 2000 });
+  });
+});
+
+describe("try: what a new policy would change", () => {
+  const policy = (more: object) => compile(more, NAMED);
+  const rows = (before: object, after: object) =>
+    compare(policy(before), policy(after)).pairs.map(({ src, dst, pairs, opened, closed }) => ({
+      src: src.names.join(" "),
+      dst: dst.names.join(" "),
+      pairs,
+      opened,
+      closed,
+    }));
+  const allow = (src: string[], dst: string[], more: object = {}) => ({
+    acls: [{ action: "accept", src, dst, ...more }],
+  });
+
+  test("nothing, when it says the same in other words", () => {
+    const grants = { grants: [{ src: ["alice@"], dst: ["tag:server"], ip: ["22", "443"] }] };
+    expect(compare(policy(allow(["alice@"], ["tag:server:22,443"])), policy(grants))).toMatchObject({
+      same: true,
+      complete: true,
+      pairs: [],
+      changes: [],
+      peers: { before: 2, after: 2 },
+    });
+  });
+
+  test("ports that open and close, for each pair and direction", () => {
+    expect(
+      rows(
+        allow(["alice@"], ["tag:server:22"], { proto: "tcp" }),
+        allow(["alice@"], ["tag:server:80,8000-8100"], { proto: "tcp" }),
+      ),
+    ).toEqual([{ src: "laptop phone", dst: "server", pairs: 2, opened: ["tcp 80, 8000-8100"], closed: ["tcp 22"] }]);
+    expect(
+      rows(
+        { acls: [] },
+        allow(["100.64.0.3"], ["server4:*"], {}).acls
+          ? { hosts: { server4: "100.64.0.4" }, ...allow(["100.64.0.3"], ["server4:*"]) }
+          : {},
+      ),
+    ).toEqual([
+      { src: "desktop", dst: "server", pairs: 1, opened: ["icmp (IPv4 only)", "tcp, udp * (IPv4 only)"], closed: [] },
+    ]);
+    expect(
+      rows(allow(["*"], ["tag:server:*"], { proto: "udp" }), allow(["*"], ["tag:server:53"], { proto: "udp" }))[0],
+    ).toMatchObject({
+      opened: [],
+      closed: ["udp 0-52, 54-65535"],
+    });
+  });
+
+  test("a user's own nodes are compared among themselves", () => {
+    expect(rows({ acls: [] }, allow(["autogroup:member"], ["autogroup:self:*"]))).toEqual([
+      { src: "laptop phone", dst: "laptop phone", pairs: 2, opened: ["icmp", "tcp, udp *"], closed: [] },
+    ]);
+  });
+
+  test("routes, exit nodes, capabilities and SSH", () => {
+    const routes = rows({ acls: [] }, allow(["bob@"], ["192.168.7.0/24:443", "autogroup:internet:*"]));
+    expect(routes).toEqual([
+      {
+        src: "desktop",
+        dst: "route 192.168.7.0/24",
+        pairs: 1,
+        opened: ["icmp", "route by router", "tcp, udp 443"],
+        closed: [],
+      },
+      { src: "desktop", dst: "the internet", pairs: 1, opened: ["exit node exit", "icmp", "tcp, udp *"], closed: [] },
+    ]);
+    const app = { grants: [{ src: ["bob@"], dst: ["tag:server"], app: { "example.com/cap/x": [{ a: 1 }] } }] };
+    expect(rows({ acls: [] }, app)).toEqual([
+      { src: "desktop", dst: "server", pairs: 1, opened: ['capability example.com/cap/x [{"a":1}]'], closed: [] },
+    ]);
+    const ssh = (action: string, users: string[]) => ({
+      acls: [],
+      ssh: [{ action, src: ["alice@"], dst: ["tag:server"], users }],
+    });
+    expect(rows(ssh("accept", ["root"]), ssh("check", ["root", "autogroup:nonroot"]))).toEqual([
+      {
+        src: "laptop phone",
+        dst: "server",
+        pairs: 2,
+        opened: ["ssh any login but root (check)", "ssh root (check)"],
+        closed: ["ssh root (accept)"],
+      },
+    ]);
+  });
+
+  test("capabilities and addresses of the nodes themselves", () => {
+    const after = { acls: [], nodeAttrs: [{ target: ["alice@"], attr: ["funnel", "disable-ipv4"] }] };
+    const { changes, same } = compare(policy({ acls: [] }), policy(after));
+    expect(same).toBe(false);
+    expect(changes).toHaveLength(1);
+    expect(changes[0]).toMatchObject({
+      nodes: { count: 2, names: ["laptop", "phone"] },
+      removed: ["its IPv4 address"],
+    });
+    expect(changes[0]!.added).toContain("funnel");
+  });
+
+  test("thousands of nodes are compared by what is alike in them, and what is too much is said to be cut", () => {
+    const users = Array.from({ length: 50 }, (_, i) => ({ id: i + 1, name: `u${i + 1}`, email: "" }));
+    const nodes = Array.from({ length: 3000 }, (_, i) =>
+      node(i + 1, { userId: 1 + (i % 50), ipv4: `100.${64 + (i >> 16)}.${(i >> 8) & 255}.${i & 255}` }),
+    );
+    const big = (more: object) =>
+      new Compiled(parsePolicy(JSON.stringify({ tagOwners: TAG_OWNERS, ...more })), { users, nodes });
+    const open = big(allow(["*"], ["*:*"]));
+    const own = big(allow(["autogroup:member"], ["autogroup:self:*"]));
+    const result = compare(open, own);
+    expect(result.complete).toBe(true);
+    expect(result.peers).toEqual({ before: (3000 * 2999) / 2, after: (50 * 60 * 59) / 2 });
+    expect(result.pairs.reduce((sum, row) => sum + row.pairs, 0)).toBe(3000 * 2999 - 50 * 60 * 59);
+    expect(result.pairs.every(({ closed }) => closed.join() === "icmp,tcp, udp *")).toBe(true);
+    const many = big({
+      acls: Array.from({ length: 3000 }, (_, i) => ({
+        action: "accept",
+        src: [nodes[i]!.ipv4],
+        dst: [`${nodes[(i * 7 + 1) % 3000]!.ipv4}:${i + 1}`],
+      })),
+    });
+    expect(compare(big({ acls: [] }), many).complete).toBe(false);
+  });
+});
