@@ -16,6 +16,7 @@ export function findKey(model: Model, text: string): PreAuthKeyRecord | null {
 
 /** Why a key does not let a node in now; null when it does. For `RegisterResponse.Error`. */
 export function keyProblem(key: PreAuthKeyRecord, now: Millis): string | null {
+  if (key.revokedAt !== null) return "this pre-auth key has been revoked: ask for a new one (weft preauthkeys create)";
   if (key.expiration !== null && key.expiration <= now)
     return "this pre-auth key has expired: ask for a new one (weft preauthkeys create)";
   if (key.used && !key.reusable)

@@ -1,0 +1,384 @@
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { loginIdOf } from "../login.ts";
+import type { ControlSettings, OidcSettings } from "../settings.ts";
+import { makeSettings, type TestNode, TestServer, until } from "../testing.ts";
+import { Browser, CLIENT, IdentityProvider } from "./testing.ts";
+
+const ORIGIN = "http://control.test";
+const CALLBACKS = ["/oidc/callback", "/oidc/second/callback"].map((path) => ORIGIN + path);
+const ALICE = {
+  name: "Alice Liddell",
+  preferred_username: "alice",
+  email: "alice@example.com",
+  email_verified: true,
+  picture: "https://example.com/alice.png",
+};
+
+let idp: IdentityProvider;
+beforeAll(async () => {
+  idp = await IdentityProvider.start({
+    redirectUris: CALLBACKS,
+    accounts: {
+      alice: ALICE,
+      bob: { name: "Bob", preferred_username: "7 of 9", email: "bob@other.org", email_verified: false },
+      eve: { ...ALICE, email_verified: "true", email: "Eve@Example.com", groups: "staff" },
+      dora: { email: "dora@example.com", email_verified: "false", groups: ["staff", "ops"] },
+    },
+  });
+});
+afterAll(() => idp[Symbol.asyncDispose]());
+
+function provider(more: Partial<OidcSettings> = {}): OidcSettings {
+  return {
+    id: "oidc",
+    name: "Example",
+    issuer: idp.issuer,
+    clientId: CLIENT.id,
+    clientSecret: CLIENT.secret,
+    onlyStartIfAvailable: true,
+    useExpiryFromToken: false,
+    scope: ["openid", "profile", "email", "groups"],
+    emailVerifiedRequired: true,
+    extraParams: {},
+    allowedDomains: [],
+    allowedUsers: [],
+    allowedGroups: [],
+    pkce: "S256",
+    groupsClaim: "groups",
+    ...more,
+  };
+}
+
+const withProvider = (more: Partial<OidcSettings> = {}, settings: Partial<ControlSettings> = {}) =>
+  TestServer.start({ settings: makeSettings({ oidc: [provider(more)], ...settings }) });
+
+const browserOf = (server: TestServer) => new Browser({ [ORIGIN]: server.url });
+
+async function startLogin(node: TestNode, tags: string[] = []): Promise<string> {
+  const url = (await node.register({ tags })).AuthURL ?? "";
+  expect(loginIdOf(url)).not.toBeNull();
+  return url;
+}
+
+const usersOf = async (server: TestServer) =>
+  (await server.admin<{ users: Record<string, string>[] }>("GET", "/user")).users;
+
+test("without identity providers the page shows the very command that lets the machine in, and needs no script", async () => {
+  await using server = await TestServer.start();
+  const node = server.node("<b>Joe's</b> laptop");
+  const url = await startLogin(node);
+  const seen = await browserOf(server).open(url);
+  expect(seen.status).toBe(200);
+  expect(seen.text).toContain(`<code>weft auth register --auth-id ${loginIdOf(url)} --user USERNAME</code>`);
+  expect(seen.text).toContain("&lt;b&gt;Joe");
+  expect(seen.text).not.toMatch(/<script|https?:\/\//i);
+  const policy = seen.headers.get("content-security-policy") ?? "";
+  expect(policy).toContain("default-src 'none'");
+  expect(policy).toContain("frame-ancestors 'none'");
+  expect(Object.fromEntries(seen.headers)).toMatchObject({
+    "x-frame-options": "DENY",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+  });
+});
+
+test("pages are served under the server's own name, localhost and bare addresses; other names may be a trick", async () => {
+  await using server = await TestServer.start();
+  const path = new URL(await startLogin(server.node("a"))).pathname;
+  const status = async (host: string) => (await fetch(server.url + path, { headers: { Host: host } })).status;
+  for (const host of ["control.test", "CONTROL.test:8080", "localhost:1", "127.0.0.1", "[::1]:443"])
+    expect([host, await status(host)]).toEqual([host, 200]);
+  for (const host of ["evil.test", "control.test.evil.test", "localhost.evil.test"])
+    expect([host, await status(host)]).toEqual([host, 421]);
+});
+
+test("whoever guesses addresses has to wait longer and longer, and hears nothing of those that exist", async () => {
+  await using server = await TestServer.start();
+  const url = await startLogin(server.node("a"));
+  const browser = browserOf(server);
+  const guesses: number[] = [];
+  for (let i = 0; i < 8; i++)
+    guesses.push((await browser.open(`${ORIGIN}/register/hskey-authreq-${"0".repeat(23)}${i}`)).status);
+  expect(guesses).toEqual([404, 404, 404, 404, 404, 404, 429, 429]);
+  const seen = await browser.open(url);
+  expect(seen.status).toBe(429);
+  expect(Number(seen.headers.get("retry-after"))).toBeGreaterThan(0);
+});
+
+test("a user signs in at the provider, sees which machine is about to join, and lets it in", async () => {
+  await using server = await withProvider();
+  const laptop = server.node("laptop");
+  const url = await startLogin(laptop);
+  const waiting = laptop.register({ followup: url });
+  const browser = browserOf(server);
+  const question = await browser.signIn(url, "alice");
+  expect(question.text).toContain("Alice Liddell (alice@example.com)");
+  expect(question.text).toContain("<dd>laptop</dd>");
+  expect(question.text).toMatch(/<dd>([0-9a-f]{4} ){7}[0-9a-f]{4}<\/dd>/);
+  expect(server.control.stats().nodes).toBe(0);
+  const done = await browser.submit(question, { answer: "yes" });
+  expect(done.text).toContain("connected as laptop");
+  expect(await waiting).toMatchObject({
+    Error: "",
+    MachineAuthorized: true,
+    Login: { LoginName: "alice@example.com", DisplayName: "Alice Liddell" },
+  });
+  expect(await usersOf(server)).toEqual([
+    expect.objectContaining({
+      name: "alice",
+      displayName: "Alice Liddell",
+      email: "alice@example.com",
+      profilePicUrl: "https://example.com/alice.png",
+      provider: "oidc",
+      providerId: `${idp.issuer}/alice`,
+    }),
+  ]);
+  const request = idp.requests.at(-1)!;
+  expect(request.get("code_challenge_method")).toBe("S256");
+  expect(request.get("code_challenge")).toMatch(/^[\w-]{43}$/);
+  // State and nonce: of this browser alone, out of reach for scripts, and gone afterwards.
+  const own = browser.setCookies.filter((line) => line.startsWith("weft_") && !line.includes("Max-Age=0"));
+  expect(own.length).toBeGreaterThanOrEqual(3);
+  for (const line of own) expect(line).toMatch(/; HttpOnly; SameSite=Lax/);
+  expect([...browser.cookies.get(ORIGIN)!.keys()]).toEqual([]);
+  // The address is used up.
+  expect((await browser.open(url)).text).toContain("approved already");
+});
+
+test("the profile is refreshed at every login, and the same subject stays the same user and node", async () => {
+  await using server = await withProvider();
+  const laptop = server.node("laptop");
+  const join = async (account: string) => {
+    const url = await startLogin(laptop);
+    const waiting = laptop.register({ followup: url });
+    const browser = browserOf(server);
+    const done = await browser.submit(await browser.signIn(url, account), { answer: "yes" });
+    expect(done.text).toContain("connected as");
+    return (await waiting).User?.ID;
+  };
+  const first = await join("alice");
+  expect(await laptop.register({ expiry: "1970-01-01T00:02:03Z" })).toMatchObject({ NodeKeyExpired: true });
+  laptop.rotate();
+  idp.accounts.alice = { ...ALICE, name: "Alice Hargreaves", groups: ["staff"] };
+  try {
+    expect(await join("alice")).toBe(first);
+  } finally {
+    idp.accounts.alice = ALICE;
+  }
+  expect((await laptop.stream()).self).toMatchObject({ ID: 1, Addresses: ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"] });
+  expect(await usersOf(server)).toEqual([expect.objectContaining({ displayName: "Alice Hargreaves" })]);
+  // Somebody else on the same machine: another node, and the first one back finds her own again.
+  await laptop.register({ expiry: "1970-01-01T00:02:03Z" });
+  laptop.rotate();
+  expect(await join("eve")).not.toBe(first);
+  await laptop.register({ expiry: "1970-01-01T00:02:03Z" });
+  laptop.rotate();
+  expect(await join("alice")).toBe(first);
+  expect((await laptop.stream()).self?.ID).toBe(1);
+  expect(server.control.stats().nodes).toBe(2);
+});
+
+test("several tabs: each login goes its own way, whichever comes back first", async () => {
+  await using server = await withProvider();
+  const [a, b] = [server.node("a"), server.node("b")];
+  const [urlA, urlB] = [await startLogin(a), await startLogin(b)];
+  const browser = browserOf(server);
+  const [formA, formB] = [await browser.open(urlA), await browser.open(urlB)];
+  expect(idp.requests.at(-1)!.get("state")).not.toBe(idp.requests.at(-2)!.get("state"));
+  const finish = async (page: Awaited<ReturnType<Browser["open"]>>) => {
+    let next = page;
+    while (next.text.includes('name="prompt"'))
+      next = await browser.submit(next, next.text.includes('name="login"') ? { login: "alice", password: "x" } : {});
+    return browser.submit(next, { answer: "yes" });
+  };
+  expect((await finish(formB)).text).toContain("connected as b");
+  expect((await finish(formA)).text).toContain("connected as a");
+});
+
+test("what comes back to another browser, twice, or with another state is not believed", async () => {
+  await using server = await withProvider();
+  const url = await startLogin(server.node("a"));
+  const [browser, other] = [browserOf(server), browserOf(server)];
+  const question = await browser.signIn(url, "alice");
+  const callback = question.url;
+  expect(new URL(callback).pathname).toBe("/oidc/callback");
+  for (const who of [browser, other]) expect((await who.open(callback)).status).toBe(400);
+  expect((await browser.open(`${ORIGIN}/oidc/callback?state=abcdefgh&code=x`)).status).toBe(400);
+  // The form: from another browser, from another site, without its token, for another login.
+  expect((await other.submit(question, { answer: "yes" })).status).toBe(403);
+  const action = `${ORIGIN}/register/confirm/${loginIdOf(url)}`;
+  expect((await browser.open(action, { answer: "yes" })).status).toBe(403);
+  expect((await browser.open(action, { answer: "yes", token: "0".repeat(64) })).status).toBe(403);
+  const token = /name="token" value="([0-9a-f]{64})"/.exec(question.text)![1]!;
+  expect((await browser.open(action, { answer: "yes", token }, { Origin: "http://evil.test" })).status).toBe(403);
+  const elsewhere = await startLogin(server.node("b"));
+  const wrong = `${ORIGIN}/register/confirm/${loginIdOf(elsewhere)}`;
+  expect((await browser.open(wrong, { answer: "yes", token })).status).toBe(403);
+  expect(server.control.stats().nodes).toBe(0);
+  // And all the while the right one works.
+  expect((await browser.submit(question, { answer: "yes" })).text).toContain("connected as a");
+});
+
+test("who finds a machine on the page that is not hers refuses it, and the machine is told", async () => {
+  await using server = await withProvider();
+  const node = server.node("a");
+  const url = await startLogin(node);
+  const waiting = node.register({ followup: url });
+  const browser = browserOf(server);
+  const done = await browser.submit(await browser.signIn(url, "alice"), { answer: "no" });
+  expect(done.text).toContain("not let in");
+  expect((await waiting).Error).toContain("refused this login");
+  expect(await usersOf(server)).toEqual([]);
+});
+
+test("domains, users and groups: each list that is not empty must be passed, and mail must be verified", async () => {
+  const outcome = async (more: Partial<OidcSettings>, account: string) => {
+    await using server = await withProvider(more);
+    const page = await browserOf(server).signIn(await startLogin(server.node("a")), account);
+    return page.status;
+  };
+  const cases: [Partial<OidcSettings>, string, number][] = [
+    [{ allowedDomains: ["example.com"] }, "alice", 200],
+    [{ allowedDomains: ["Example.com"] }, "eve", 200],
+    [{ allowedDomains: ["example.com"] }, "bob", 403],
+    [{ allowedDomains: ["example.com"] }, "dora", 403],
+    [{ allowedDomains: ["example.com"], emailVerifiedRequired: false }, "dora", 200],
+    [{ allowedUsers: ["alice@example.com"] }, "alice", 200],
+    [{ allowedUsers: ["alice@example.com"] }, "eve", 403],
+    [{ allowedGroups: ["staff"] }, "eve", 200],
+    [{ allowedGroups: ["ops"] }, "dora", 200],
+    [{ allowedGroups: ["staff"] }, "alice", 403],
+    [{ allowedGroups: ["staff"], allowedUsers: ["alice@example.com"] }, "eve", 403],
+  ];
+  for (const [more, account, status] of cases)
+    expect([more, account, await outcome(more, account)]).toEqual([more, account, status]);
+});
+
+test("claims as providers write them: a group alone, verified as a text, names that are no user names, mail that does not count", async () => {
+  await using server = await withProvider();
+  for (const account of ["eve", "bob", "dora"]) {
+    const node = server.node(account);
+    const url = await startLogin(node);
+    const browser = browserOf(server);
+    await browser.submit(await browser.signIn(url, account), { answer: "yes" });
+    expect(await node.register({ followup: url })).toMatchObject({ Error: "", MachineAuthorized: true });
+  }
+  const [eve, bob, dora] = await usersOf(server);
+  expect(eve).toMatchObject({ name: "alice", email: "Eve@Example.com" });
+  expect(bob).toMatchObject({ name: "", email: "", displayName: "Bob", providerId: `${idp.issuer}/bob` });
+  expect(dora).toMatchObject({ name: "", email: "", displayName: "" });
+});
+
+test("PKCE plain and off, and further parameters of the request", async () => {
+  for (const pkce of ["plain", "off"] as const) {
+    await using server = await withProvider({ pkce, extraParams: { domain_hint: "example.com" } });
+    const browser = browserOf(server);
+    const page = await browser.signIn(await startLogin(server.node("a")), "alice");
+    expect(page.text).toContain("Let this machine in?");
+    const request = idp.requests.findLast((parameters) => parameters.has("redirect_uri"))!;
+    expect(request.get("code_challenge_method")).toBe(pkce === "off" ? null : "plain");
+    expect(request.get("domain_hint")).toBe("example.com");
+  }
+});
+
+test("the node key expires with the token where that is asked for, else as the server says; a client may ask for less", async () => {
+  const now = Date.now();
+  const day = 24 * 60 * 60_000;
+  const expiryOf = async (useExpiryFromToken: boolean, expiry?: string) => {
+    const settings = makeSettings();
+    await using server = await withProvider({ useExpiryFromToken }, { node: { ...settings.node, expiry: 30 * day } });
+    const node = server.node("a");
+    const url = (await node.register({ ...(expiry && { expiry }) })).AuthURL!;
+    const browser = browserOf(server);
+    await browser.submit(await browser.signIn(url, "alice"), { answer: "yes" });
+    return Date.parse((await node.stream()).self!.KeyExpiry!) - now;
+  };
+  const hour = 60 * 60_000;
+  expect(Math.abs((await expiryOf(true)) - hour)).toBeLessThan(60_000);
+  expect(Math.abs((await expiryOf(false)) - 30 * day)).toBeLessThan(60_000);
+  const tomorrow = new Date(now + day).toISOString();
+  expect(Math.abs((await expiryOf(false, tomorrow)) - day)).toBeLessThan(60_000);
+  expect(Math.abs((await expiryOf(true, tomorrow)) - hour)).toBeLessThan(60_000);
+});
+
+test("two providers stand side by side: the page asks which, and their users are different ones", async () => {
+  await using second = await IdentityProvider.start({ redirectUris: CALLBACKS, accounts: { alice: ALICE } });
+  const oidc = [provider(), provider({ id: "second", name: "Second & Co", issuer: second.issuer })];
+  await using server = await TestServer.start({ settings: makeSettings({ oidc }) });
+  const ids: (number | undefined)[] = [];
+  for (const id of ["oidc", "second"]) {
+    const node = server.node("a");
+    const url = await startLogin(node);
+    const browser = browserOf(server);
+    const choice = await browser.open(url);
+    expect(choice.text).toContain("Sign in with Example");
+    expect(choice.text).toContain("Sign in with Second &amp; Co");
+    expect(choice.text).toContain("weft auth register");
+    await browser.submit(await browser.signIn(`${url}/with/${id}`, "alice"), { answer: "yes" });
+    ids.push((await node.register({ followup: url })).User?.ID);
+  }
+  expect(new Set(ids).size).toBe(2);
+  const callback = await browserOf(server).open(`${ORIGIN}/register/hskey-authreq-${"0".repeat(24)}/with/oidc`);
+  expect(callback.status).toBe(404);
+});
+
+test("a provider that is away keeps the server down, or nodes are let in by command line until it is back", async () => {
+  const dead = "http://127.0.0.1:1";
+  await expect(withProvider({ issuer: dead })).rejects.toThrow("cannot be used");
+  const lines: string[] = [];
+  let now = Date.now();
+  await using late = await IdentityProvider.start({ redirectUris: CALLBACKS, accounts: { alice: ALICE } });
+  const { issuer } = late;
+  await late[Symbol.asyncDispose]();
+  const oidc = [provider({ issuer, onlyStartIfAvailable: false })];
+  await using server = await TestServer.start({
+    settings: makeSettings({ oidc }),
+    now: () => now,
+    log: (line) => lines.push(line),
+  });
+  expect(lines.join()).toContain("weft auth register");
+  const url = await startLogin(server.node("a"));
+  const browser = browserOf(server);
+  expect((await browser.open(url)).text).toContain("weft auth register --auth-id");
+  await using _back = await IdentityProvider.start({
+    port: Number(new URL(issuer).port),
+    redirectUris: CALLBACKS,
+    accounts: { alice: ALICE },
+  });
+  now += 11_000;
+  expect((await browser.signIn(url, "alice")).text).toContain("Let this machine in?");
+});
+
+test("an SSH session is allowed by the owner of the machine that it comes from, and by nobody else", async () => {
+  await using server = await withProvider();
+  const laptop = server.node("laptop");
+  const joinUrl = await startLogin(laptop);
+  const browser = browserOf(server);
+  await browser.submit(await browser.signIn(joinUrl, "alice"), { answer: "yes" });
+  const { logins } = server.control;
+  // Whether the policy allows it is the business of sshcheck.ts.
+  logins.onCheckApproved = () => ({});
+  const request = { kind: "ssh-check", sourceNodeId: 1, targetNodeId: 1, localUser: "root" } as const;
+  const { id, url } = await logins.start(request);
+  const stranger = await browserOf(server).signIn(url, "eve");
+  expect([stranger.status, stranger.text.includes("somebody else")]).toEqual([403, true]);
+  const owner = browserOf(server);
+  const question = await owner.signIn(url, "alice");
+  expect(question.text).toContain("Allow this SSH session?");
+  expect((await owner.submit(question, { answer: "yes" })).text).toContain("The session goes on");
+  expect(logins.get(id)?.verdict).toEqual({ approved: true, userId: 1 });
+});
+
+test("an approved machine of a tailnet with approval of machines is told that it waits", async () => {
+  const settings = makeSettings();
+  await using server = await withProvider({}, { node: { ...settings.node, needsApproval: true } });
+  const node = server.node("a");
+  const url = await startLogin(node);
+  const waiting = node.register({ followup: url });
+  const browser = browserOf(server);
+  const done = await browser.submit(await browser.signIn(url, "alice"), { answer: "yes" });
+  expect(done.text).toContain("waits for an administrator");
+  expect(await waiting).toMatchObject({ Error: "", MachineAuthorized: false });
+  await until(() => server.control.stats().nodes === 1, "the node");
+});
