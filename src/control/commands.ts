@@ -7,7 +7,7 @@ import { CommandError } from "./errors.ts";
 import type { Journal } from "./journal.ts";
 import type { LoginRecord, LoginRequest } from "./login.ts";
 import type { Millis, Model, NodeRecord, PreAuthKeyRecord, RegisterMethod, UserRecord } from "./model.ts";
-import { labelOf, labelProblem, tagProblem, userNameProblem } from "./names.ts";
+import { labelOf, labelProblem, tagProblem, uniqueLabel, userNameProblem } from "./names.ts";
 import { TAGGED_USER_ID, timeText } from "./netmap.ts";
 import { maskedKey, mintKey } from "./preauthkey.ts";
 import { isExpired } from "./register.ts";
@@ -172,6 +172,12 @@ export class Commands {
     await this.journal.commit({ keys: [{ ...key, expiration: now }] });
   }
 
+  /** It opens nothing any more, but is still known for a while, as one that was revoked. */
+  async revokeKey(id: number): Promise<void> {
+    const key = this.key(id);
+    if (key.revokedAt === null) await this.journal.commit({ keys: [{ ...key, revokedAt: this.context.now() }] });
+  }
+
   /** Nodes that joined with it stay. */
   async deleteKey(id: number): Promise<void> {
     this.key(id);
@@ -309,6 +315,21 @@ export class Commands {
     if (!key)
       throw new CommandError(404, "there is no such pre-auth key: weft preauthkeys list shows those that exist");
     return key;
+  }
+
+  /** False: it stays, but has no peers until it is let in. */
+  async authorizeNode(id: number, authorized: boolean): Promise<NodeRecord> {
+    const node = this.node(id);
+    if (node.authorized !== authorized) await this.journal.commit({ nodes: [{ ...node, authorized }] });
+    return this.node(id);
+  }
+
+  /** Takes an administrator's choice of name back. */
+  async nameAfterHost(id: number): Promise<NodeRecord> {
+    const node = this.node(id);
+    const givenName = uniqueLabel(this.model, labelOf(node.hostname), id);
+    await this.journal.commit({ nodes: [{ ...node, givenName, nameFromHost: true }] });
+    return this.node(id);
   }
 
   private belongsTo(node: NodeRecord, user: string): boolean {

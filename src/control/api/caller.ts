@@ -1,4 +1,5 @@
 // Who asks the API: whoever may open the admin socket, the holder of an API key, or an OAuth client by its token.
+import { CommandError } from "../errors.ts";
 
 export const SCOPE_NAMES = [
   "all",
@@ -22,7 +23,7 @@ export const SCOPES: readonly Scope[] = SCOPE_NAMES.flatMap((name): Scope[] => [
 export const TAG_BOUND: readonly Scope[] = ["all", "devices:core", "auth_keys"];
 
 export interface Caller {
-  kind: "socket" | "api-key" | "oauth";
+  kind: "socket" | "api-key" | "oauth" | "nobody";
   /** For the log and the policy's history. */
   name: string;
   /** Null: all of them. */
@@ -33,6 +34,9 @@ export interface Caller {
 
 export const SOCKET_CALLER: Caller = { kind: "socket", name: "the admin socket", scopes: null, tags: [] };
 
+/** Of what needs no credential. */
+export const NOBODY: Caller = { kind: "nobody", name: "nobody", scopes: [], tags: [] };
+
 /** Whether these scopes hold that one: writing includes reading, "all" includes everything. */
 export function covers(held: readonly Scope[] | null, wanted: Scope): boolean {
   if (held === null) return true;
@@ -41,4 +45,10 @@ export function covers(held: readonly Scope[] | null, wanted: Scope): boolean {
   return held.some(
     (scope) => scope === wanted || scope === write || scope === "all" || (isRead && scope === "all:read"),
   );
+}
+
+/** Throws CommandError when the caller may not. */
+export function requireScope(caller: Caller, scope: Scope): void {
+  if (!covers(caller.scopes, scope))
+    throw new CommandError(403, `this token does not have the scope "${scope}", which this needs`);
 }

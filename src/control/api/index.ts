@@ -9,12 +9,14 @@ import { CommandError } from "../errors.ts";
 import type { Logins } from "../login.ts";
 import { OAuthClients } from "../oauth.ts";
 import { authenticate } from "./authenticate.ts";
-import { type Caller, covers, SOCKET_CALLER } from "./caller.ts";
+import { type Caller, SCOPES, SOCKET_CALLER } from "./caller.ts";
 import { describedBy } from "./docs.ts";
 import type { ApiDescription } from "./openapi.ts";
-import { type MountOptions, mount, type Operation } from "./operation.ts";
+import { type MountOptions, mount } from "./operation.ts";
 import { Problem } from "./shapes.ts";
 import { operationsV1 } from "./v1.ts";
+import { operationsV2, renderErrorV2 } from "./v2.ts";
+import { ErrorV2 } from "./v2-shapes.ts";
 
 /** What the operations of all APIs work on. */
 export interface ApiParts {
@@ -54,35 +56,41 @@ export function createApis(context: ControlContext, logins: Logins): Apis {
     error: { schema: Problem, type: "application/problem+json" },
     securitySchemes: BEARER,
   };
-  const app = (who: (c: Context) => Caller) => {
-    const root = new Hono();
-    const common = { authorize, log: (line: string) => context.log(line) };
-    root.route("/", describedBy(v1));
-    root.route(
-      "/",
-      mount({
-        ...common,
-        base: v1.base,
-        operations: v1.operations,
-        async authenticate(c) {
-          const caller = who(c);
-          // Its clients know nothing of scopes.
-          if (caller.kind === "oauth")
-            throw new CommandError(403, "OAuth tokens are for /api/v2: this API takes API keys");
-          return caller;
+  const v2: ApiDescription = {
+    title: "Weft API, version 2",
+    description: "What makes sense here of Tailscale's public API, in its shapes. The tailnet is always `-`.",
+    version: "2",
+    base: "/api/v2",
+    operations: operationsV2(context, parts, credentials),
+    error: { schema: ErrorV2, type: "application/json" },
+    securitySchemes: {
+      ...BEARER,
+      basic: { type: "http", scheme: "basic", description: "The key or token as user name." },
+      oauth: {
+        type: "oauth2",
+        flows: {
+          clientCredentials: {
+            tokenUrl: "/api/v2/oauth/token",
+            scopes: Object.fromEntries(SCOPES.map((scope) => [scope, ""])),
+          },
         },
-        renderError: renderProblem,
-      }),
-    );
-    return root;
+      },
+    },
+  };
+  const log = (line: string) => context.log(line);
+  const app = (who: (c: Context) => Caller) => {
+    const forV1 = (c: Context) => {
+      const caller = who(c);
+      if (caller.kind === "oauth") throw new CommandError(403, "OAuth tokens are for /api/v2: this API takes API keys");
+      return caller;
+    };
+    return new Hono()
+      .route("/", describedBy(v1))
+      .route("/", describedBy(v2))
+      .route("/", mount({ ...v1, authenticate: forV1, renderError: renderProblem, log }))
+      .route("/", mount({ ...v2, authenticate: who, renderError: renderErrorV2, log }));
   };
   return { local: app(() => SOCKET_CALLER), remote: app((c) => authenticate(c, credentials)) };
-}
-
-/** Throws CommandError when the caller may not. */
-function authorize(caller: Caller, { scope }: Operation): void {
-  if (scope !== null && !covers(caller.scopes, scope))
-    throw new CommandError(403, `this token does not have the scope "${scope}", which this needs`);
 }
 
 const TITLES: Record<number, string> = {

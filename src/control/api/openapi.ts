@@ -44,6 +44,7 @@ export function openApiDocument(api: ApiDescription): Json {
       operationId: operation.id,
       tags: [operation.tag],
       summary: operation.summary,
+      ...(operation.anonymous && { security: [] }),
       ...(operation.scope && { description: `OAuth tokens need the scope \`${operation.scope}\`.` }),
       ...(parameters.length > 0 && { parameters }),
       ...(operation.body && { requestBody: requestBody(operation, place) }),

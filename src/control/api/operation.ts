@@ -4,7 +4,7 @@ import { type Context, Hono } from "hono";
 import { bodyLimit } from "hono/body-limit";
 import type { z } from "zod";
 import { CommandError } from "../errors.ts";
-import type { Caller, Scope } from "./caller.ts";
+import { type Caller, NOBODY, requireScope, type Scope } from "./caller.ts";
 
 export type Method = "get" | "post" | "put" | "patch" | "delete";
 
@@ -18,6 +18,8 @@ interface Described {
   summary: string;
   /** What an OAuth token must hold for it; null: any caller may. */
   scope: Scope | null;
+  /** It takes no credential of the API. */
+  anonymous?: true;
   /** Media types of a body that is taken as text, in place of JSON. */
   textBody?: readonly string[];
   /** Media types beside JSON of an answer. */
@@ -101,9 +103,7 @@ export interface MountOptions {
   base: string;
   operations: readonly Operation[];
   /** Whose request it is. Throws CommandError. */
-  authenticate(c: Context): Promise<Caller>;
-  /** Throws CommandError when the caller may not. */
-  authorize(caller: Caller, operation: Operation): void;
+  authenticate(c: Context): Caller;
   /** The error in the shape of this API. */
   renderError(c: Context, status: number, message: string, data?: unknown): Response;
   log(line: string): void;
@@ -135,8 +135,8 @@ export function mount(options: MountOptions): Hono {
   for (const entry of [...options.operations].sort((a, b) => parameters(a.path) - parameters(b.path)))
     app.on(entry.method, entry.path.replace(/\{(\w+)\}/g, ":$1"), async (c) => {
       try {
-        const caller = await options.authenticate(c);
-        options.authorize(caller, entry);
+        const caller = entry.anonymous ? NOBODY : options.authenticate(c);
+        if (entry.scope !== null) requireScope(caller, entry.scope);
         const answer = await entry.run(caller, c);
         return answer instanceof Response ? answer : c.json(answer as object);
       } catch (error) {

@@ -1,31 +1,7 @@
 import { expect, test } from "bun:test";
 import { makeSettings, TestServer } from "../testing.ts";
 import type { ApiApiKey, ApiNode, ApiPreAuthKey, ApiUser } from "./shapes.ts";
-
-interface Answer {
-  status: number;
-  type: string;
-  body: Record<string, unknown>;
-}
-
-/** The public listener, as a client with `key` sees it. */
-export function client(server: TestServer, key?: string) {
-  return async (
-    method: string,
-    path: string,
-    body?: unknown,
-    headers: Record<string, string> = {},
-  ): Promise<Answer> => {
-    const response = await fetch(`${server.url}${path}`, {
-      method,
-      headers: { ...(key !== undefined && { Authorization: `Bearer ${key}` }), ...headers },
-      ...(body !== undefined && { body: typeof body === "string" ? body : JSON.stringify(body) }),
-    });
-    const text = await response.text();
-    const type = response.headers.get("Content-Type") ?? "";
-    return { status: response.status, type, body: /json/.test(type) ? JSON.parse(text) : { text } };
-  };
-}
+import { client } from "./testing.ts";
 
 async function withKey(server: TestServer) {
   const { apiKey } = await server.admin<{ apiKey: string }>("POST", "/apikey", {});
@@ -240,18 +216,18 @@ test("what the API is, and a page to try it, are told to anybody, without a scri
   const paths = json.body.paths as Record<string, Record<string, { operationId: string }>>;
   expect(paths["/node/{id}/tags"]?.post?.operationId).toBe("setTags");
   const yaml = await anybody("GET", "/api/v1/openapi.yaml");
-  expect(Bun.YAML.parse(yaml.body.text as string)).toEqual(json.body);
+  expect(Bun.YAML.parse(yaml.text)).toEqual(json.body);
   // Every reference leads somewhere.
   const schemas = (json.body.components as { schemas: Record<string, unknown> }).schemas;
   const references = [...JSON.stringify(json.body).matchAll(/"\$ref":"#\/components\/schemas\/(\w+)"/g)];
   expect(references.length).toBeGreaterThan(20);
   for (const [, name] of references) expect(Object.keys(schemas)).toContain(name!);
-  const page = (await anybody("GET", "/api/v1/docs")).body.text as string;
+  const page = (await anybody("GET", "/api/v1/docs")).text;
   const sources = [...page.matchAll(/(?:src|href)="([^"]+)"/g)].map(([, source]) => source!);
   expect(sources.length).toBe(3);
   for (const source of sources) {
-    const { status, body } = await anybody("GET", source);
-    expect([source.startsWith("/api/v1/docs/"), status, String(body.text).length > 40]).toEqual([true, 200, true]);
+    const { status, text } = await anybody("GET", source);
+    expect([source.startsWith("/api/v1/docs/"), status, text.length > 40]).toEqual([true, 200, true]);
   }
   expect(page).not.toMatch(/<script>|https?:/);
 });

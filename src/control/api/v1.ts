@@ -4,15 +4,14 @@ import { z } from "zod";
 import { apiApiKey } from "../apikeys.ts";
 import { apiUser } from "../commands.ts";
 import type { ControlContext } from "../context.ts";
-import { CommandError } from "../errors.ts";
 import { timeText } from "../netmap.ts";
-import { PolicyError } from "../policy/index.ts";
-import { PolicyStoreError, type PolicyVersion } from "../policy-store.ts";
+import type { PolicyVersion } from "../policy-store.ts";
 import { approveRoutes } from "../routes.ts";
 import { setTags } from "../tags.ts";
 import type { ApiParts } from "./index.ts";
 import { type Operation, operation } from "./operation.ts";
 import { pageOf } from "./page.ts";
+import { policyErrors } from "./policy-errors.ts";
 import {
   ApiKey,
   empty,
@@ -445,7 +444,9 @@ function policy(context: ControlContext): Operation[] {
       body: policyBody,
       response: Policy,
       handle: ({ body, caller }) =>
-        policyErrors(async () => answer(await context.policies.set(body.policy, { by: caller.name }))),
+        policyErrors(async () => answer(await context.policies.set(body.policy, { by: caller.name })), {
+          conflict: 409,
+        }),
     }),
     operation({
       method: "post",
@@ -457,23 +458,13 @@ function policy(context: ControlContext): Operation[] {
       body: policyBody,
       response: empty,
       handle: ({ body }) =>
-        policyErrors(async () => {
-          context.policies.check(body.policy);
-          return {};
-        }),
+        policyErrors(
+          async () => {
+            context.policies.check(body.policy);
+            return {};
+          },
+          { conflict: 409 },
+        ),
     }),
   ];
-}
-
-/** What the policy's own errors mean for an API. */
-export async function policyErrors<T>(work: () => Promise<T>, conflict: 409 | 412 = 409): Promise<T> {
-  try {
-    return await work();
-  } catch (error) {
-    if (error instanceof PolicyError)
-      throw new CommandError(400, error.describe(), error.failures.length > 0 ? error.failures : undefined);
-    if (error instanceof PolicyStoreError)
-      throw new CommandError(error.kind === "conflict" ? conflict : 409, error.message);
-    throw error;
-  }
 }

@@ -1,0 +1,151 @@
+// Policy file and settings of the tailnet, in /api/v2.
+import { parse } from "jsonc-parser";
+import { z } from "zod";
+import type { ControlContext } from "../context.ts";
+import { CommandError } from "../errors.ts";
+import { PolicyError } from "../policy/index.ts";
+import type { PolicyVersion } from "../policy-store.ts";
+import { type Operation, operation } from "./operation.ts";
+import { policyErrors } from "./policy-errors.ts";
+import { ErrorV2, Settings, tailnet } from "./v2-shapes.ts";
+
+const HUJSON = "application/hujson";
+const BODIES = [HUJSON, "application/json"];
+const DAY = 24 * 60 * 60_000;
+
+/** What holds without a policy, for those who ask for one. */
+const DEFAULT_POLICY = `{
+	// No policy was set: everybody reaches everybody.
+	"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
+}
+`;
+
+export function policyV2(context: ControlContext): Operation[] {
+  const { policies, settings } = context;
+  const answer = ({ text, etag }: PolicyVersion, accept: string): Response => {
+    const shown = text === "" ? DEFAULT_POLICY : text;
+    const isJson = accept.includes("application/json") && !accept.includes(HUJSON);
+    const body = isJson ? JSON.stringify(parse(shown, [], { allowTrailingComma: true })) : shown;
+    return new Response(body, {
+      headers: { "Content-Type": isJson ? "application/json" : HUJSON, ETag: `"${etag}"` },
+    });
+  };
+  const document = z.record(z.string(), z.unknown());
+  return [
+    operation({
+      method: "get",
+      path: "/tailnet/{tailnet}/acl",
+      id: "getPolicyFile",
+      tag: "Policy file",
+      summary: "The policy in force: HuJSON, or JSON by Accept, with its ETag",
+      scope: "policy_file:read",
+      params: tailnet,
+      response: document,
+      textResponse: [HUJSON],
+      handle: ({ c }) => answer(policies.current(), c.req.header("Accept") ?? ""),
+    }),
+    operation({
+      method: "post",
+      path: "/tailnet/{tailnet}/acl",
+      id: "setPolicyFile",
+      tag: "Policy file",
+      summary: 'Put another policy in force; with If-Match only in place of that one ("ts-default": of none)',
+      scope: "policy_file",
+      params: tailnet,
+      textBody: BODIES,
+      body: z.string(),
+      response: document,
+      textResponse: [HUJSON],
+      handle: ({ body, caller, c }) =>
+        policyErrors(
+          async () => {
+            const ifMatch = c.req.header("If-Match");
+            const version = await policies.set(body, { by: caller.name, ifMatch });
+            return answer(version, c.req.header("Accept") ?? "");
+          },
+          { conflict: 412 },
+        ),
+    }),
+    operation({
+      method: "post",
+      path: "/tailnet/{tailnet}/acl/validate",
+      id: "validatePolicyFile",
+      tag: "Policy file",
+      summary: "Whether a policy could be set, or, of a list of tests, whether the present one passes them",
+      scope: "policy_file:read",
+      params: tailnet,
+      textBody: BODIES,
+      body: z.string(),
+      response: z.union([z.object({}), ErrorV2.partial()]),
+      handle({ body }) {
+        try {
+          policies.check(/^\s*\[/.test(body) ? withTests(policies.current().text, body) : body);
+          return {};
+        } catch (error) {
+          if (!(error instanceof PolicyError)) throw error;
+          const data = error.failures.map(({ user, errors }) => ({ user, errors: [...errors] }));
+          return { message: error.describe(), data };
+        }
+      },
+    }),
+    operation({
+      method: "get",
+      path: "/tailnet/{tailnet}/settings",
+      id: "getTailnetSettings",
+      tag: "Settings",
+      summary: "What was chosen for the tailnet",
+      scope: "feature_settings:read",
+      params: tailnet,
+      response: Settings,
+      handle: () => settingsOf(),
+    }),
+    operation({
+      method: "patch",
+      path: "/tailnet/{tailnet}/settings",
+      id: "updateTailnetSettings",
+      tag: "Settings",
+      summary: "Settings stand in the configuration file: those that are as asked for are confirmed, others refused",
+      scope: "feature_settings",
+      params: tailnet,
+      body: Settings.partial(),
+      response: Settings,
+      handle({ body }) {
+        const present: Record<string, unknown> = settingsOf();
+        for (const [name, value] of Object.entries(body)) requireSame(name, present[name], value);
+        return settingsOf();
+      },
+    }),
+  ];
+
+  function settingsOf(): z.infer<typeof Settings> {
+    return {
+      aclsExternallyManagedOn: settings.policy.mode === "file",
+      aclsExternalLink: "",
+      devicesApprovalOn: settings.node.needsApproval,
+      devicesAutoUpdatesOn: settings.autoUpdate,
+      devicesKeyDurationDays: settings.node.expiry === null ? 0 : Math.max(1, Math.round(settings.node.expiry / DAY)),
+      usersApprovalOn: false,
+      usersRoleAllowedToJoinExternalTailnets: "none",
+      networkFlowLoggingOn: false,
+      regionalRoutingOn: false,
+      postureIdentityCollectionOn: false,
+      httpsEnabled: false,
+    };
+  }
+}
+
+/** Throws CommandError unless a setting of the configuration file is as the caller wants it. */
+export function requireSame(name: string, present: unknown, wanted: unknown): void {
+  if (wanted === undefined || wanted === null || JSON.stringify(present) === JSON.stringify(wanted)) return;
+  throw new CommandError(
+    501,
+    `${name} is ${JSON.stringify(present)} by the server's configuration and cannot be changed from here: change it there, and restart the server`,
+  );
+}
+
+/** The policy with other tests. */
+function withTests(policy: string, tests: string): string {
+  const list: unknown = parse(tests, [], { allowTrailingComma: true });
+  const whole = policy === "" ? DEFAULT_POLICY : policy;
+  return JSON.stringify({ ...parse(whole, [], { allowTrailingComma: true }), tests: list });
+}

@@ -1,0 +1,343 @@
+import { expect, test } from "bun:test";
+import { makeSettings, TestServer } from "../testing.ts";
+import { client } from "./testing.ts";
+import type { ApiDevice, ApiKeyV2 } from "./v2-shapes.ts";
+
+const T = "/api/v2/tailnet/-";
+const POLICY = `{
+  // Who may give whom which tag.
+  "tagOwners": {"tag:operator": [], "tag:k8s": ["tag:operator"], "tag:other": []},
+  "acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}],
+}`;
+
+async function start(policy?: string) {
+  const server = await TestServer.start({ settings: makeSettings({ policy: { mode: "database", path: "" } }) });
+  const { apiKey } = await server.admin<{ apiKey: string }>("POST", "/apikey", {});
+  if (policy) await server.admin("PUT", "/policy", { policy });
+  return { server, apiKey, api: client(server, apiKey), [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() };
+}
+
+/** An OAuth client, and what it can do with all of its scopes. */
+async function oauthClient({ server, api }: Awaited<ReturnType<typeof start>>, scopes: string[], tags: string[] = []) {
+  const made = await api("POST", `${T}/keys`, { keyType: "client", scopes, tags, description: "for a test" });
+  const { id, key } = made.body as unknown as ApiKeyV2;
+  const token = async (more: Record<string, string> = {}) =>
+    client(server)(
+      "POST",
+      "/api/v2/oauth/token",
+      `${new URLSearchParams({ client_id: id, client_secret: key!, ...more })}`,
+    );
+  const bearer = client(server, (await token()).body.access_token as string);
+  return { made, id, secret: key!, token, bearer };
+}
+
+test("errors have Tailscale's shape; another tailnet than - does not exist", async () => {
+  await using s = await start();
+  expect((await client(s.server)("GET", `${T}/devices`)).body).toEqual({ message: expect.any(String), status: 401 });
+  expect((await s.api("GET", "/api/v2/tailnet/example.com/devices")).body).toMatchObject({ status: 404 });
+  expect((await s.api("GET", "/api/v2/device/77")).body).toEqual({ message: 'there is no device "77"', status: 404 });
+  expect((await s.api("GET", "/api/v2/device/abc")).status).toBe(404);
+  const basic = Buffer.from(`${s.apiKey}:`).toString("base64");
+  const asBasic = await client(s.server)("GET", `${T}/devices`, undefined, { Authorization: `Basic ${basic}` });
+  expect(asBasic.body).toEqual({ devices: [] });
+});
+
+test("the policy file: HuJSON or JSON, with ETag and If-Match", async () => {
+  await using s = await start();
+  const hujson = { Accept: "application/hujson" };
+  const first = await s.api("GET", `${T}/acl`, undefined, hujson);
+  expect([first.type, first.text]).toEqual([
+    "application/hujson",
+    expect.stringContaining("everybody reaches everybody"),
+  ]);
+  const set = (ifMatch: string, body = POLICY) => s.api("POST", `${T}/acl`, body, { ...hujson, "If-Match": ifMatch });
+  expect((await set('"0000"')).status).toBe(412);
+  expect((await set('"ts-default"')).text).toBe(POLICY);
+  expect((await set('"ts-default"', POLICY.replace("Who", "who"))).status).toBe(412);
+  const now = await s.api("GET", `${T}/acl`, undefined, hujson);
+  expect([now.text, now.headers.get("ETag")]).toEqual([POLICY, `"${new Bun.SHA256().update(POLICY).digest("hex")}"`]);
+  const json = await s.api("GET", `${T}/acl`, undefined, { Accept: "application/json" });
+  expect(json.body).toEqual(JSON.parse(JSON.stringify(Bun.JSON5.parse(POLICY))));
+  expect((await set(now.headers.get("ETag")!, POLICY.replace("Who", "who"))).status).toBe(200);
+  expect((await set(now.headers.get("ETag")!, POLICY)).status).toBe(412);
+  expect((await s.api("POST", `${T}/acl`, '{"acls": 1}')).body).toMatchObject({ status: 400 });
+  expect((await s.api("POST", `${T}/acl/validate`, POLICY)).body).toEqual({});
+  const failing = `{"acls": [], "tests": [{"src": "*", "accept": ["100.64.0.1:22"]}]}`;
+  const { body } = await s.api("POST", `${T}/acl/validate`, failing);
+  expect(body).toMatchObject({ message: expect.any(String), data: [{ user: "*", errors: [expect.any(String)] }] });
+  expect((await s.api("POST", `${T}/acl`, failing)).body).toMatchObject({ data: body.data, status: 400 });
+  const ofPresent = '[{"src": "100.64.0.1", "accept": ["100.64.0.2:22"]}]';
+  expect((await s.api("POST", `${T}/acl/validate`, ofPresent)).body).toEqual({});
+});
+
+test("a device is read in full, named, tagged, routed, approved and deleted", async () => {
+  await using s = await start(POLICY);
+  const user = await s.server.user("alice");
+  const node = await s.server.join("web", await s.server.key({ user, reusable: true }));
+  await s.server.join("db", await s.server.key({ aclTags: ["tag:k8s"] }));
+  await node.lite({
+    Endpoints: ["192.0.2.1:41641"],
+    Hostinfo: {
+      OS: "linux",
+      Hostname: "web",
+      IPNVersion: "1.80.3",
+      RoutableIPs: ["10.0.0.0/8"],
+      Distro: "debian",
+      NetInfo: { PreferredDERP: 1, WorkingUDP: true, DERPLatency: { "1-v4": 0.004, "1-v6": 0.003, x: 1 } },
+    },
+  });
+  const device = async (query = "") => (await s.api("GET", `/api/v2/device/1${query}`)).body as unknown as ApiDevice;
+  const plain = await device();
+  expect(plain).toMatchObject({
+    id: "1",
+    nodeId: "1",
+    name: "web.net.test",
+    hostname: "web",
+    user: "alice",
+    os: "linux",
+    clientVersion: "1.80.3",
+    authorized: true,
+    keyExpiryDisabled: true,
+    expires: "0001-01-01T00:00:00Z",
+    addresses: ["100.64.0.1", "fd7a:115c:a1e0::1"],
+  });
+  expect([plain.tags, plain.enabledRoutes, plain.clientConnectivity]).toEqual([undefined, undefined, undefined]);
+  expect(await device("?fields=all")).toMatchObject({
+    advertisedRoutes: ["10.0.0.0/8"],
+    enabledRoutes: [],
+    clientConnectivity: { endpoints: ["192.0.2.1:41641"], latency: { "1": { latencyMs: 3, preferred: true } } },
+    distro: { name: "debian" },
+  });
+  const post = async (path: string, body: unknown) => (await s.api("POST", `/api/v2/device/1${path}`, body)).status;
+  expect(await post("/routes", { routes: ["10.0.0.0/8"] })).toBe(200);
+  expect((await s.api("GET", "/api/v2/device/1/routes")).body).toEqual({
+    advertisedRoutes: ["10.0.0.0/8"],
+    enabledRoutes: ["10.0.0.0/8"],
+  });
+  expect(await post("/name", { name: "front.net.test" })).toBe(200);
+  expect((await device()).name).toBe("front.net.test");
+  expect(await post("/name", { name: "db" })).toBe(409);
+  expect(await post("/name", { name: "" })).toBe(200);
+  expect((await device()).name).toBe("web.net.test");
+  expect(await post("/key", { keyExpiryDisabled: false })).toBe(200);
+  expect(Date.parse((await device()).expires)).toBeGreaterThan(Date.now() + 179 * 86_400_000);
+  expect(await post("/authorized", { authorized: false })).toBe(200);
+  expect((await device()).authorized).toBe(false);
+  expect(await post("/authorized", { authorized: true })).toBe(200);
+  expect(await post("/tags", { tags: [] })).toBe(200);
+  expect((await device()).user).toBe("alice");
+  expect(await post("/attributes/custom:tier", { value: "prod", expiry: "0001-01-01T00:00:00Z", comment: "" })).toBe(
+    200,
+  );
+  expect(await post("/attributes/node:os", { value: "plan9" })).toBe(400);
+  expect((await s.api("GET", "/api/v2/device/1/attributes")).body.attributes).toEqual({ "custom:tier": "prod" });
+  expect((await s.api("DELETE", "/api/v2/device/1/attributes/custom:tier")).status).toBe(200);
+  expect((await s.api("GET", "/api/v2/device/1/attributes")).body.attributes).toEqual({});
+  expect(await post("/tags", { tags: ["tag:other"] })).toBe(200);
+  expect(await device()).toMatchObject({ user: "tagged-devices", tags: ["tag:other"] });
+  const list = async (query: string) =>
+    ((await s.api("GET", `${T}/devices${query}`)).body.devices as ApiDevice[]).map(({ hostname }) => hostname);
+  expect(await list("")).toEqual(["web", "db"]);
+  expect(await list("?tags=tag:k8s")).toEqual(["db"]);
+  expect(await list("?tags=tag:k8s&tags=tag:other&isEphemeral=false")).toEqual(["web", "db"]);
+  expect(await list("?isEphemeral=true")).toEqual([]);
+  expect((await s.api("GET", `${T}/devices?colour=red`)).status).toBe(400);
+  expect((await s.api("DELETE", "/api/v2/device/1")).status).toBe(200);
+  expect(await list("")).toEqual(["db"]);
+});
+
+test("users are told with their devices", async () => {
+  await using s = await start();
+  const user = await s.server.user("alice");
+  await s.server.user("bob");
+  await (await s.server.join("web", await s.server.key({ user }))).stream();
+  expect((await s.api("GET", "/api/v2/users/1")).body).toMatchObject({
+    id: "1",
+    loginName: "alice",
+    deviceCount: 1,
+    currentlyConnected: true,
+    status: "active",
+  });
+  expect((await s.api("GET", `${T}/users?role=member`)).body.users).toHaveLength(2);
+  expect((await s.api("GET", `${T}/users?role=owner`)).body.users).toEqual([]);
+  expect((await s.api("GET", "/api/v2/users/9")).status).toBe(404);
+});
+
+test("a pre-auth key made here lets a node in, and is revoked for good", async () => {
+  await using s = await start(POLICY);
+  const create = (more: object) =>
+    s.api("POST", `${T}/keys`, { description: "ci", expirySeconds: 3600, capabilities: { devices: { create: more } } });
+  expect((await create({ reusable: true })).status).toBe(400);
+  const made = (await create({ reusable: true, preauthorized: true, tags: ["tag:k8s"] })).body as unknown as ApiKeyV2;
+  expect(made).toMatchObject({
+    id: "1",
+    keyType: "auth",
+    description: "ci",
+    expirySeconds: 3600,
+    invalid: false,
+    capabilities: { devices: { create: { reusable: true, ephemeral: false, preauthorized: true, tags: ["tag:k8s"] } } },
+  });
+  await s.server.join("pod", made.key!);
+  const read = async () => (await s.api("GET", `${T}/keys/1`)).body as unknown as ApiKeyV2;
+  expect((await read()).key).toBeUndefined();
+  expect((await s.api("DELETE", `${T}/keys/1`)).status).toBe(200);
+  expect(await read()).toMatchObject({ invalid: true, revoked: expect.any(String) });
+  expect((await s.api("GET", `${T}/keys?all=true`)).body.keys).toEqual([]);
+  const refused = await s.server.node("late").register({ authKey: made.key! });
+  expect(refused.Error).toContain("revoked");
+  expect((await s.api("DELETE", `${T}/keys/9`)).status).toBe(404);
+});
+
+test("settings and DNS are read; what the configuration says can be confirmed, nothing else set", async () => {
+  const settings = makeSettings({
+    dns: {
+      ...makeSettings().dns,
+      nameservers: ["9.9.9.9"],
+      split: { "corp.test": ["10.0.0.53"] },
+      searchDomains: ["corp.test"],
+    },
+  });
+  await using server = await TestServer.start({ settings });
+  const { apiKey } = await server.admin<{ apiKey: string }>("POST", "/apikey", {});
+  const api = client(server, apiKey);
+  expect((await api("GET", `${T}/settings`)).body).toMatchObject({
+    devicesApprovalOn: false,
+    aclsExternallyManagedOn: true,
+  });
+  expect((await api("PATCH", `${T}/settings`, { devicesApprovalOn: false })).status).toBe(200);
+  expect((await api("PATCH", `${T}/settings`, { devicesApprovalOn: true })).status).toBe(501);
+  expect((await api("GET", `${T}/dns/nameservers`)).body).toEqual({ dns: ["9.9.9.9"], magicDNS: true });
+  expect((await api("GET", `${T}/dns/preferences`)).body).toEqual({ magicDNS: true });
+  expect((await api("GET", `${T}/dns/searchpaths`)).body).toEqual({ searchPaths: ["corp.test"] });
+  expect((await api("GET", `${T}/dns/split-dns`)).body).toEqual({ "corp.test": ["10.0.0.53"] });
+  expect((await api("POST", `${T}/dns/nameservers`, { dns: ["9.9.9.9"] })).status).toBe(200);
+  expect((await api("POST", `${T}/dns/nameservers`, { dns: ["1.1.1.1"] })).status).toBe(501);
+  expect((await api("PATCH", `${T}/dns/split-dns`, { "corp.test": ["10.0.0.53"], "gone.test": null })).status).toBe(
+    200,
+  );
+  expect((await api("PATCH", `${T}/dns/split-dns`, { "corp.test": null })).status).toBe(501);
+  expect((await api("PUT", `${T}/dns/split-dns`, {})).status).toBe(501);
+});
+
+test("a token is good for an hour, for what its client may, and for the part of it that was asked for", async () => {
+  await using s = await start(POLICY);
+  const c = await oauthClient(s, ["devices:core", "users:read"], ["tag:operator"]);
+  expect(c.made.body).toMatchObject({
+    keyType: "client",
+    scopes: ["devices:core", "users:read"],
+    tags: ["tag:operator"],
+  });
+  expect(c.secret).toMatch(/^hskey-client-[0-9a-f]{12}-[0-9a-f]{64}$/);
+  expect((await c.token()).body).toEqual({
+    access_token: expect.stringMatching(/^hskey-oauthtok-[0-9a-f]{12}-[0-9a-f]{64}$/),
+    token_type: "Bearer",
+    expires_in: 3600,
+    scope: "devices:core users:read",
+  });
+  expect((await c.bearer("GET", `${T}/users`)).status).toBe(200);
+  const part = client(
+    s.server,
+    (await c.token({ scope: "devices:core:read", tags: "tag:k8s" })).body.access_token as string,
+  );
+  expect((await part("GET", `${T}/devices`)).status).toBe(200);
+  expect((await part("DELETE", "/api/v2/device/1")).status).toBe(403);
+  expect((await part("GET", `${T}/users`)).status).toBe(403);
+  expect((await c.token({ scope: "dns" })).body).toMatchObject({ error: "invalid_scope", status: 403 });
+  expect((await c.token({ tags: "tag:other" })).status).toBe(403);
+  expect((await c.token({ grant_type: "password" })).body).toMatchObject({
+    error: "unsupported_grant_type",
+    status: 400,
+  });
+  expect((await c.token({ client_secret: `${c.secret.slice(0, -1)}x` })).body).toMatchObject({
+    error: "invalid_client",
+  });
+  const basic = Buffer.from(`${c.id}:${c.secret}`).toString("base64");
+  const byBasic = await client(s.server)("POST", "/api/v2/oauth/token", "grant_type=client_credentials", {
+    Authorization: `Basic ${basic}`,
+  });
+  expect(byBasic.status).toBe(200);
+  // Headscale's API and its keys are for administrators.
+  expect((await c.bearer("GET", "/api/v1/node")).status).toBe(403);
+});
+
+test("tokens end with their hour, their client, and what the client may", async () => {
+  let now = Date.now();
+  const server = await TestServer.start({ now: () => now });
+  await using s = {
+    server,
+    apiKey: "",
+    api: client(server, (await server.admin<{ apiKey: string }>("POST", "/apikey", {})).apiKey),
+    [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
+  };
+  const c = await oauthClient(s, ["users", "dns"]);
+  const users = async () => (await c.bearer("GET", `${T}/users`)).status;
+  expect(await users()).toBe(200);
+  expect((await s.api("PUT", `${T}/keys/${c.id}`, { keyType: "client", scopes: ["dns"] })).status).toBe(200);
+  expect(await users()).toBe(403);
+  expect((await s.api("PUT", `${T}/keys/${c.id}`, { keyType: "client", scopes: ["users"] })).status).toBe(200);
+  expect(await users()).toBe(200);
+  now += 3_599_000;
+  expect(await users()).toBe(200);
+  now += 1_000;
+  expect(await users()).toBe(401);
+  const again = client(server, (await c.token()).body.access_token as string);
+  expect((await again("GET", `${T}/users`)).status).toBe(200);
+  expect((await s.api("DELETE", `${T}/keys/${c.id}`)).status).toBe(200);
+  expect((await again("GET", `${T}/users`)).status).toBe(401);
+  expect((await c.token()).status).toBe(401);
+});
+
+test("a client makes keys for tags that it has or owns, and hands on no more than it may", async () => {
+  await using s = await start(POLICY);
+  expect((await s.api("POST", `${T}/keys`, { keyType: "client", scopes: ["auth_keys"] })).status).toBe(400);
+  expect((await s.api("POST", `${T}/keys`, { keyType: "client", scopes: ["everything"] })).status).toBe(400);
+  expect((await s.api("POST", `${T}/keys`, { keyType: "client", scopes: [] })).status).toBe(400);
+  const c = await oauthClient(s, ["auth_keys", "oauth_keys", "devices:core"], ["tag:operator"]);
+  const key = async (tags: string[]) =>
+    (await c.bearer("POST", `${T}/keys`, { capabilities: { devices: { create: { tags } } } })).status;
+  expect([await key(["tag:operator"]), await key(["tag:k8s"]), await key(["tag:other"]), await key([])]).toEqual([
+    200, 200, 403, 400,
+  ]);
+  const give = async (scopes: string[], tags: string[]) =>
+    (await c.bearer("POST", `${T}/keys`, { keyType: "client", scopes, tags })).status;
+  expect([await give(["devices:core:read"], []), await give(["all"], ["tag:k8s"])]).toEqual([200, 403]);
+  expect([await give(["auth_keys"], ["tag:k8s"]), await give(["auth_keys"], ["tag:other"])]).toEqual([200, 403]);
+  await s.server.join("pod", await s.server.key({ aclTags: ["tag:k8s"] }));
+  const retag = async (tags: string[]) => (await c.bearer("POST", "/api/v2/device/1/tags", { tags })).status;
+  expect([await retag(["tag:operator"]), await retag(["tag:other"])]).toEqual([200, 403]);
+});
+
+test("each scope opens what belongs to it and nothing else; :read only reads", async () => {
+  await using s = await start();
+  const probes: [scope: string, method: string, path: string, body?: unknown][] = [
+    ["policy_file", "POST", `${T}/acl`, POLICY],
+    ["policy_file:read", "GET", `${T}/acl`],
+    ["feature_settings", "PATCH", `${T}/settings`, {}],
+    ["feature_settings:read", "GET", `${T}/settings`],
+    ["devices:core", "POST", "/api/v2/device/1/authorized", { authorized: true }],
+    ["devices:core:read", "GET", `${T}/devices`],
+    ["devices:routes", "POST", "/api/v2/device/1/routes", { routes: [] }],
+    ["devices:routes:read", "GET", "/api/v2/device/1/routes"],
+    ["users:read", "GET", `${T}/users`],
+    ["auth_keys:read", "GET", `${T}/keys/1`],
+    ["dns", "POST", `${T}/dns/preferences`, { magicDNS: true }],
+    ["dns:read", "GET", `${T}/dns/preferences`],
+  ];
+  await s.server.join("web", await s.server.key({ user: await s.server.user("alice") }));
+  for (const scope of ["all", "all:read", ...probes.map(([needed]) => needed)]) {
+    const { bearer } = await oauthClient(s, [scope], ["tag:operator"]);
+    const opened: string[] = [];
+    for (const [needed, method, path, body] of probes)
+      if ((await bearer(method, path, body)).status === 200) opened.push(needed);
+    const expected = probes
+      .map(([needed]) => needed)
+      .filter(
+        (needed) =>
+          scope === "all" ||
+          needed === scope ||
+          needed === `${scope}:read` ||
+          (scope === "all:read" && needed.endsWith(":read")),
+      );
+    expect([scope, opened]).toEqual([scope, expected]);
+  }
+});
