@@ -7,20 +7,24 @@ import { formatKey, parseKey, randomBytes } from "../crypto/keys.ts";
 import { generatePrivateKey, x25519Public } from "../crypto/x25519.ts";
 import { loadOrCreateKey } from "../net/keyfile.ts";
 import type { UpgradeHandler } from "../net/listener.ts";
+import { type Logger, newRequestId, whileServing } from "../net/logger.ts";
 import { Attempts } from "../net/ratelimit.ts";
 import type { RegisterResponse } from "../wire/tailcfg.ts";
 import { PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
+import { addCertificates, createProvider } from "./certs.ts";
 import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
 import { configOf, dnsConfigOf, ExtraRecordsFile } from "./dns.ts";
 import { Enrolment } from "./enrol.ts";
 import { addFeatures } from "./features.ts";
+import { addIdTokens } from "./idtoken.ts";
 import { Journal } from "./journal.ts";
 import { Logins } from "./login.ts";
-import { checkVersion, handleMachineRequest, MachineRouter, respond } from "./machine.ts";
-import { encodeFrame, KEEP_ALIVE, MapStream } from "./map-stream.ts";
+import { checkVersion, handleMachineRequest, type MachineHandlers, MachineRouter, respond } from "./machine.ts";
+import { encodeFrame } from "./map-frames.ts";
+import { KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
 import { LoginPages } from "./pages/login.ts";
@@ -56,6 +60,12 @@ export interface ControlOptions {
   onNodeRemoved?: (nodeKey: Uint8Array) => void;
   /** For problems that an operator should know of. */
   log?: (line: string) => void;
+  /** For each request of a machine; without it they are not logged. */
+  requestLog?: Logger;
+  /** Default: noise_private.key in the data folder. */
+  noiseKeyPath?: string;
+  /** Default: weft.sock in the data folder, for its owner alone. */
+  adminSocket?: { path: string; mode: number };
 }
 
 export interface Control {
@@ -82,14 +92,15 @@ export interface Control {
 /** Throws with one sentence when the data folder cannot be used. */
 export async function createControl(options: ControlOptions): Promise<Control> {
   prepareDataDir(options.dataDir);
-  checkSocketPath(join(options.dataDir, ADMIN_SOCKET));
+  checkSocketPath(socketOf(options).path);
   const { store: where } = options.settings;
   const isDefault = where.type === "sqlite" && where.path === "";
   const store = await Store.open(isDefault ? { type: "sqlite", path: join(options.dataDir, "weft.sqlite") } : where, {
     log: (line) => options.log?.(line),
   });
   try {
-    const noiseKey = loadOrCreateKey(join(options.dataDir, "noise_private.key"), () => generatePrivateKey(randomBytes));
+    const noiseKeyPath = options.noiseKeyPath ?? join(options.dataDir, "noise_private.key");
+    const noiseKey = loadOrCreateKey(noiseKeyPath, () => generatePrivateKey(randomBytes));
     const model = new Model();
     model.apply(await store.load());
     const policy = loadPolicy(options.settings.policy, model);
@@ -105,6 +116,10 @@ export async function createControl(options: ControlOptions): Promise<Control> {
     await store.close();
     throw error;
   }
+}
+
+function socketOf({ adminSocket, dataDir }: ControlOptions): { path: string; mode: number } {
+  return adminSocket ?? { path: join(dataDir, ADMIN_SOCKET), mode: 0o600 };
 }
 
 function openPolicy(policy: PolicyVersion, model: Model, { settings, log }: ControlOptions): PolicyAccess {
@@ -159,7 +174,7 @@ class ControlServer implements Control {
     this.now = options.now ?? Date.now;
     this.startedAt = this.now();
     this.config = configOf(options.settings);
-    this.adminSocket = join(options.dataDir, ADMIN_SOCKET);
+    this.adminSocket = socketOf(options).path;
     this.noisePublicKey = x25519Public(noiseKey);
     this.journal = new Journal(model, (changes) => store.write(changes), {
       onApplied: (effect) => this.onApplied(effect),
@@ -171,11 +186,20 @@ class ControlServer implements Control {
       now: this.now,
       ...(options.liveness && { liveness: options.liveness }),
       onRequest: (stream, headers, connection) => {
-        handleMachineRequest(stream, headers, connection, {
+        const handlers: MachineHandlers = {
           register: (body, _connection, signal) => this.register(body, connection, signal),
           map: (body) => this.map(body, connection, stream),
           router: this.machines,
-        }).catch((error: Error) => options.log?.(`request of ${connection.machineKey} failed: ${error.message}`));
+        };
+        whileServing({ request: newRequestId(), client: connection.address }, () => {
+          const { requestLog } = options;
+          const what = `${headers[":method"]} ${headers[":path"]?.split("?", 1)[0]} of ${connection.machineKey}`;
+          requestLog?.debug(what);
+          handleMachineRequest(stream, headers, connection, handlers).catch((error: Error) => {
+            if (requestLog) requestLog.error(`${what} failed`, { error: error.stack ?? error.message });
+            else options.log?.(`${what} failed: ${error.message}`);
+          });
+        });
       },
     });
     this.upgrades = { "/ts2021": this.noise.upgrade };
@@ -207,6 +231,9 @@ class ControlServer implements Control {
     this.policies = new PolicyStore(this.context, policy);
     this.probes = new Probes(this.context, this.context.pings);
     addFeatures(this.context, this.machines, this.app);
+    addIdTokens(this.context, this.machines, this.app);
+    const provider = options.settings.dns.certificates;
+    addCertificates(this.context, this.machines, provider && createProvider(provider, this.context));
     this.logins = new Logins(this.context);
     this.apis = createApis(this.context, this.logins);
     this.sshChecks = new SSHChecks(this.context, this.logins);
@@ -224,7 +251,7 @@ class ControlServer implements Control {
     this.poke();
     this.probes.start();
     this.readExtraRecords();
-    this.admin = await startAdmin(this.adminSocket, this.apis.local);
+    this.admin = await startAdmin(socketOf(this.options), this.apis.local);
     this.ticker = setInterval(() => {
       this.tick().catch((error: Error) => this.options.log?.(error.message));
     }, TICK);

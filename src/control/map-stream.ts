@@ -1,12 +1,12 @@
 // One open map stream: frames on an HTTP/2 response, one writer, keep-alives
 // (spec/ts2021-control-protocol.md, section 11; research/control-on-bun.md, pitfalls 1 and 6).
 //
-//   u32le length | one zstd frame of JSON (or JSON itself, when the client asked for no compression)
-//
 // While the client does not read, nothing is queued: changes mark peers in the view, and the message that brings all of them
-// is made when the client has taken the one before.
+// is made when the client has taken the one before. A full netmap goes out piece by piece, as the client takes it; the
+// pieces are shared with other streams (map-frames.ts), so one that waits costs next to nothing.
 import type { ServerHttp2Stream } from "node:http2";
 import type { MapResponse, PingRequest } from "../wire/tailcfg.ts";
+import { encodeFrame, encodeMessage } from "./map-frames.ts";
 import type { Model } from "./model.ts";
 import type { TailnetConfig, View } from "./netmap.ts";
 
@@ -20,41 +20,10 @@ function paceOf(streams: number): number {
   return Math.min(500, 50 + streams / 2);
 }
 /** Bytes that may lie in Node's buffer before the writer waits for the client. */
-const HIGH_WATER = 256 * 1024;
-
-/** One frame of a message. */
-export function encodeFrame(message: MapResponse, zstd: boolean): Uint8Array {
-  return frameOf(JSON.stringify(message), zstd);
-}
-
-function frameOf(json: string, zstd: boolean): Uint8Array {
-  const text = Buffer.from(json);
-  const payload = zstd ? Bun.zstdCompressSync(text, { level: 1 }) : text;
-  const frame = Buffer.allocUnsafe(4 + payload.length);
-  frame.writeUInt32LE(payload.length);
-  frame.set(payload, 4);
-  return frame;
-}
+const HIGH_WATER = 64 * 1024;
 
 /** The same bytes each time: clients compare them and skip decoding. */
 const KEEP_ALIVE_FRAMES = new Map([true, false].map((zstd) => [zstd, encodeFrame({ KeepAlive: true }, zstd)]));
-
-/** Most streams get the same message after a change: it is compressed once. */
-class FrameCache {
-  private readonly frames = new Map<string, Uint8Array>();
-
-  get(json: string, zstd: boolean): Uint8Array {
-    if (!zstd || json.length > 256 * 1024) return frameOf(json, zstd);
-    let frame = this.frames.get(json);
-    if (!frame) {
-      if (this.frames.size >= 16) this.frames.delete(this.frames.keys().next().value!);
-      frame = frameOf(json, true);
-      this.frames.set(json, frame);
-    }
-    return frame;
-  }
-}
-const frameCache = new FrameCache();
 
 export interface MapStreamOptions {
   stream: ServerHttp2Stream;
@@ -77,12 +46,15 @@ export class MapStream {
   private paceTimer: ReturnType<typeof setTimeout> | null = null;
   private keepAliveTimer: ReturnType<typeof setTimeout> | null = null;
   private waitsForDrain = false;
+  /** Pieces of a message of which the beginning is under way. */
+  private rest: Uint8Array[] = [];
   private ended = false;
 
   constructor(private readonly options: MapStreamOptions) {
     const { stream } = options;
     stream.on("drain", () => {
       this.waitsForDrain = false;
+      this.sendPieces();
       this.poke();
     });
     stream.on("close", () => this.onClose());
@@ -132,7 +104,7 @@ export class MapStream {
     this.stopTimers();
     const { stream, zstd } = this.options;
     if (stream.destroyed || stream.closed) return;
-    if (last) stream.write(encodeFrame(last, zstd));
+    for (const piece of [...this.rest, ...(last ? encodeMessage(last, zstd) : [])]) stream.write(piece);
     stream.end();
   }
 
@@ -140,15 +112,25 @@ export class MapStream {
     const { view, model, zstd, now, stream } = this.options;
     if (this.ended || this.waitsForDrain || stream.destroyed || stream.closed) return;
     const message = view.next(model, now());
-    if (message) this.send(frameCache.get(JSON.stringify(message), zstd));
+    if (message) this.send(...encodeMessage(message, zstd));
   }
 
-  private send(frame: Uint8Array): void {
-    const { stream, now } = this.options;
-    this.lastWrite = now();
-    stream.write(frame);
-    this.waitsForDrain = stream.writableLength > HIGH_WATER;
+  /** `pieces` of one message. Only while nothing waits. */
+  private send(...pieces: Uint8Array[]): void {
+    this.lastWrite = this.options.now();
+    this.rest = pieces;
+    this.sendPieces();
     this.armKeepAlive();
+  }
+
+  private sendPieces(): void {
+    const { stream } = this.options;
+    let sent = 0;
+    while (sent < this.rest.length && !this.waitsForDrain) {
+      stream.write(this.rest[sent++]!);
+      this.waitsForDrain = stream.writableLength > HIGH_WATER;
+    }
+    this.rest = this.rest.slice(sent);
   }
 
   private armKeepAlive(): void {
