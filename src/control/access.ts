@@ -7,7 +7,12 @@ import type { Access, Circle, Decision } from "./netmap.ts";
 import { OpenAccess } from "./open-access.ts";
 import type { Bits } from "./policy/bits.ts";
 import {
+  type Comparison,
   Compiled,
+  compare,
+  type ExplainQuestion,
+  type Explanation,
+  explain,
   type Policy,
   PolicyError,
   type PolicyNode,
@@ -190,6 +195,7 @@ export class PolicyAccess implements Access {
       const more = approvals(node).filter((route) => !active.includes(route));
       return {
         id: node.id,
+        name: node.givenName,
         userId: node.userId,
         tags: node.tags,
         ipv4: node.ipv4,
@@ -270,6 +276,22 @@ export class PolicyAccess implements Access {
       of.set(b, ids);
     }
     return ids;
+  }
+
+  /** Which rules let a connection through, or come nearest. Throws PolicyError when a word means nothing. */
+  why(question: ExplainQuestion): Explanation {
+    return explain(this.snapshot(), question);
+  }
+
+  /** What another policy would change. Throws PolicyError when it could not be set. */
+  try(text: string): Comparison {
+    const policy = this.check(text);
+    return compare(this.snapshot(), new Compiled(policy, this.tailnet(policy, true), false));
+  }
+
+  /** The policy in force with names and routes of now. */
+  private snapshot(): Compiled {
+    return new Compiled(this.policy, this.tailnet(this.policy), false);
   }
 
   /** What decides on an SSH session of a login; null: it is refused. */

@@ -12,6 +12,7 @@ import type { ApiParts } from "./index.ts";
 import { type Operation, operation } from "./operation.ts";
 import { pageOf } from "./page.ts";
 import { policyErrors } from "./policy-errors.ts";
+import { policyQuestions } from "./v1-policy.ts";
 import {
   ApiKey,
   empty,
@@ -41,6 +42,7 @@ export function operationsV1(context: ControlContext, parts: ApiParts): Operatio
     ...preAuthKeys(parts),
     ...apiKeys(parts),
     ...policy(context),
+    ...policyQuestions(context),
     ...logins(parts),
     operation({
       method: "get",

@@ -5,6 +5,7 @@
 import { createHash } from "node:crypto";
 import { addressNumber, type Range } from "./addresses.ts";
 import type { Compiled } from "./compile.ts";
+import { PolicyError } from "./error.ts";
 import { formatPorts } from "./explain.ts";
 import { protocolName } from "./ports.ts";
 import { holdsAddress, itemsAt, type Rule } from "./rules.ts";
@@ -13,13 +14,15 @@ import { ALL_PORTS, type PolicyNode, type PortRange, type SSHRule } from "./type
 
 /** Steps of comparing: pairs of classes times the rules between them. */
 const MAX_STEPS = 3_000_000;
-export const MAX_ROWS = 500;
+/** Sources and destinations of all rules of both, each counted at each node. */
+const MAX_MARKS = 5_000_000;
+const MAX_ROWS = 500;
 const MAX_NAMES = 8;
 
 /** Some nodes: how many, and the names of the first. */
 export interface NodeGroup {
   readonly count: number;
-  readonly names: readonly string[];
+  readonly names: string[];
 }
 
 /** What sources gain and lose at targets. */
@@ -29,15 +32,15 @@ export interface PairChange {
   readonly dst: NodeGroup;
   readonly pairs: number;
   /** Like "tcp 22, 80-90", "capability example.com/x", "ssh root (check)". "IPv4 only" where the families differ. */
-  readonly opened: readonly string[];
-  readonly closed: readonly string[];
+  readonly opened: string[];
+  readonly closed: string[];
 }
 
 export interface NodeChange {
   readonly nodes: NodeGroup;
   /** Capabilities of the node itself, its addresses, its routes. */
-  readonly added: readonly string[];
-  readonly removed: readonly string[];
+  readonly added: string[];
+  readonly removed: string[];
 }
 
 export interface Comparison {
@@ -47,8 +50,8 @@ export interface Comparison {
   readonly nodes: number;
   /** Pairs of nodes that see each other. */
   readonly peers: { readonly before: number; readonly after: number };
-  readonly pairs: readonly PairChange[];
-  readonly changes: readonly NodeChange[];
+  readonly pairs: PairChange[];
+  readonly changes: NodeChange[];
 }
 
 /** What one class may do at another: ports by protocol, and anything else ("ssh root", "capability x") in words. */
@@ -71,7 +74,7 @@ interface Side {
   readonly ssh: { rule: SSHRule; sources: Set<number> }[][];
 }
 
-/** Both are of the same nodes. */
+/** Both are of the same nodes. Throws PolicyError when they are too large. */
 export function compare(before: Compiled, after: Compiled): Comparison {
   return new Comparer(before, after).run();
 }
@@ -117,14 +120,18 @@ class Comparer {
 
   // ---- classes ----
 
-  /** Nodes by what all rules, routes and attributes say of them. */
+  /** Nodes by what all rules, routes and attributes say of them. Throws PolicyError. */
   private classify(): number[][] {
-    const marks = this.nodes.map((node): string[] => [
-      JSON.stringify([node.routes, node.ipv4 !== "", node.ipv6 !== ""]),
-    ]);
+    const marks = this.nodes.map((node): string[] => [JSON.stringify([node.ipv4 !== "", node.ipv6 !== ""])]);
+    let size = 0;
     for (const compiled of [this.before, this.after]) {
       const { resolver } = compiled;
       for (const [r, rule] of compiled.rules.entries()) {
+        size += rule.source.nodes.count + rule.targets.count;
+        if (size > MAX_MARKS)
+          throw new PolicyError(
+            `the policies say too much about ${this.nodes.length} nodes to be compared: more than ${MAX_MARKS} sources and destinations`,
+          );
         for (const i of rule.source.nodes) {
           const addresses = resolver.addressesOf(i).map((text) => (holdsAddress(rule.source, text) ? 1 : 0));
           marks[i]!.push(`s${r}:${addresses.join("")}`);
@@ -134,8 +141,10 @@ class Comparer {
         if (rule.everywhere.length > 0 || rule.internet.length > 0)
           for (const i of rule.targets) marks[i]!.push(`e${r}`);
       }
-      for (const i of this.nodes.keys())
-        marks[i]!.push(this.sshMark(compiled, i), JSON.stringify(compiled.selfView(this.nodes[i]!.id).capMap));
+      for (const [i, { id, routes }] of resolver.nodes.entries()) {
+        const { capMap, primaryRoutes } = compiled.selfView(id);
+        marks[i]!.push(this.sshMark(compiled, i), JSON.stringify([routes, capMap, primaryRoutes]));
+      }
     }
     const classes = new Map<string, number[]>();
     for (const [i, mark] of marks.entries()) {

@@ -37,11 +37,11 @@ export interface Explanation {
   /** False: there are more pairs than are looked at. */
   readonly complete: boolean;
   /** Null for `rule`: the policy has neither acls nor grants, so all may reach all. */
-  readonly rules: readonly { rule: RuleRef | null; pairs: number; examples: readonly string[] }[];
+  readonly rules: { rule: RuleRef | null; pairs: number; examples: string[] }[];
   /** Some of the pairs that nothing lets through. */
-  readonly denied: readonly string[];
+  readonly denied: string[];
   /** For the first of them. */
-  readonly nearest: readonly { rule: RuleRef; misses: readonly string[] }[];
+  readonly nearest: { rule: RuleRef; misses: string[] }[];
 }
 
 export interface ExplainQuestion {
