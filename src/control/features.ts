@@ -86,6 +86,7 @@ export function addFeatures(ctx: ControlContext, machines: MachineRouter, app: H
     })
     .on("POST", "/machine/update-health", (request) => {
       const fields = objectOf(request.body);
+      if (!fields.NodeKey) return { status: 204 };
       const node = nodeOf(ctx, fields, request.connection.machineKey);
       health.set(node.id, text(fields, "Subsys", 64), text(fields, "Error", 1000));
       return { status: 204 };

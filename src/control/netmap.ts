@@ -106,9 +106,10 @@ export function profileOf(model: Model, userId: number): tc.UserProfile | null {
 }
 
 export function namesOf(user: UserRecord): { LoginName: string; DisplayName: string; ProfilePicURL?: string } {
+  const loginName = user.email || user.name || user.providerId;
   return {
-    LoginName: user.email || user.name,
-    DisplayName: user.displayName || user.name,
+    LoginName: loginName,
+    DisplayName: user.displayName || user.name || loginName,
     ...(user.profilePicUrl && { ProfilePicURL: user.profilePicUrl }),
   };
 }
