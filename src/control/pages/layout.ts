@@ -26,13 +26,10 @@ const POLICY = [
   "frame-ancestors 'none'",
 ].join("; ");
 
-/** For every answer of the pages. */
+/** For every answer of the pages, beside what `net/guards.ts` adds to every answer. */
 export const secured: MiddlewareHandler = async (c, next) => {
   await next();
   c.header("Content-Security-Policy", POLICY);
-  c.header("X-Frame-Options", "DENY");
-  c.header("X-Content-Type-Options", "nosniff");
-  c.header("Referrer-Policy", "no-referrer");
   c.header("Cache-Control", "no-store");
 };
 

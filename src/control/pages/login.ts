@@ -12,13 +12,13 @@ import { deleteCookie, getCookie, setCookie } from "hono/cookie";
 import { html } from "hono/html";
 import { constantTimeEqual, hex } from "../../crypto/keys.ts";
 import { clientAddress } from "../../net/client-address.ts";
+import { securityHeaders } from "../../net/guards.ts";
 import { Attempts } from "../../net/ratelimit.ts";
 import type { ControlContext } from "../context.ts";
 import { CommandError } from "../errors.ts";
 import type { Logins, PendingLogin } from "../login.ts";
 import type { Millis, UserRecord } from "../model.ts";
 import { type Challenge, type Identity, Provider, ProviderError, refusalOf, userFrom } from "../oidc.ts";
-import { onlyFor } from "./host.ts";
 import { notice, page, secured } from "./layout.ts";
 
 /** Milliseconds between leaving for the provider and the last click. */
@@ -60,8 +60,7 @@ export class LoginPages {
       (settings) => new Provider(settings, `${serverUrl}${callbackPath(settings.id)}`, (line) => ctx.log(line)),
     );
     const { app } = this;
-    const only = onlyFor(serverUrl);
-    for (const path of ["/register/*", "/auth/*", "/oidc/*"]) app.use(path, secured, only);
+    for (const path of ["/register/*", "/auth/*", "/oidc/*"]) app.use(path, securityHeaders, secured);
     for (const kind of ["register", "auth"]) {
       app.get(`/${kind}/:id`, (c) => this.begin(c));
       app.get(`/${kind}/:id/with/:provider`, (c) => this.leave(c, c.req.param("provider")));
