@@ -1,103 +1,89 @@
 // `bun run box`: control server, relay and STUN in one process, on one TCP port and one UDP port, with one data folder.
-import { join } from "node:path";
 import { Hono } from "hono";
+import { prepareDataDir } from "../control/datadir.ts";
 import { createControl } from "../control/index.ts";
 import { randomBytes } from "../crypto/keys.ts";
 import { generatePrivateKey } from "../crypto/x25519.ts";
 import { loadOrCreateKey } from "../net/keyfile.ts";
-import { listen } from "../net/listener.ts";
+import type { Logger } from "../net/logger.ts";
 import { createRelay, startStun } from "../relay/index.ts";
+import type { ServerConfig } from "./config.ts";
+import { type Address, showAddress } from "./config-kinds.ts";
 import { parseFlags } from "./flags.ts";
 import {
-  checkBaseDomain,
-  controlSettings,
-  DEFAULT_BASE_DOMAIN,
+  CONTROL_FLAGS,
+  CONTROL_USAGE,
+  configOf,
   derpMapOf,
-  endWithin,
-  logLine,
-  parseStun,
-  reloadOnHangup,
+  makeFolderOf,
+  type Parts,
+  runServer,
   SERVER_FLAGS,
-  serverSettings,
-  showAddress,
-  untilSignal,
-  withMetaCertificate,
+  SERVER_USAGE,
+  stunOf,
 } from "./serve.ts";
 
 const USAGE = `Usage: bun run box [flags]
 
 Control server, relay and STUN in one process.
 
-  --data DIR           data folder, made with mode 0700 (default $WEFT_DATA or /var/lib/weft)
-  --listen IP:PORT     where to listen (default 127.0.0.1:8080)
-  --url URL            where clients find this server, for example https://weft.example.com
+${SERVER_USAGE}
   --stun IP:PORT|off   STUN server (default: port 3478 of the listening address)
-  --tls-cert FILE      certificate chain in PEM; with --tls-key the port speaks TLS
-  --tls-key FILE       its private key in PEM
-  --base-domain NAME   suffix of node names in MagicDNS (default weft.internal)
-  --policy FILE        who may reach whom, in HuJSON; read again on SIGHUP (default: all may reach all)
-  --policy-mode MODE   file (default), or database: the policy is set by \`weft policy set\` and by the API
-  --ephemeral-timeout DURATION
-                       ephemeral nodes are deleted after this time offline (default 30m)`;
+${CONTROL_USAGE}`;
 
 export async function main(argv: string[]): Promise<number> {
-  const flags = parseFlags(
-    "bun run box",
-    argv,
-    {
-      ...SERVER_FLAGS,
-      stun: "string",
-      "base-domain": "string",
-      policy: "string",
-      "policy-mode": "string",
-      "ephemeral-timeout": "duration",
-    },
-    USAGE,
-  );
+  const flags = parseFlags("bun run box", argv, { ...SERVER_FLAGS, ...CONTROL_FLAGS, stun: "string" }, USAGE);
   if (flags.help) {
     console.log(USAGE);
     return 0;
   }
-  const { address, tls, url, dataDir } = serverSettings(flags, "clients");
-  const stunAddress = parseStun(flags.stun, address);
-  const baseDomain = checkBaseDomain(flags["base-domain"] ?? DEFAULT_BASE_DOMAIN, url);
+  const config = configOf(flags);
+  return runBox(config, stunOf(flags, config));
+}
 
-  // A signal during the start counts as well.
-  const signal = untilSignal();
-  const cleanups: (() => unknown)[] = [];
-  try {
-    const control = await createControl({
-      dataDir,
-      settings: controlSettings(url, baseDomain, derpMapOf(url, stunAddress?.port ?? null), flags),
-      onNodeRemoved: (nodeKey) => relay.disconnect(nodeKey),
-      log: logLine,
-    });
-    cleanups.push(() => control.close());
-    cleanups.push(reloadOnHangup(control));
-    const relay = createRelay({
-      privateKey: loadOrCreateKey(join(dataDir, "derp_private.key"), () => generatePrivateKey(randomBytes)),
-      verify: (nodeKey) => control.verifyNode(nodeKey),
-    });
-    cleanups.push(() => relay.close());
-    if (stunAddress) {
-      const stun = await startStun(stunAddress);
-      cleanups.push(() => stun.close());
-    }
-    const app = new Hono();
-    app.route("/", control.app);
-    app.route("/", relay.app);
-    const listener = await listen({
-      ...address,
-      ...(tls && { tls: withMetaCertificate(tls, relay.publicKey) }),
-      app,
-      upgrades: { ...control.upgrades, ...relay.upgrades },
-    });
-    cleanups.push(() => listener.close());
-    const stunText = stunAddress ? `STUN on ${showAddress(stunAddress)}` : "no STUN";
-    console.log(`box ready: ${url.origin}, listening on ${showAddress(listener)}, ${stunText}, data in ${dataDir}`);
-    await signal;
-  } finally {
-    await endWithin(cleanups, logLine);
+export function runBox(config: ServerConfig, stun: Address | null): Promise<number> {
+  return runServer("box", config, "clients", (log, cleanups) => makeBox(config, stun, log, cleanups));
+}
+
+async function makeBox(
+  config: ServerConfig,
+  stunAddress: Address | null,
+  log: Logger,
+  cleanups: (() => unknown)[],
+): Promise<Parts> {
+  const { settings, dataDir, noiseKeyPath, adminSocket, url } = config;
+  const embedded = config.relay.isInMap ? derpMapOf(url, stunAddress?.port ?? null, config.relay.region) : null;
+  prepareDataDir(dataDir);
+  makeFolderOf(noiseKeyPath);
+  const control = await createControl({
+    dataDir,
+    noiseKeyPath,
+    adminSocket,
+    settings: { ...settings, derp: { ...settings.derp, embedded } },
+    onNodeRemoved: (nodeKey) => relay.disconnect(nodeKey),
+    log: (line) => log.warn(line),
+    requestLog: log,
+  });
+  cleanups.push(() => control.close());
+  makeFolderOf(config.relay.keyPath);
+  const relay = createRelay({
+    privateKey: loadOrCreateKey(config.relay.keyPath, () => generatePrivateKey(randomBytes)),
+    ...(config.relay.verifyClients && { verify: (nodeKey) => control.verifyNode(nodeKey) }),
+  });
+  cleanups.push(() => relay.close());
+  if (stunAddress) {
+    const stun = await startStun(stunAddress);
+    cleanups.push(() => stun.close());
   }
-  return 0;
+  const app = new Hono();
+  app.route("/", control.app);
+  app.route("/", relay.app);
+  return {
+    app,
+    upgrades: { ...control.upgrades, ...relay.upgrades },
+    relayPublicKey: relay.publicKey,
+    metrics: new Hono(),
+    reload: () => control.policies.reloadLogged(),
+    about: stunAddress ? `, STUN on ${showAddress(stunAddress)}` : ", no STUN",
+  };
 }

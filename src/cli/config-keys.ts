@@ -74,6 +74,7 @@ export const KEYS = {
 
   acme_url: webUrl,
   acme_email: text,
+  acme_ca_path: text,
   tls_letsencrypt_hostname: hostName,
   tls_letsencrypt_cache_dir: text,
   tls_letsencrypt_challenge_type: oneOf("HTTP-01", "TLS-ALPN-01"),

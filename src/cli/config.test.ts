@@ -387,6 +387,7 @@ test("certificates by ACME have sensible defaults, and give the URL its name", (
     cacheDir: "/srv/weft/acme",
     challenge: "HTTP-01",
     listen: { host: "::", port: 80 },
+    caPath: null,
   });
 });
 

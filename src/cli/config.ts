@@ -59,6 +59,8 @@ export interface AcmeSettings {
   challenge: "HTTP-01" | "TLS-ALPN-01";
   /** Where HTTP-01 is answered. */
   listen: Address;
+  /** PEM file with the roots of an ACME server of one's own; null: the usual ones. */
+  caPath: string | null;
 }
 
 export interface RelayRegion {
@@ -456,7 +458,9 @@ class Collected {
     const ephemeralTimeout = v["node.ephemeral.inactivity_timeout"] ?? defaults.node.ephemeralTimeout;
     const interval = v["node.routes.ha.probe_interval"] ?? defaults.node.routes.probeInterval!;
     const probeTimeout = v["node.routes.ha.probe_timeout"] ?? defaults.node.routes.probeTimeout;
-    if (this.file !== null && ephemeralTimeout <= MIN_EPHEMERAL)
+    // Who says so at the prompt wants to see it happen.
+    const isFlag = this.places.get("node.ephemeral.inactivity_timeout")?.startsWith("--");
+    if (!isFlag && ephemeralTimeout <= MIN_EPHEMERAL)
       this.problem(
         "node.ephemeral.inactivity_timeout",
         "must be longer than 65s: a node that only reconnects would be deleted",
@@ -606,7 +610,7 @@ class Collected {
     const { tls_cert_path: certPath, tls_key_path: keyPath, tls_letsencrypt_hostname: hostname } = v;
     if ((certPath === undefined) !== (keyPath === undefined)) {
       const given = certPath === undefined ? "tls_key_path" : "tls_cert_path";
-      this.problem(given, "is alone: the certificate and its key (--tls-cert and --tls-key) go together");
+      this.problem(given, "is alone: --tls-cert and --tls-key go together, as tls_cert_path and tls_key_path do");
     }
     if (hostname !== undefined) {
       if (certPath !== undefined)
@@ -621,6 +625,7 @@ class Collected {
         cacheDir: v.tls_letsencrypt_cache_dir ?? join(dataDir, "acme"),
         challenge: v.tls_letsencrypt_challenge_type ?? "HTTP-01",
         listen: v.tls_letsencrypt_listen ?? { host: "::", port: 80 },
+        caPath: v.acme_ca_path ?? null,
       };
     }
     return certPath !== undefined && keyPath !== undefined ? { certPath, keyPath } : null;

@@ -1,105 +1,136 @@
-// What box, control and relay share on the command line: where to listen, which URL clients use, TLS, the relay's entry in
-// the DERP map, and an orderly end on a signal.
-import { readFileSync } from "node:fs";
+// What box, control and relay share: flags that override the configuration, the listener with its certificate, metrics on a
+// listener of their own, reloads on SIGHUP, and an orderly end on a signal.
+import { mkdirSync, readFileSync } from "node:fs";
 import { isIP } from "node:net";
-import { type ControlSettings, defaultSettings } from "../control/settings.ts";
-import { metaCertificate } from "../relay/metacert.ts";
-import { formatAddrPort, formatIP, parseAddrPort, parseIP, parsePrefix, prefixContains } from "../wire/ip.ts";
+import { dirname } from "node:path";
+import { Hono } from "hono";
+import { AcmeCertificates } from "../net/acme.ts";
+import { hostGuard, securityHeaders } from "../net/guards.ts";
+import { type Certificate, type Listener, listen, type UpgradeHandler } from "../net/listener.ts";
+import { createLogger, type Logger } from "../net/logger.ts";
+import { parseIP, parsePrefix, prefixContains } from "../wire/ip.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
+import { loadConfig, type Overrides, type RelayRegion, type ServerConfig } from "./config.ts";
+import { type Address, origin, showAddress } from "./config-kinds.ts";
 import { UsageError } from "./flags.ts";
+import { readTls, TlsWatch, withMetaCertificate } from "./tls.ts";
 
-/** Region of a relay that a Weft operator runs; 900 to 999 are for custom regions. */
-const REGION_ID = 999;
 export const STUN_PORT = 3478;
-const DEFAULT_LISTEN = "127.0.0.1:8080";
-export const DEFAULT_BASE_DOMAIN = "weft.internal";
+/** 900 to 999 are for custom regions. */
+const REGION: RelayRegion = { id: 999, code: "weft", name: "Weft relay", ipv4: null, ipv6: null };
 
 export function defaultDataDir(): string {
   return process.env.WEFT_DATA || "/var/lib/weft";
 }
 
-export interface Address {
-  host: string;
-  port: number;
+/** What box, control and relay have in common on their command lines. */
+export const SERVER_FLAGS = {
+  config: { kind: "string", short: "c" },
+  data: "string",
+  listen: "string",
+  url: "string",
+  "tls-cert": "string",
+  "tls-key": "string",
+  "metrics-listen": "string",
+  "trusted-proxies": "string",
+  "log-level": "string",
+  "log-format": "string",
+  help: { kind: "boolean", short: "h" },
+} as const;
+
+/** And box and control alone. */
+export const CONTROL_FLAGS = {
+  "base-domain": "string",
+  policy: "string",
+  "policy-mode": "string",
+  "ephemeral-timeout": "string",
+} as const;
+
+export const SERVER_USAGE = `  -c, --config FILE    configuration with Headscale's keys (default $WEFT_CONFIG, $HEADSCALE_CONFIG, or
+                       /etc/weft/config.yaml if it is there); flags win over environment over file
+  --data DIR           data folder, made with mode 0700 (default $WEFT_DATA or /var/lib/weft)
+  --listen IP:PORT     where to listen (default 127.0.0.1:8080)
+  --url URL            where clients find this server, for example https://weft.example.com
+  --tls-cert FILE      certificate chain in PEM; with --tls-key the port speaks TLS
+  --tls-key FILE       its private key in PEM
+  --metrics-listen IP:PORT
+                       metrics for Prometheus and the debug page (default: nowhere)
+  --trusted-proxies CIDR,...
+                       proxies whose X-Forwarded-For is believed (default: none)
+  --log-level LEVEL    panic, fatal, error, warn, info (default), debug or trace
+  --log-format FORMAT  text (default) or json`;
+
+export const CONTROL_USAGE = `  --base-domain NAME   suffix of node names in MagicDNS (default weft.internal)
+  --policy FILE        who may reach whom, in HuJSON; read again on SIGHUP (default: all may reach all)
+  --policy-mode MODE   file (default), or database: the policy is set by \`weft policy set\` and by the API
+  --ephemeral-timeout DURATION
+                       ephemeral nodes are deleted after this time offline (default 30m)`;
+
+/** Flags by the keys that they override. */
+const FLAG_KEYS = {
+  data: "data_dir",
+  listen: "listen_addr",
+  url: "server_url",
+  "tls-cert": "tls_cert_path",
+  "tls-key": "tls_key_path",
+  "metrics-listen": "metrics_listen_addr",
+  "trusted-proxies": "trusted_proxies",
+  "log-level": "log.level",
+  "log-format": "log.format",
+  "base-domain": "dns.base_domain",
+  policy: "policy.path",
+  "policy-mode": "policy.mode",
+  "ephemeral-timeout": "node.ephemeral.inactivity_timeout",
+  stun: "derp.server.stun_listen_addr",
+} as const;
+type ServerFlags = { [F in keyof typeof FLAG_KEYS | "config"]?: string };
+
+/** The configuration with these flags. Throws UsageError. */
+export function configOf(flags: ServerFlags): ServerConfig {
+  const overrides: Overrides = {};
+  for (const [flag, key] of Object.entries(FLAG_KEYS)) {
+    const value = flags[flag as keyof typeof FLAG_KEYS];
+    // "off" is no address, but the word for none.
+    if (value !== undefined && !(flag === "stun" && value === "off")) overrides[key] = { flag: `--${flag}`, value };
+  }
+  return loadConfig({ config: flags.config, overrides });
 }
 
-/** "IP:PORT" of a flag. Throws UsageError. */
-export function parseListen(flag: string, text: string): Address {
-  const parsed = parseAddrPort(text);
-  if (!parsed || parsed.port === 0)
-    throw new UsageError(
-      `--${flag} ${JSON.stringify(text)} is not an address and port: write it as 192.0.2.1:8080 or [2001:db8::1]:8080, or 0.0.0.0:8080 for every IPv4 address`,
-    );
-  return { host: formatIP(parsed.ip), port: parsed.port };
-}
-
-/** `--stun`: "off", "IP:PORT", or absent for the STUN port of the listening address. */
-export function parseStun(text: string | undefined, listen: Address): Address | null {
-  if (text === "off") return null;
-  return text === undefined ? { host: listen.host, port: STUN_PORT } : parseListen("stun", text);
+/** Where STUN is answered: by flag, by configuration, or on the STUN port of the listening address. Null: nowhere. */
+export function stunOf(flags: { stun?: string }, config: ServerConfig): Address | null {
+  return flags.stun === "off" ? null : (config.relay.stun ?? { host: config.listen.host, port: STUN_PORT });
 }
 
 /** A URL of scheme, host and port alone. Throws UsageError. */
 export function parseUrl(flag: string, text: string): URL {
-  let url: URL;
   try {
-    url = new URL(text);
-  } catch {
-    throw new UsageError(`--${flag} ${JSON.stringify(text)} is not a URL: write it as https://weft.example.com`);
+    return origin(text);
+  } catch (error) {
+    throw new UsageError(`--${flag} ${JSON.stringify(text)} ${(error as Error).message}`);
   }
-  if (url.protocol !== "https:" && url.protocol !== "http:")
-    throw new UsageError(`--${flag} ${JSON.stringify(text)} must start with https:// or http://`);
-  if (url.pathname !== "/" || url.search || url.hash || url.username)
-    throw new UsageError(
-      `--${flag} ${JSON.stringify(text)} must be scheme, host and port alone: clients ask for fixed paths at the root`,
-    );
-  return url;
-}
-
-/** The URL to tell clients when none was given. */
-export function deriveUrl(listen: Address, tls: boolean): URL {
-  const isWildcard = listen.host === "0.0.0.0" || listen.host === "::";
-  const host = isWildcard ? "127.0.0.1" : listen.host;
-  return new URL(`${tls ? "https" : "http"}://${formatAddrPort(parseIP(host)!, listen.port)}`);
-}
-
-/** PEM texts of `--tls-cert` and `--tls-key`. Throws with one sentence. */
-export function readTls(certFile?: string, keyFile?: string): { cert: string; key: string } | undefined {
-  if (certFile === undefined && keyFile === undefined) return undefined;
-  if (certFile === undefined || keyFile === undefined)
-    throw new UsageError("--tls-cert and --tls-key go together: give both, or none");
-  const read = (flag: string, file: string, label: string) => {
-    let text: string;
-    try {
-      text = readFileSync(file, "utf8");
-    } catch (error) {
-      throw new Error(`--${flag} ${file} cannot be read: ${(error as Error).message}`);
-    }
-    if (!text.includes(`${label}-----`)) throw new Error(`--${flag} ${file} holds no PEM ${label.toLowerCase()}`);
-    return text;
-  };
-  return { cert: read("tls-cert", certFile, "CERTIFICATE"), key: read("tls-key", keyFile, "PRIVATE KEY") };
 }
 
 /** The DERP map with the one relay that answers at `url`. `stunPort` null: it has no STUN. */
-export function derpMapOf(url: URL, stunPort: number | null): DERPMap {
+export function derpMapOf(url: URL, stunPort: number | null, region: RelayRegion = REGION): DERPMap {
   const host = url.hostname.replace(/^\[|\]$/g, "");
   const family = isIP(host);
   const isPlain = url.protocol === "http:";
   const port = url.port ? Number(url.port) : isPlain ? 80 : 443;
   return {
     Regions: {
-      [REGION_ID]: {
-        RegionID: REGION_ID,
-        RegionCode: "weft",
-        RegionName: "Weft relay",
+      [region.id]: {
+        RegionID: region.id,
+        RegionCode: region.code,
+        RegionName: region.name,
         Nodes: [
           {
-            Name: `${REGION_ID}a`,
-            RegionID: REGION_ID,
+            Name: `${region.id}a`,
+            RegionID: region.id,
             HostName: host,
             ...(family === 4 && { IPv4: host, IPv6: "none" }),
             ...(family === 6 && { IPv4: "none", IPv6: host }),
+            ...(region.ipv4 && { IPv4: region.ipv4 }),
+            ...(region.ipv6 && { IPv6: region.ipv6 }),
             ...(port !== 443 && { DERPPort: port }),
             ...(stunPort !== STUN_PORT && { STUNPort: stunPort ?? -1 }),
             // The protocol's only word for a relay without TLS.
@@ -131,86 +162,153 @@ export function plainHttpWarning(url: URL): string | null {
   const ip = parseIP(host);
   if (ip ? PRIVATE.some((prefix) => prefixContains(prefix, ip)) : host === "localhost") return null;
   return [
-    `warning: ${url.origin} is plain HTTP on a public name. Traffic between nodes stays end-to-end encrypted, but whoever sits on`,
-    "the way of a connection can answer /key with a key of his own and so pose as this control server to a node that joins (and take",
-    "its pre-auth key), can replay a node's login to the relay (and take its place there, so that packets for it are lost), and sees",
-    "who talks to whom.",
-    "Official clients speak nothing but TLS to relays. Get a certificate (for example with certbot or acme.sh) and start with",
-    `--url https://${url.hostname} --tls-cert FILE --tls-key FILE, or put a TLS proxy in front that passes upgrades on.`,
-  ].join("\n");
+    `${url.origin} is plain HTTP on a public name. Traffic between nodes stays end-to-end encrypted, but whoever sits on the way`,
+    "of a connection can answer /key with a key of his own and so pose as this control server to a node that joins (and take its",
+    "pre-auth key), can replay a node's login to the relay (and take its place there, so that packets for it are lost), and sees",
+    "who talks to whom. Official clients speak nothing but TLS to relays. Set tls_letsencrypt_hostname, or start with",
+    `--url https://${url.hostname} --tls-cert FILE --tls-key FILE, or put a TLS proxy in front that passes upgrades on`,
+  ].join(" ");
 }
 
-/** On SIGHUP the policy file is read again; its outcome is logged. Returns the end of it. */
-export function reloadOnHangup(control: { policies: { reloadLogged(): void } }): () => void {
-  const reload = (): void => control.policies.reloadLogged();
-  process.on("SIGHUP", reload);
-  return () => void process.off("SIGHUP", reload);
+/** What a verb makes of its parts for the listener. */
+export interface Parts {
+  app: Hono;
+  upgrades: Record<string, UpgradeHandler>;
+  /** The relay's key, for official clients that look for it behind the certificate. */
+  relayPublicKey?: Uint8Array;
+  /** On the metrics listener. */
+  metrics: Hono;
+  /** On SIGHUP. */
+  reload?: () => void;
+  /** For the line that says that all is ready. */
+  about: string;
 }
 
-/** Throws UsageError when MagicDNS could not work with this suffix. */
-export function checkBaseDomain(domain: string, url: URL): string {
-  if (
-    domain.length > 180 ||
-    !/^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/.test(domain)
-  )
-    throw new UsageError(
-      `--base-domain ${JSON.stringify(domain)} is not a domain of at least two lower-case labels, for example weft.internal`,
-    );
-  if (url.hostname === domain || url.hostname.endsWith(`.${domain}`))
-    throw new UsageError(
-      `--base-domain ${domain} contains ${url.hostname}, where this server is found: clients could not resolve it any more; choose another domain`,
-    );
-  return domain;
-}
+/** Paths that programs ask for, by whatever name they know this server; they hold nothing for a browser. */
+const MACHINE_PATHS = [
+  "/key",
+  "/ts2021",
+  "/machine",
+  "/derp",
+  "/verify",
+  "/generate_204",
+  "/bootstrap-dns",
+  "/health",
+  "/version",
+  "/robots.txt",
+  "/api",
+];
 
-/** The relay's key behind the chain: official clients then log in to it without waiting for an HTTP answer. */
-export function withMetaCertificate(tls: { cert: string; key: string }, relayPublicKey: Uint8Array): typeof tls {
-  return { ...tls, cert: `${tls.cert.trimEnd()}\n${metaCertificate(relayPublicKey, Date.now())}` };
-}
-
-/** What box, control and relay have in common on their command lines. */
-export const SERVER_FLAGS = {
-  data: "string",
-  listen: "string",
-  url: "string",
-  "tls-cert": "string",
-  "tls-key": "string",
-  help: { kind: "boolean", short: "h" },
-} as const;
-
-export interface ServerSettings {
-  address: Address;
-  tls: { cert: string; key: string } | undefined;
-  url: URL;
-  dataDir: string;
-}
-
-/** Checks the common flags, and warns of what is dangerous. `told`: who is told the URL; null for nobody. */
-export function serverSettings(
-  flags: { data?: string; listen?: string; url?: string; "tls-cert"?: string; "tls-key"?: string },
+/**
+ * Makes the parts, serves them until a signal and ends them in order. `make` adds to `cleanups` whatever it has started, so
+ * that a failure half-way ends it, too. `told`: who is told the URL; null for nobody.
+ */
+export async function runServer(
+  verb: string,
+  config: ServerConfig,
   told: string | null,
-): ServerSettings {
-  const address = parseListen("listen", flags.listen ?? DEFAULT_LISTEN);
-  const tls = readTls(flags["tls-cert"], flags["tls-key"]);
-  const url = flags.url === undefined ? deriveUrl(address, tls !== undefined) : parseUrl("url", flags.url);
-  if (flags.url === undefined && told !== null)
-    console.error(
-      `warning: no --url was given: ${told} are told ${url.origin}, which must reach this server from theirs`,
+  make: (log: Logger, cleanups: (() => unknown)[]) => Promise<Parts>,
+): Promise<number> {
+  const log = createLogger(config.log);
+  if (config.isUrlDerived && told !== null)
+    log.warn(`no --url was given: ${told} are told ${config.url.origin}, which must reach this server from theirs`);
+  const warning = plainHttpWarning(config.url);
+  for (const text of [...config.warnings, ...(warning ? [warning] : [])]) log.warn(text);
+
+  // Before anything is made that would have to be undone.
+  if (config.tls && "certPath" in config.tls) readTls(config.tls);
+
+  // A signal during the start counts as well.
+  const signal = untilSignal();
+  const cleanups: (() => unknown)[] = [];
+  const reloads: (() => void)[] = [];
+  const hangUp = () => {
+    for (const reload of reloads) reload();
+  };
+  process.on("SIGHUP", hangUp);
+  cleanups.push(() => process.off("SIGHUP", hangUp));
+  try {
+    const parts = await make(log, cleanups);
+    if (parts.reload) reloads.push(parts.reload);
+    const listener = await listenWithTls(config, parts, log, cleanups, reloads);
+    if (config.metricsListen) {
+      const metrics = await listen({ ...config.metricsListen, app: parts.metrics, upgrades: {}, log });
+      cleanups.push(() => metrics.close());
+      log.info(`metrics on http://${showAddress(metrics)}/metrics`);
+    }
+    console.log(
+      `${verb} ready: ${config.url.origin}, listening on ${showAddress(listener)}${parts.about}, data in ${config.dataDir}`,
     );
-  const warning = plainHttpWarning(url);
-  if (warning) console.error(warning);
-  return { address, tls, url, dataDir: flags.data ?? defaultDataDir() };
+    await signal;
+  } finally {
+    await endWithin(cleanups, log);
+  }
+  return 0;
+}
+
+/** The folder of a socket or key that is not in the data folder. */
+export function makeFolderOf(path: string): void {
+  try {
+    mkdirSync(dirname(path), { recursive: true, mode: 0o750 });
+  } catch (error) {
+    throw new Error(`the folder of ${path} cannot be made: ${(error as Error).message}`);
+  }
+}
+
+async function listenWithTls(
+  config: ServerConfig,
+  parts: Parts,
+  log: Logger,
+  cleanups: (() => unknown)[],
+  reloads: (() => void)[],
+): Promise<Listener> {
+  const { tls, url, listen: at, trustedProxies } = config;
+  const app = new Hono();
+  app.use(securityHeaders, hostGuard([url.hostname, ...config.allowedHosts], MACHINE_PATHS));
+  app.route("/", parts.app);
+  const { relayPublicKey } = parts;
+  const dress = (certificate: Certificate) =>
+    relayPublicKey ? withMetaCertificate(certificate, relayPublicKey) : certificate;
+  const options = { ...at, app, upgrades: parts.upgrades, trustedProxies, log };
+  if (tls === null) return kept(await listen(options), cleanups);
+  if ("certPath" in tls) {
+    const listener = kept(await listen({ ...options, tls: dress(readTls(tls)) }), cleanups);
+    const watch = new TlsWatch(tls, (certificate) => listener.setCertificate(dress(certificate)), log);
+    cleanups.push(() => watch.close());
+    reloads.push(() => watch.reload());
+    return listener;
+  }
+  const acme = new AcmeCertificates({
+    ...tls,
+    ...(tls.caPath !== null && { ca: readFileSync(tls.caPath, "utf8") }),
+    log,
+    now: Date.now,
+  });
+  cleanups.push(() => acme.close());
+  const first = await acme.current();
+  const listener = kept(
+    await listen({ ...options, tls: dress(first), challenge: (name) => acme.challengeFor(name) }),
+    cleanups,
+  );
+  if (tls.challenge === "HTTP-01") kept(await listen({ ...tls.listen, app: acme.app, upgrades: {}, log }), cleanups);
+  await acme.start((certificate) => listener.setCertificate(dress(certificate)));
+  return listener;
+}
+
+function kept(listener: Listener, cleanups: (() => unknown)[]): Listener {
+  cleanups.push(() => listener.close());
+  return listener;
 }
 
 /** Resolves with SIGINT or SIGTERM. */
-export function untilSignal(): Promise<NodeJS.Signals> {
+function untilSignal(): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
     for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => resolve(signal));
   });
 }
 
 /** Runs what ends a server, but no longer than 2 s: what is still open then ends with the process. */
-export async function endWithin(parts: (() => unknown)[], log: (line: string) => void): Promise<void> {
+async function endWithin(parts: (() => unknown)[], log: Logger): Promise<void> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const limit = new Promise<void>((resolve) => {
     timer = setTimeout(resolve, 2000);
@@ -220,45 +318,10 @@ export async function endWithin(parts: (() => unknown)[], log: (line: string) =>
       try {
         await part();
       } catch (error) {
-        log(`while stopping: ${(error as Error).message}`);
+        log.error(`while stopping: ${(error as Error).message}`);
       }
     }),
   );
   await Promise.race([all, limit]);
   clearTimeout(timer);
-}
-
-/** Settings of the control server from what the flags say, and defaults. */
-export function controlSettings(
-  url: URL,
-  baseDomain: string,
-  derpMap: DERPMap,
-  flags: { "ephemeral-timeout"?: number; policy?: string; "policy-mode"?: string },
-): ControlSettings {
-  const settings = defaultSettings(url.origin, baseDomain);
-  const ephemeralTimeout = flags["ephemeral-timeout"];
-  const mode = flags["policy-mode"] ?? "file";
-  if (mode !== "file" && mode !== "database")
-    throw new UsageError(
-      `--policy-mode ${JSON.stringify(mode)} is no way to keep a policy: it is "file" or "database"`,
-    );
-  if (mode === "database" && flags.policy !== undefined)
-    throw new UsageError(
-      "--policy FILE goes with --policy-mode file: set a policy in the database by `weft policy set`",
-    );
-  return {
-    ...settings,
-    derp: { ...settings.derp, embedded: derpMap },
-    node: { ...settings.node, ...(ephemeralTimeout !== undefined && { ephemeralTimeout }) },
-    policy: { mode, path: flags.policy ?? "" },
-  };
-}
-
-/** Problems of a running server go to standard error. */
-export function logLine(line: string): void {
-  process.stderr.write(`${new Date().toISOString()} ${line}\n`);
-}
-
-export function showAddress({ host, port }: Address): string {
-  return formatAddrPort(parseIP(host)!, port);
 }

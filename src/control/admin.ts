@@ -1,6 +1,7 @@
-// The APIs on a unix socket in the data folder. Whoever may open the socket (mode 0600) may do everything.
-import { chmodSync, rmSync } from "node:fs";
+// The APIs on a unix socket in the data folder. Whoever may open the socket may do everything: its owner, unless the configuration says more.
+import { chmodSync, mkdirSync, rmSync } from "node:fs";
 import { createServer, type Server } from "node:http";
+import { dirname } from "node:path";
 import { createAdaptorServer } from "@hono/node-server";
 import type { Hono } from "hono";
 
@@ -9,7 +10,8 @@ export interface Admin {
 }
 
 /** Resolves when the socket answers. The caller holds the data folder's lock: a socket that is there is a leftover. */
-export async function startAdmin(path: string, app: Hono): Promise<Admin> {
+export async function startAdmin({ path, mode }: { path: string; mode: number }, app: Hono): Promise<Admin> {
+  mkdirSync(dirname(path), { recursive: true, mode: 0o750 });
   const server = createAdaptorServer({ fetch: app.fetch, createServer }) as Server;
   server.on("clientError", (_error, socket) => socket.destroy());
   server.prependListener("request", (request, response) => {
@@ -21,7 +23,7 @@ export async function startAdmin(path: string, app: Hono): Promise<Admin> {
     server.once("error", (error) => reject(new Error(`the admin socket ${path} cannot be made: ${error.message}`)));
     server.listen(path, resolve);
   });
-  chmodSync(path, 0o600);
+  chmodSync(path, mode);
   return {
     close: () =>
       new Promise((resolve) => {
