@@ -9,8 +9,7 @@ const USAGE = `Usage: bun run weft [flags] COMMAND
 On the control server (--data DIR or --socket PATH, -o json|json-line|yaml):
 ${ADMIN_USAGE}
 
-Anywhere:
-  policy check -f FILE
+  policy get | set -f FILE | check -f FILE | history | why SRC DST:PORT | try -f FILE
 
 On a node (--socket PATH, default /run/weft/weft.sock):
   up | down | status | ping HOST | ip | netcheck | version
