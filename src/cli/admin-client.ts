@@ -1,0 +1,136 @@
+// The control server's API, as the command line reaches it: by the unix socket of this machine, or by URL and API key.
+import { join } from "node:path";
+import type { ApiUser } from "../control/api/shapes.ts";
+import { nearest, UsageError } from "./flags.ts";
+import { defaultDataDir } from "./serve.ts";
+
+export interface Reach {
+  data?: string;
+  socket?: string;
+  address?: string;
+  "api-key"?: string;
+  insecure?: boolean;
+  /** Milliseconds. */
+  timeout?: number;
+}
+
+type Environment = Readonly<Record<string, string | undefined>>;
+type Method = "GET" | "POST" | "PUT" | "DELETE";
+
+const DEFAULT_TIMEOUT = 30_000;
+
+/** Nobody answers there. */
+export class NoServer extends Error {}
+
+export class AdminClient {
+  private constructor(
+    /** For sentences. */
+    private readonly where: string,
+    private readonly base: string,
+    private readonly init: BunFetchRequestInit,
+    private readonly timeout: number,
+  ) {}
+
+  /** Flags win over the environment. Throws UsageError. */
+  static open(reach: Reach, env: Environment, warn: (line: string) => void): AdminClient {
+    const setting = (name: string) => env[`WEFT_CLI_${name}`] || env[`HEADSCALE_CLI_${name}`];
+    const timeout = reach.timeout ?? DEFAULT_TIMEOUT;
+    if (timeout <= 0) throw new UsageError("--timeout must be longer than nothing, for example 10s");
+    const isLocal = reach.socket !== undefined || reach.data !== undefined;
+    const address = reach.address ?? (isLocal ? undefined : setting("ADDRESS"));
+    if (address === undefined) {
+      if (reach["api-key"] !== undefined)
+        throw new UsageError("--api-key needs --address: at the socket no key is asked for");
+      const unix = reach.socket ?? join(reach.data ?? defaultDataDir(), "weft.sock");
+      return new AdminClient(unix, "http://weft", { unix }, timeout);
+    }
+    if (isLocal)
+      throw new UsageError("--address is for a server elsewhere, --data and --socket for one here: give one of them");
+    const url = parseAddress(address);
+    const key = reach["api-key"] ?? setting("API_KEY");
+    if (!key)
+      throw new UsageError(
+        `${url.origin} asks for an API key: give --api-key, or set WEFT_CLI_API_KEY (weft apikeys create, on the server, makes one)`,
+      );
+    if (/[^\x21-\x7e]/.test(key)) throw new UsageError("the API key has characters that no key has: copy it again");
+    const isLoopback = /^(localhost|127\.|\[::1\])/.test(url.host);
+    if (url.protocol === "http:" && !isLoopback)
+      warn(`warning: the API key goes to ${url.host} in the clear, for everybody on the way to read: use https`);
+    const insecure = reach.insecure ?? /^(1|t|true)$/i.test(setting("INSECURE") ?? "");
+    const init: BunFetchRequestInit = {
+      headers: { Authorization: `Bearer ${key}` },
+      // The key is for this server, wherever it would send us.
+      redirect: "manual",
+      ...(insecure && { tls: { rejectUnauthorized: false } }),
+    };
+    return new AdminClient(url.origin, url.origin, init, timeout);
+  }
+
+  /** `path` below /api, for example "/v1/user". Throws with one sentence. */
+  async call<T = unknown>(method: Method, path: string, body?: unknown): Promise<T> {
+    let response: Response;
+    let text: string;
+    try {
+      response = await fetch(`${this.base}/api${path}`, {
+        ...this.init,
+        method,
+        signal: AbortSignal.timeout(this.timeout),
+        ...(body !== undefined && {
+          body: JSON.stringify(body),
+          headers: { ...this.init.headers, "Content-Type": "application/json" },
+        }),
+      });
+      text = await response.text();
+    } catch (error) {
+      throw new NoServer(this.problem(error as Error & { code?: string }));
+    }
+    let answer: (T & { detail?: string; message?: string }) | null = null;
+    try {
+      answer = JSON.parse(text);
+    } catch {
+      // Whoever answers that is no control server, or something in front of it.
+    }
+    if (response.ok && answer !== null) return answer;
+    const detail = answer?.detail ?? answer?.message;
+    if (detail) throw new Error(detail);
+    const target = response.headers.get("Location");
+    if (response.status >= 300 && response.status < 400 && target)
+      throw new Error(`${this.where} sends us on to ${target}: give that address, if it is your server`);
+    throw new Error(`${this.where} does not speak the control server's API: it answered ${response.status}`);
+  }
+
+  /** By id, or by name where that is allowed. */
+  async findUser(wanted: string, byName: boolean): Promise<ApiUser> {
+    const { users } = await this.call<{ users: ApiUser[] }>("GET", "/v1/user");
+    const found = users.find((one) => one.id === wanted) ?? users.find((one) => byName && one.name === wanted);
+    if (found) return found;
+    const near = nearest(
+      wanted,
+      users.map((one) => one.name),
+    );
+    throw new Error(
+      `there is no user ${JSON.stringify(wanted)}${near ? `: did you mean "${near}"?` : ": `weft users list` shows those that exist"}`,
+    );
+  }
+
+  private problem(error: Error & { code?: string }): string {
+    if (error.name === "TimeoutError") return `${this.where} did not answer within ${this.timeout} ms`;
+    if (this.base === "http://weft")
+      return `no control server answers at ${this.where}: start one (bun run box --data DIR), name its data folder with --data DIR, or one elsewhere with --address URL`;
+    if (/CERT|SELF_SIGNED|ISSUER|ALTNAME/.test(error.code ?? ""))
+      return `the certificate of ${this.where} is not to be trusted (${error.code}): check the address; --insecure goes without`;
+    return `no control server answers at ${this.where}: ${error.message}`;
+  }
+}
+
+/** "weft.example.com" is taken as https. */
+function parseAddress(text: string): URL {
+  const url = URL.parse(text.includes("://") ? text : `https://${text}`);
+  if (!url || !/^https?:$/.test(url.protocol) || url.hostname === "")
+    throw new UsageError(
+      `--address ${JSON.stringify(text)} is no address of a server: write it as https://weft.example.com`,
+    );
+  if (url.pathname !== "/" || url.search || url.hash || url.username)
+    throw new UsageError(`--address ${JSON.stringify(text)} must be scheme, host and port alone`);
+  return url;
+}
