@@ -1,0 +1,291 @@
+// How official clients sign in: by an administrator's word, by an identity provider, with tags of their user, and where
+// machines are approved. Scenarios of spec/headscale-features.md, sections 22.4, 22.5 and 22.10, by their names there.
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { writeFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { Daemon } from "../lab/daemon.ts";
+import { ping } from "../lab/measure.ts";
+import { type Host, Lab } from "../lab/network.ts";
+import { Box, cannotUseNamespaces, certificate, type Member, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import { missing } from "./lib/peers.ts";
+
+interface ListedNode {
+  id: string;
+  givenName: string;
+  ipAddresses: string[];
+  user: { name: string };
+  tags: string[];
+  expiry: string | null;
+  online: boolean;
+}
+
+/** Seconds that an id token lasts, and with it a node key. */
+const TOKEN_SECONDS = 10;
+const IDP_PORT = 9000;
+
+const POLICY = JSON.stringify({
+  tagOwners: { "tag:web": ["alice@example.com"], "tag:other": ["bob@example.com"] },
+  grants: [{ src: ["*"], dst: ["*"], ip: ["*"] }],
+});
+
+const absent = missing([
+  ["tailscaled", "1.102.5"],
+  ["tailscaled", "1.80.3"],
+]);
+
+describe.skipIf(skip(cannotUseNamespaces, absent))("official clients sign in to a Weft box", () => {
+  const dir = tempDir("login");
+  let lab: Lab;
+  let box: Box;
+  let strict: Box;
+  let person: Host;
+  let current: Member;
+  let old: Member;
+  let env: Record<string, string>;
+  const users: Record<string, string> = {};
+
+  const api = async <T>(to: Box, method: string, path: string, body?: unknown): Promise<T> => {
+    const response = await fetch(`http://weft${path}`, {
+      method,
+      unix: join(to.data, "weft.sock"),
+      headers: { "Content-Type": "application/json" },
+      ...(body !== undefined && { body: JSON.stringify(body) }),
+    });
+    const text = await response.text();
+    if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
+    return JSON.parse(text || "null") as T;
+  };
+  const nodes = async (of = box) => (await api<{ nodes: ListedNode[] }>(of, "GET", "/api/v1/node")).nodes;
+  const nodeOf = async (member: Member, of = box): Promise<ListedNode> => {
+    const ips = (await member.status())?.TailscaleIPs ?? [];
+    const found = (await nodes(of)).find(({ ipAddresses }) => ipAddresses.some((ip) => ips.includes(ip)));
+    if (!found) throw new Error(`no node has an address of ${member.name}: ${ips}`);
+    return found;
+  };
+  const stateIs = (member: Member, state: string, seconds = 30) =>
+    until(
+      `${member.name} is ${state}`,
+      async () => {
+        const now = (await member.status())?.BackendState;
+        if (now !== state) throw new Error(`it is ${now}`);
+        return true;
+      },
+      seconds,
+      200,
+    );
+
+  /** `tailscale up` until it says where to sign in; `up` ends when somebody has. */
+  const begin = async (member: Member, to: Box, ...flags: string[]): Promise<{ url: string; up: Daemon }> => {
+    const up = new Daemon(
+      member.host,
+      member.cli(
+        "up",
+        `--login-server=${to.url}`,
+        `--hostname=${member.name}`,
+        "--accept-dns=false",
+        "--reset",
+        ...flags,
+      ),
+    );
+    const url = await until(`${member.name} is told where to sign in`, () => {
+      if (up.exitCode !== null) throw new Error(`up ended with ${up.exitCode}: ${up.output()}`);
+      return /https?:\/\/\S+\/register\/hskey-authreq-[0-9a-f]{24}/.exec(up.output())?.[0] ?? null;
+    });
+    return { url, up };
+  };
+  const finished = async (member: Member, up: Daemon): Promise<void> => {
+    const code = await Promise.race([up.exited, Bun.sleep(30_000).then(() => "no end in 30 s")]);
+    if (code !== 0)
+      throw new Error(
+        `up on ${member.name} ended with ${code}: ${up.output()}; ${member.process.output().slice(-1500)}`,
+      );
+    await member.running();
+  };
+  /** An administrator lets the machine in. */
+  const admit = (to: Box, url: string, user: string) =>
+    api(to, "POST", "/api/v1/auth/register", { user, authId: url.slice(url.lastIndexOf("/") + 1) });
+  const joinAs = async (member: Member, user: string, ...flags: string[]): Promise<void> => {
+    const { url, up } = await begin(member, box, ...flags);
+    await admit(box, url, users[user]!);
+    await finished(member, up);
+  };
+  /** A person signs in at the identity provider, from a host of its own. */
+  const signIn = async (url: string, account: string): Promise<string> => {
+    const result = await person.run([process.execPath, resolve(import.meta.dir, "lib/browse.ts"), url, account], {
+      env: { ...process.env, NODE_EXTRA_CA_CERTS: env.SSL_CERT_FILE! },
+    });
+    if (result.code !== 0) throw new Error(`no login as ${account}: ${result.stderr}`);
+    return result.stdout;
+  };
+  const logout = async (member: Member): Promise<void> => {
+    await member.host.run(member.cli("logout"));
+    await stateIs(member, "NeedsLogin");
+  };
+
+  beforeAll(async () => {
+    lab = await Lab.create("login");
+    const boxHost = await lab.host("box");
+    person = await lab.host("person");
+    const tls = await certificate(dir.path, boxHost.ip4);
+    env = { SSL_CERT_FILE: tls.ca };
+    const redirect = `https://${boxHost.ip4}:8443/oidc/callback`;
+    const idp = new Daemon(person, [
+      process.execPath,
+      resolve(import.meta.dir, "lib/idp.ts"),
+      person.ip4,
+      `${IDP_PORT}`,
+      redirect,
+      `${TOKEN_SECONDS}`,
+    ]);
+    await until("the identity provider is ready", () => {
+      if (idp.exitCode !== null) throw new Error(idp.output());
+      return idp.output().includes("identity provider ready");
+    });
+    const policy = join(dir.path, "policy.hujson");
+    writeFileSync(policy, POLICY);
+    const config = join(dir.path, "config.yaml");
+    writeFileSync(
+      config,
+      `oidc:
+  issuer: http://${person.ip4}:${IDP_PORT}
+  client_id: weft
+  client_secret: "a secret: with + signs / in it"
+  use_expiry_from_token: true
+  scope: [openid, profile, email, groups]
+  pkce: { enabled: true, method: S256 }
+policy: { mode: file, path: ${policy} }
+`,
+      { mode: 0o600 },
+    );
+    const approving = join(dir.path, "approving.yaml");
+    writeFileSync(approving, "node: { needs_approval: true }\n");
+    box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--config", config] });
+    strict = await Box.start(boxHost, join(dir.path, "strict"), {
+      tls,
+      port: 9443,
+      args: ["--config", approving, "--stun", "off"],
+    });
+    current = new Tailscaled(await lab.host("current"), join(dir.path, "current"), "1.102.5", env);
+    old = new Tailscaled(await lab.host("old"), join(dir.path, "old"), "1.80.3", env);
+    for (const name of ["carol", "dave"])
+      users[name] = (await api<{ user: { id: string } }>(box, "POST", "/api/v1/user", { name })).user.id;
+    await Promise.all([current.start(), old.start()]);
+  }, 120_000);
+
+  afterAll(async () => {
+    await Promise.all([current?.stop(), old?.stop()]);
+    await Promise.all([box?.stop(), strict?.stop()]);
+    await lab?.close();
+    dir[Symbol.dispose]();
+  }, 60_000);
+
+  test("TestAuthWebFlowAuthenticationPingAll: an administrator lets both clients in, and they reach each other", async () => {
+    await Promise.all([joinAs(current, "carol"), joinAs(old, "carol")]);
+    await until("they reach each other", async () => {
+      const there = await ping(current.host, old.ip4, { count: 2, intervalMs: 20 });
+      const back = await ping(old.host, current.ip6, { count: 2, intervalMs: 20 });
+      return there.received + back.received === 4;
+    });
+    expect((await nodeOf(old)).user.name).toBe("carol");
+  }, 90_000);
+
+  test("TestAuthWebFlowLogoutAndReloginSameUser: both keep their ids and addresses", async () => {
+    const before = await Promise.all([nodeOf(current), nodeOf(old)]);
+    await Promise.all([logout(current), logout(old)]);
+    await Promise.all([joinAs(current, "carol"), joinAs(old, "carol")]);
+    const after = await Promise.all([nodeOf(current), nodeOf(old)]);
+    expect(after.map(({ id, ipAddresses }) => [id, ipAddresses])).toEqual(
+      before.map(({ id, ipAddresses }) => [id, ipAddresses]),
+    );
+    expect(await nodes()).toHaveLength(2);
+  }, 90_000);
+
+  test("TestAuthWebFlowLogoutAndReloginNewUser: another user's node is another node, and the first comes back to hers", async () => {
+    const first = await nodeOf(current);
+    await logout(current);
+    await joinAs(current, "dave");
+    const second = await nodeOf(current);
+    expect(second.id).not.toBe(first.id);
+    expect(second.user.name).toBe("dave");
+    await logout(current);
+    await joinAs(current, "carol");
+    expect(await nodeOf(current)).toMatchObject({ id: first.id, ipAddresses: first.ipAddresses });
+    expect(await nodes()).toHaveLength(3);
+  }, 90_000);
+
+  test("TestAuthWebFlow, refused: the client says why", async () => {
+    await logout(current);
+    const { url, up } = await begin(current, box);
+    await api(box, "POST", "/api/v1/auth/reject", { authId: url.slice(url.lastIndexOf("/") + 1) });
+    await until("the client is told", async () => {
+      const health = (await current.status()) as unknown as { Health: string[] | null };
+      return /refused this login/.test(up.output() + JSON.stringify(health.Health) + current.process.output());
+    });
+    up.kill();
+    await up.exited;
+  }, 60_000);
+
+  test("TestOIDCAuthenticationPingAll, TestOIDCAuthenticationWithPKCE: signing in at the provider brings the client up", async () => {
+    const { url, up } = await begin(current, box, "--force-reauth");
+    expect(await signIn(url, "alice")).toMatch(/^200 .*Connected/s);
+    await finished(current, up);
+    const node = await nodeOf(current);
+    expect(node.user.name).toBe("alice");
+    const rest = Date.parse(node.expiry!) - Date.now();
+    expect(rest).toBeLessThanOrEqual(TOKEN_SECONDS * 1000);
+  }, 90_000);
+
+  test("TestOIDCExpireNodesBasedOnTokenExpiry: with the token the node key is over, and signing in again brings the same node back", async () => {
+    const before = (await nodes()).find(({ user }) => user.name === "alice")!;
+    await stateIs(current, "NeedsLogin", TOKEN_SECONDS + 20);
+    const { url, up } = await begin(current, box);
+    await signIn(url, "alice");
+    await finished(current, up);
+    expect(await nodeOf(current)).toMatchObject({ id: before.id, ipAddresses: before.ipAddresses });
+  }, 90_000);
+
+  test("TestTagsUserLogin…: owned tags make the machine tagged, others are refused, and --advertise-tags= gives it back to its user", async () => {
+    const refused = await begin(current, box, "--force-reauth", "--advertise-tags=tag:other");
+    expect(await signIn(refused.url, "alice")).toContain("requested tags [tag:other] are invalid or not permitted");
+    refused.up.kill();
+    await refused.up.exited;
+
+    const owned = await begin(current, box, "--force-reauth", "--advertise-tags=tag:web");
+    await signIn(owned.url, "alice");
+    await finished(current, owned.up);
+    expect(await nodeOf(current)).toMatchObject({ tags: ["tag:web"], expiry: null });
+    const self = (await current.status())!.Self as unknown as { Tags: string[] };
+    expect(self.Tags).toEqual(["tag:web"]);
+    const { id } = await nodeOf(current);
+
+    const back = await begin(current, box, "--force-reauth", "--advertise-tags=");
+    await signIn(back.url, "alice");
+    await finished(current, back.up);
+    const node = await nodeOf(current);
+    expect(node).toMatchObject({ id, tags: [] });
+    expect(node.user.name).toBe("alice");
+  }, 90_000);
+
+  test("machine approval: the client shows that it waits, and goes on by itself when it is let in", async () => {
+    await logout(current);
+    const { user } = await api<{ user: { id: string } }>(strict, "POST", "/api/v1/user", { name: "erin" });
+    const key = async (more: Record<string, unknown>) =>
+      (await api<{ preAuthKey: { key: string } }>(strict, "POST", "/api/v1/preauthkey", { user: user.id, ...more }))
+        .preAuthKey.key;
+    const up = new Daemon(
+      current.host,
+      current.cli(
+        "up",
+        `--login-server=${strict.url}`,
+        `--auth-key=${await key({})}`,
+        "--force-reauth",
+        "--accept-dns=false",
+      ),
+    );
+    await stateIs(current, "NeedsMachineAuth");
+    const [waiting] = await nodes(strict);
+    await api(strict, "POST", `/api/v2/device/${waiting!.id}/authorized`, { authorized: true });
+    await finished(current, up);
+    expect((await nodeOf(current, strict)).id).toBe(waiting!.id);
+  }, 60_000);
+});
