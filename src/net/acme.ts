@@ -4,10 +4,12 @@
 //
 // While TLS-ALPN-01 is under way (seconds, every two months or so), whoever connects by the server's name is shown the
 // challenge's certificate, refuses it and comes again: what a client wants is known too late in the handshake.
+import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { Agent } from "node:https";
 import { join } from "node:path";
-import acme, { type Authorization } from "acme-client";
+import * as x509 from "@peculiar/x509";
+import acme from "acme-client";
 import { Hono } from "hono";
 import { writeAtomically } from "./keyfile.ts";
 import type { Certificate } from "./listener.ts";
@@ -34,6 +36,9 @@ const FIRST_RETRY = 60_000;
 const MAX_RETRY = 6 * 60 * 60_000;
 /** Milliseconds that one order may take, polls of the server's checks included. */
 const ORDER_TIMEOUT = 120_000;
+const DAY = 86_400_000;
+/** id-pe-acmeIdentifier */
+const ACME_IDENTIFIER = "1.3.6.1.5.5.7.1.31";
 
 export class AcmeCertificates {
   /** For the HTTP listener: answers challenges, sends everything else to HTTPS. */
@@ -58,7 +63,7 @@ export class AcmeCertificates {
 
   /** What to start with: the certificate of the folder, or one that nobody trusts until `start` has got a real one. */
   async current(): Promise<Certificate> {
-    return this.cached() ?? (await this.alpnCertificate("nobody"));
+    return this.cached() ?? (await alpnCertificate(this.options.hostname, "", this.options.now()));
   }
 
   /** The certificate that answers TLS-ALPN-01 for this name. */
@@ -151,7 +156,11 @@ export class AcmeCertificates {
       challengePriority: [challenge.toLowerCase()],
       challengeCreateFn: async (authorization, { token }, answer) => {
         if (challenge === "HTTP-01") this.httpAnswers.set(token, answer);
-        else this.alpnAnswers.set(authorization.identifier.value, await this.alpnCertificate(answer));
+        else
+          this.alpnAnswers.set(
+            authorization.identifier.value,
+            await alpnCertificate(hostname, answer, this.options.now()),
+          );
       },
       challengeRemoveFn: async (authorization, { token }) => {
         this.httpAnswers.delete(token);
@@ -168,16 +177,28 @@ export class AcmeCertificates {
       clearTimeout(timer);
     }
   }
+}
 
-  private async alpnCertificate(answer: string): Promise<Certificate> {
-    const authorization = { identifier: { type: "dns", value: this.options.hostname } } as Authorization;
-    const [key, cert] = await acme.crypto.createAlpnCertificate(
-      authorization,
-      answer,
-      await acme.crypto.createPrivateEcdsaKey(),
-    );
-    return { key: String(key), cert: String(cert) };
-  }
+/** Self-signed, for the name alone, with the answer's digest (RFC 8737, section 3). */
+async function alpnCertificate(hostname: string, answer: string, now: number): Promise<Certificate> {
+  const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
+  const keys = (await crypto.subtle.generateKey(algorithm, true, ["sign", "verify"])) as CryptoKeyPair;
+  const digest = createHash("sha256").update(answer).digest();
+  const certificate = await x509.X509CertificateGenerator.createSelfSigned({
+    name: "CN=ACME challenge",
+    keys,
+    signingAlgorithm: algorithm,
+    notBefore: new Date(now - DAY),
+    notAfter: new Date(now + DAY),
+    extensions: [
+      new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
+      new x509.SubjectAlternativeNameExtension([{ type: "dns", value: hostname }]),
+      // An OCTET STRING of 32 bytes.
+      new x509.Extension(ACME_IDENTIFIER, true, Uint8Array.of(0x04, digest.length, ...digest)),
+    ],
+  });
+  const key = Buffer.from(await crypto.subtle.exportKey("pkcs8", keys.privateKey));
+  return { cert: certificate.toString("pem"), key: x509.PemConverter.encode(key, "PRIVATE KEY") };
 }
 
 function expiryOf({ cert }: Certificate): Date {

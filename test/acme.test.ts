@@ -1,0 +1,176 @@
+// Certificates from a real ACME server: Pebble validates both challenges over the network, its DNS leads every name here.
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import { X509Certificate } from "node:crypto";
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { connect } from "node:tls";
+import { Hono } from "hono";
+import { AcmeCertificates, type AcmeOptions } from "../src/net/acme.ts";
+import { type Certificate, type Listener, listen } from "../src/net/listener.ts";
+import { createLogger } from "../src/net/logger.ts";
+import { certificate, skip, tempDir, until } from "./lib/mesh.ts";
+
+setDefaultTimeout(60_000);
+const absent = Bun.which("pebble") && Bun.which("pebble-challtestsrv") ? null : "pebble (the Debian package) is absent";
+const isSkipped = skip(absent);
+const NAME = "weft.example.com";
+const DAY = 86_400_000;
+
+const dir = tempDir("acme");
+const children: Bun.Subprocess[] = [];
+let directoryUrl = "";
+let ca = "";
+let tlsPort = 0;
+let httpPort = 0;
+let roots = "";
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as { port: number };
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+beforeAll(async () => {
+  if (isSkipped) return;
+  const [api, management, dns, dnsApi] = await Promise.all([freePort(), freePort(), freePort(), freePort()]);
+  [httpPort, tlsPort] = [await freePort(), await freePort()];
+  const own = await certificate(dir.path, "127.0.0.1");
+  const config = join(dir.path, "pebble.json");
+  const pebble = {
+    listenAddress: `127.0.0.1:${api}`,
+    managementListenAddress: `127.0.0.1:${management}`,
+    certificate: own.cert,
+    privateKey: own.key,
+    httpPort,
+    tlsPort,
+    certificateValidityPeriod: (90 * DAY) / 1000,
+  };
+  writeFileSync(config, JSON.stringify({ pebble }));
+  const off = ["-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", ""];
+  const start = (...command: string[]) =>
+    children.push(
+      Bun.spawn(command, {
+        env: { ...process.env, PEBBLE_VA_NOSLEEP: "1", PEBBLE_WFE_NONCEREJECT: "0" },
+        stdout: "ignore",
+        stderr: "ignore",
+      }),
+    );
+  start("pebble-challtestsrv", "-dns01", `127.0.0.1:${dns}`, "-management", `127.0.0.1:${dnsApi}`, ...off);
+  start("pebble", "-config", config, "-dnsserver", `127.0.0.1:${dns}`);
+  directoryUrl = `https://127.0.0.1:${api}/dir`;
+  ca = readFileSync(own.ca, "utf8");
+  const get = (url: string) => fetch(url, { tls: { ca }, signal: AbortSignal.timeout(1000) });
+  await until("Pebble answers", async () => (await get(directoryUrl)).ok);
+  roots = await (await get(`https://127.0.0.1:${management}/roots/0`)).text();
+});
+afterAll(async () => {
+  for (const child of children) {
+    child.kill("SIGKILL");
+    await child.exited;
+  }
+  dir[Symbol.dispose]();
+});
+
+function make(name: string, more: Partial<AcmeOptions> = {}) {
+  const lines: string[] = [];
+  const acme = new AcmeCertificates({
+    directoryUrl,
+    email: "",
+    hostname: NAME,
+    cacheDir: join(dir.path, name),
+    challenge: "HTTP-01",
+    ca,
+    log: createLogger({ level: "info", format: "text", write: (line) => lines.push(line) }),
+    now: Date.now,
+    ...more,
+  });
+  return { acme, lines };
+}
+
+async function serve(options: Parameters<typeof listen>[0]): Promise<Listener & AsyncDisposable> {
+  const listener = await listen(options);
+  return { ...listener, [Symbol.asyncDispose]: () => listener.close() };
+}
+
+/** The certificate that a client sees who trusts Pebble's roots alone. */
+function seenBy(port: number): Promise<X509Certificate> {
+  return new Promise((resolve, reject) => {
+    const socket = connect({ host: "127.0.0.1", port, servername: NAME, ca: roots }, () => {
+      const shown = new X509Certificate(socket.getPeerCertificate().raw);
+      socket.destroy();
+      resolve(shown);
+    });
+    socket.on("error", reject);
+  });
+}
+
+const app = new Hono().get("/", (c) => c.text("hello"));
+
+test.skipIf(isSkipped)(
+  "HTTP-01: a certificate is obtained, kept for its owner alone, used again at the next start, and renewed before it ends",
+  async () => {
+    let now = Date.now();
+    const { acme } = make("http", { now: () => now, email: "ops@example.com" });
+    await using plain = await serve({ host: "127.0.0.1", port: httpPort, app: acme.app, upgrades: {} });
+    const first = await acme.current();
+    await using secure = await serve({ host: "127.0.0.1", port: tlsPort, app, upgrades: {}, tls: first });
+    expect(seenBy(tlsPort)).rejects.toThrow();
+    const used: Certificate[] = [];
+    const use = (certificate: Certificate) => {
+      used.push(certificate);
+      secure.setCertificate(certificate);
+    };
+    await acme.look(use);
+    const issued = await seenBy(tlsPort);
+    expect([issued.subjectAltName, used.length]).toEqual([`DNS:${NAME}`, 1]);
+    const folder = join(dir.path, "http");
+    expect(statSync(folder).mode & 0o777).toBe(0o700);
+    expect(readdirSync(folder).sort()).toEqual(["account.key", `${NAME}.pem`]);
+    for (const file of readdirSync(folder)) expect(statSync(join(folder, file)).mode & 0o777).toBe(0o600);
+
+    // A restart asks for nothing, until a third of the 90 days is left.
+    const again = make("http", { now: () => now }).acme;
+    expect(await again.current()).toEqual(used[0]!);
+    now += 59 * DAY;
+    await again.look(use);
+    expect(used).toHaveLength(1);
+    now += 2 * DAY;
+    await acme.look(use);
+    expect(used).toHaveLength(2);
+    expect((await seenBy(tlsPort)).serialNumber).not.toBe(issued.serialNumber);
+
+    // What is no challenge goes to HTTPS.
+    const elsewhere = await fetch(`http://127.0.0.1:${plain.port}/admin?a=b`, { redirect: "manual" });
+    expect([elsewhere.status, elsewhere.headers.get("Location")]).toEqual([308, `https://${NAME}/admin?a=b`]);
+    expect((await fetch(`http://127.0.0.1:${plain.port}/.well-known/acme-challenge/x`)).status).toBe(404);
+  },
+);
+
+test.skipIf(isSkipped)("TLS-ALPN-01: the challenge is answered on the TLS port itself", async () => {
+  const { acme } = make("alpn", { challenge: "TLS-ALPN-01" });
+  const tls = await acme.current();
+  const challenge = (name: string) => acme.challengeFor(name);
+  await using secure = await serve({ host: "127.0.0.1", port: tlsPort, app, upgrades: {}, tls, challenge });
+  await acme.start((certificate) => secure.setCertificate(certificate));
+  acme.close();
+  expect((await seenBy(tlsPort)).subjectAltName).toBe(`DNS:${NAME}`);
+  expect(acme.challengeFor(NAME)).toBeNull();
+});
+
+test.skipIf(isSkipped)(
+  "a refusal is logged, asked again with growing pauses, and leaves the certificate in use",
+  async () => {
+    // Nothing listens on the port where Pebble looks for the answer.
+    const { acme, lines } = make("refused");
+    const use = () => expect.unreachable();
+    expect(await acme.look(use)).toBe(60_000);
+    expect(await acme.look(use)).toBe(120_000);
+    expect(lines).toHaveLength(2);
+    expect(lines[0]).toContain(`no certificate for ${NAME} from ${directoryUrl}, next attempt in 1 min`);
+    expect(lines[0]).toContain("connection refused");
+    expect(existsSync(join(dir.path, "refused", `${NAME}.pem`))).toBe(false);
+  },
+);
