@@ -226,7 +226,7 @@ test("mistakes of an operator: one sentence that says what, which value, and wha
   expectSentence(await run("box", "--data", other, "--url", "https://x/y"), 2, "scheme, host and port alone");
   expectSentence(await run("control", "--data", other), 2, "either --relay-url URL or --derp-map FILE");
   writeFileSync(join(folder, "map.json"), '{"Regions":{"1":{"RegionID":2}}}');
-  expectSentence(await run("control", "--data", other, "--derp-map", join(folder, "map.json")), 1, "region 1 needs");
+  expectSentence(await run("control", "--data", other, "--derp-map", join(folder, "map.json")), 1, "Regions.1");
   mkdirSync(other, { recursive: true });
   writeFileSync(join(other, "derp_private.key"), "junk");
   expectSentence(await tryBox("--data", other, "--listen", "127.0.0.1:1"), 1, "derp_private.key is damaged");

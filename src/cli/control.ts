@@ -1,5 +1,5 @@
 // `bun run control`: the control server alone. Relays run elsewhere; it tells clients where.
-import { readFileSync } from "node:fs";
+import { resolve } from "node:path";
 import { Hono } from "hono";
 import { prepareDataDir } from "../control/datadir.ts";
 import { createControl } from "../control/index.ts";
@@ -26,7 +26,8 @@ const USAGE = `Usage: bun run control [flags]
 The control server alone. \`bun run box\` has a relay with it.
 
   --relay-url URL      the relay that clients use (its STUN server on port 3478)
-  --derp-map FILE      or: several relays, a DERP map in JSON; or derp.urls and derp.paths of the configuration
+  --derp-map FILE      or: several relays, a DERP map in YAML or JSON, read again when it changes; or derp.urls and
+                       derp.paths of the configuration
 ${SERVER_USAGE}
 ${CONTROL_USAGE}
 
@@ -40,7 +41,13 @@ export async function main(argv: string[]): Promise<number> {
     return 0;
   }
   const config = configOf(flags);
-  return runControl(config, chooseDerpMap(flags["relay-url"], flags["derp-map"]));
+  const { "relay-url": url, "derp-map": file } = flags;
+  if (url !== undefined && file !== undefined)
+    throw new UsageError("clients need a relay: give either --relay-url URL or --derp-map FILE");
+  const { settings } = config;
+  const paths = [...settings.derp.paths, ...(file === undefined ? [] : [resolve(file)])];
+  const withFile = { ...config, settings: { ...settings, derp: { ...settings.derp, paths } } };
+  return runControl(withFile, url === undefined ? null : derpMapOf(parseUrl("relay-url", url), STUN_PORT));
 }
 
 /** `derpMap`: relays beside those of the configuration. */
@@ -78,29 +85,4 @@ async function makeControl(
     reload: () => control.policies.reloadLogged(),
     about: "",
   };
-}
-
-function chooseDerpMap(relayUrl: string | undefined, file: string | undefined): DERPMap | null {
-  if (relayUrl !== undefined && file !== undefined)
-    throw new UsageError("clients need a relay: give either --relay-url URL or --derp-map FILE");
-  if (relayUrl !== undefined) return derpMapOf(parseUrl("relay-url", relayUrl), STUN_PORT);
-  if (file === undefined) return null;
-  let map: DERPMap | null;
-  try {
-    map = JSON.parse(readFileSync(file, "utf8")) as DERPMap | null;
-  } catch (error) {
-    throw new Error(`--derp-map ${file} cannot be used: ${(error as Error).message}`);
-  }
-  const regions = Object.entries(map?.Regions ?? {});
-  const isWrong = ([id, region]: (typeof regions)[number]) =>
-    !region ||
-    !/^[1-9]\d{0,8}$/.test(id) ||
-    region.RegionID !== Number(id) ||
-    !region.Nodes?.every((node) => node.HostName);
-  const wrong = regions.find(isWrong);
-  if (regions.length === 0 || wrong)
-    throw new Error(
-      `--derp-map ${file} cannot be used: ${wrong ? `region ${wrong[0]} needs its number as RegionID and Nodes with HostName` : "it has no Regions"}`,
-    );
-  return { ...map, omitDefaultRegions: true };
 }

@@ -5,6 +5,7 @@ import { Routing } from "./ha.ts";
 import type { Effect, Model, NodeRecord, UserRecord } from "./model.ts";
 import type { Access, Circle, Decision } from "./netmap.ts";
 import { OpenAccess } from "./open-access.ts";
+import type { Range } from "./policy/addresses.ts";
 import type { Bits } from "./policy/bits.ts";
 import {
   type Comparison,
@@ -160,6 +161,12 @@ export class PolicyAccess implements Access {
       });
     };
     return owns(tag);
+  }
+
+  /** Where the policy wants the addresses of such a node to come from; empty: anywhere. */
+  addressPools(owner: Pick<NodeRecord, "userId" | "tags">): Range[] {
+    if (!this.policy.nodeAttributes.some(({ ipPool }) => ipPool.length > 0)) return [];
+    return this.current().addressPools(owner);
   }
 
   private policyUsers(): PolicyUser[] {

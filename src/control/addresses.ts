@@ -1,43 +1,158 @@
-// Which address a new node gets: the next of its family in order, those that were never given first.
+// Which addresses a node gets: free ones of the tailnet's prefixes, in order (those that were never given first) or at random.
 //
-//   IPv4  100.64.0.0/10 without network and broadcast address, 100.100.100.100 (the client's own services)
-//         and 100.115.92.0/23 (ChromeOS)
-//   IPv6  fd7a:115c:a1e0::/64 without ::0 and ::53 (the client's own services); the rest of the /48 holds blocks with
-//         meanings of their own (spec/ts2021-control-protocol.md, section 0.3)
-import { formatIP, parseIP } from "../wire/ip.ts";
+// Never given: the network and broadcast address of IPv4, the first address of an IPv6 prefix, 100.100.100.100 and
+// fd7a:115c:a1e0::53 (services of the client itself), and 100.115.92.0/23 (ChromeOS). Of an IPv6 prefix the first /64 is
+// used: the rest of fd7a:115c:a1e0::/48 holds blocks with meanings of their own (spec/ts2021-control-protocol.md, section 0.3).
+import { parsePrefix } from "../wire/ip.ts";
+import type { ControlContext } from "./context.ts";
+import type { Counters, NodeRecord } from "./model.ts";
+import { addressNumber, parseRange, type Range, RangeSet, textOf } from "./policy/addresses.ts";
 
-const V4_FIRST = 0x64400001;
-const V4_LAST = 0x647ffffe;
-const V4_SERVICE = 0x64646464;
-const CHROMEOS_FIRST = 0x64735c00;
-const CHROMEOS_LAST = 0x64735dff;
+const RESERVED = RangeSet.of(
+  ["100.100.100.100", "100.115.92.0/23", "fd7a:115c:a1e0::53"].map((text) => parseRange(text)!),
+);
+/** Random picks before the search goes on in order from the last of them. */
+const PICKS = 32;
 
-function formatV4(address: number): string {
-  return formatIP(Uint8Array.of(address >>> 24, (address >>> 16) & 255, (address >>> 8) & 255, address & 255));
+type Random = (n: number) => Uint8Array;
+
+/** The addresses of a prefix that may be given. */
+export function usable(prefix: string): RangeSet {
+  const { ip, bits } = parsePrefix(prefix)!;
+  const { first, last } = parseRange(prefix)!;
+  if (ip.length === 16) {
+    const end = bits < 64 ? first + (1n << 64n) - 1n : last;
+    return RangeSet.of([{ first: first < end ? first + 1n : first, last: end }]).without(RESERVED);
+  }
+  const hasEnds = bits < 31;
+  return RangeSet.of([{ first: hasEnds ? first + 1n : first, last: hasEnds ? last - 1n : last }]).without(RESERVED);
 }
 
-/** The first free address after `last` ("" starts at the beginning), wrapping round once. Null: every address is taken. */
-export function nextIPv4(last: string, isTaken: (ip: string) => boolean): string | null {
-  const bytes = last === "" ? null : parseIP(last);
-  const start = bytes ? new DataView(bytes.buffer).getUint32(0) + 1 : V4_FIRST;
-  const span = V4_LAST - V4_FIRST + 1;
-  for (let i = 0, address = start; i < span; i++, address++) {
-    if (address > V4_LAST || address < V4_FIRST) address = V4_FIRST;
-    if (address === V4_SERVICE || (address >= CHROMEOS_FIRST && address <= CHROMEOS_LAST)) continue;
-    const text = formatV4(address);
-    if (!isTaken(text)) return text;
+function isV6(range: Range): boolean {
+  return textOf(range.first).includes(":");
+}
+
+/** The first free address after `last`, wrapping round once; null when every address is taken. */
+function nextFree(space: RangeSet, last: bigint, isTaken: (ip: string) => boolean): string | null {
+  const { ranges } = space;
+  const after = ranges.flatMap((range) =>
+    range.last > last ? [{ first: range.first > last ? range.first : last + 1n, last: range.last }] : [],
+  );
+  const before = ranges.filter((range) => range.first <= last);
+  for (const { first, last: end } of [...after, ...before]) {
+    for (let n = first; n <= end; n++) {
+      const text = textOf(n);
+      if (!isTaken(text)) return text;
+    }
   }
   return null;
 }
 
-/** The first free address after `last` ("" starts at the beginning). 2^64 of them do not run out. */
-export function nextIPv6(last: string, isTaken: (ip: string) => boolean): string {
-  const bytes = parseIP(last === "" ? "fd7a:115c:a1e0::" : last)!;
-  const view = new DataView(bytes.buffer);
-  for (let host = view.getBigUint64(8) + 1n; ; host++) {
-    if (host === 0x53n) continue;
-    view.setBigUint64(8, host);
-    const text = formatIP(bytes);
-    if (!isTaken(text)) return text;
+function randomNumber(space: RangeSet, random: Random): bigint {
+  const size = space.ranges.reduce((sum, { first, last }) => sum + last - first + 1n, 0n);
+  let left = BigInt(`0x${Buffer.from(random(24)).toString("hex")}`) % size;
+  for (const { first, last } of space.ranges) {
+    if (left <= last - first) return first + left;
+    left -= last - first + 1n;
   }
+  return space.ranges[0]!.first;
+}
+
+/** A free address of `space`, or null. `last`: the one given before, "" for none. */
+export function pickAddress(
+  space: RangeSet,
+  how: { allocation: "sequential" | "random"; last: string; random: Random; isTaken: (ip: string) => boolean },
+): string | null {
+  if (space.isEmpty) return null;
+  let from = how.last === "" ? -1n : addressNumber(how.last)!;
+  if (how.allocation === "random") {
+    for (let i = 0; i < PICKS; i++) {
+      from = randomNumber(space, how.random);
+      const text = textOf(from);
+      if (!how.isTaken(text)) return text;
+    }
+  }
+  return nextFree(space, from, how.isTaken);
+}
+
+export interface Addresses {
+  ipv4: string;
+  ipv6: string;
+  counters: Partial<Counters>;
+}
+
+type Owner = Pick<NodeRecord, "userId" | "tags">;
+
+/** One address of each family that the tailnet has, from the pools that the policy names for such a node, or a reason. */
+export function allocate(ctx: ControlContext, owner: Owner): Addresses | { problem: string } {
+  const { v4, v6 } = ctx.settings.prefixes;
+  const { lastIPv4, lastIPv6 } = ctx.model.counters;
+  const ipv4 = v4 === null ? "" : one(ctx, owner, v4, lastIPv4);
+  const ipv6 = v6 === null ? "" : one(ctx, owner, v6, lastIPv6);
+  if (ipv4 === null || ipv6 === null)
+    return { problem: `every address of ${ipv4 === null ? v4 : v6} is taken: delete nodes that are not used any more` };
+  return { ipv4, ipv6, counters: { ...(ipv4 && { lastIPv4: ipv4 }), ...(ipv6 && { lastIPv6: ipv6 }) } };
+}
+
+/** `also`: addresses that are as good as given. */
+function one(
+  ctx: ControlContext,
+  owner: Owner,
+  prefix: string,
+  last: string,
+  also?: ReadonlySet<string>,
+): string | null {
+  const whole = usable(prefix);
+  const wanted = ctx.access.addressPools(owner).filter((pool) => isV6(pool) === prefix.includes(":"));
+  // What of a pool lies beyond the tailnet's prefix is nobody's.
+  const space = wanted.length > 0 ? whole.without(whole.without(RangeSet.of(wanted))) : whole;
+  return pickAddress(space, {
+    allocation: ctx.settings.prefixes.allocation,
+    last,
+    random: ctx.random,
+    isTaken: (ip) => ctx.model.hasAddress(ip) || (also?.has(ip) ?? false),
+  });
+}
+
+/** What `backfillAddresses` did to one node. */
+export interface Backfilled {
+  nodeId: number;
+  givenName: string;
+  added: string[];
+  removed: string[];
+}
+
+/**
+ * Gives every node an address of each family that the tailnet has by now, and takes those of a family that it has no more.
+ * Durable when it resolves. Throws with one sentence when the addresses do not suffice; then nothing has changed.
+ */
+export async function backfillAddresses(ctx: ControlContext): Promise<Backfilled[]> {
+  const { v4, v6 } = ctx.settings.prefixes;
+  const taken = new Set<string>();
+  const counters: Partial<Counters> = {};
+  const done: Backfilled[] = [];
+  const nodes: NodeRecord[] = [];
+  for (const node of ctx.model.sortedNodes()) {
+    const next = { ...node };
+    for (const [family, prefix, last] of [
+      ["ipv4", v4, "lastIPv4"],
+      ["ipv6", v6, "lastIPv6"],
+    ] as const) {
+      if (prefix === null) next[family] = "";
+      else if (node[family] === "") {
+        const ip = one(ctx, node, prefix, counters[last] ?? ctx.model.counters[last], taken);
+        if (ip === null) throw new Error(`${prefix} has no address left for node ${node.id} (${node.givenName})`);
+        next[family] = ip;
+        taken.add(ip);
+        counters[last] = ip;
+      }
+    }
+    const added = [next.ipv4, next.ipv6].filter((ip) => ip !== "" && ip !== node.ipv4 && ip !== node.ipv6);
+    const removed = [node.ipv4, node.ipv6].filter((ip) => ip !== "" && ip !== next.ipv4 && ip !== next.ipv6);
+    if (added.length + removed.length === 0) continue;
+    nodes.push(next);
+    done.push({ nodeId: node.id, givenName: node.givenName, added, removed });
+  }
+  if (nodes.length > 0) await ctx.journal.commit({ nodes, counters });
+  return done;
 }

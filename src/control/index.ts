@@ -16,6 +16,7 @@ import { type Apis, createApis } from "./api/index.ts";
 import { addCertificates, createProvider } from "./certs.ts";
 import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
+import { DerpMaps } from "./derpmap.ts";
 import { configOf, dnsConfigOf, ExtraRecordsFile } from "./dns.ts";
 import { Enrolment } from "./enrol.ts";
 import { addFeatures } from "./features.ts";
@@ -25,6 +26,7 @@ import { Logins } from "./login.ts";
 import { checkVersion, handleMachineRequest, type MachineHandlers, MachineRouter, respond } from "./machine.ts";
 import { encodeFrame } from "./map-frames.ts";
 import { KEEP_ALIVE, MapStream } from "./map-stream.ts";
+import { Sweep } from "./map-sweep.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
 import { LoginPages } from "./pages/login.ts";
@@ -93,11 +95,7 @@ export interface Control {
 export async function createControl(options: ControlOptions): Promise<Control> {
   prepareDataDir(options.dataDir);
   checkSocketPath(socketOf(options).path);
-  const { store: where } = options.settings;
-  const isDefault = where.type === "sqlite" && where.path === "";
-  const store = await Store.open(isDefault ? { type: "sqlite", path: join(options.dataDir, "weft.sqlite") } : where, {
-    log: (line) => options.log?.(line),
-  });
+  const store = await openStore(options);
   try {
     const noiseKeyPath = options.noiseKeyPath ?? join(options.dataDir, "noise_private.key");
     const noiseKey = loadOrCreateKey(noiseKeyPath, () => generatePrivateKey(randomBytes));
@@ -120,6 +118,15 @@ export async function createControl(options: ControlOptions): Promise<Control> {
 
 function socketOf({ adminSocket, dataDir }: ControlOptions): { path: string; mode: number } {
   return adminSocket ?? { path: join(dataDir, ADMIN_SOCKET), mode: 0o600 };
+}
+
+/** The store of a server that is not running, or that is about to. Throws with one sentence. */
+export function openStore({ dataDir, settings, log }: ControlOptions): Promise<Store> {
+  const { store } = settings;
+  const isDefault = store.type === "sqlite" && store.path === "";
+  return Store.open(isDefault ? { type: "sqlite", path: join(dataDir, "weft.sqlite") } : store, {
+    log: (line) => log?.(line),
+  });
 }
 
 function openPolicy(policy: PolicyVersion, model: Model, { settings, log }: ControlOptions): PolicyAccess {
@@ -148,11 +155,13 @@ class ControlServer implements Control {
   private readonly enrolment: Enrolment;
   private readonly pages: LoginPages;
   private readonly probes: Probes;
+  private readonly derpMaps: DerpMaps;
   private extraRecords: ExtraRecordsFile | null = null;
   private readonly machines = new MachineRouter();
   private readonly approver: AutoApprover;
   private readonly sshChecks: SSHChecks;
   private readonly streams = new Map<number, MapStream>();
+  private readonly sweep = new Sweep();
   private readonly offlineTimers = new Map<number, ReturnType<typeof setTimeout>>();
   /** Nodes that were removed, whose streams end as soon as that is durable. */
   private leaving: NodeRecord[] = [];
@@ -230,6 +239,13 @@ class ControlServer implements Control {
     };
     this.policies = new PolicyStore(this.context, policy);
     this.probes = new Probes(this.context, this.context.pings);
+    this.derpMaps = new DerpMaps({
+      settings: options.settings.derp,
+      seed: options.settings.baseDomain,
+      changed: (derpMap) => this.setConfig({ ...this.config, derpMap }),
+      log: this.context.log,
+      random: Math.random,
+    });
     addFeatures(this.context, this.machines, this.app);
     addIdTokens(this.context, this.machines, this.app);
     const provider = options.settings.dns.certificates;
@@ -249,8 +265,9 @@ class ControlServer implements Control {
     await this.pages.start();
     await this.tick();
     this.poke();
-    this.probes.start();
     this.readExtraRecords();
+    await this.derpMaps.start();
+    this.probes.start();
     this.admin = await startAdmin(socketOf(this.options), this.apis.local);
     this.ticker = setInterval(() => {
       this.tick().catch((error: Error) => this.options.log?.(error.message));
@@ -321,12 +338,14 @@ class ControlServer implements Control {
     this.probes.stop();
     this.context.pings.close();
     this.extraRecords?.close();
+    this.derpMaps.close();
     await this.admin?.close();
     for (const timer of this.offlineTimers.values()) clearTimeout(timer);
     this.offlineTimers.clear();
     const open = [...this.streams.values()];
     this.streams.clear();
     for (const stream of open) stream.end();
+    this.sweep.close();
     const now = this.now();
     const seen = [...this.model.nodes.values()].filter((node) => node.online);
     if (seen.length > 0) {
@@ -421,7 +440,7 @@ class ControlServer implements Control {
       model: this.model,
       zstd: input.zstd,
       keepAlive: input.keepAlive ? (this.options.keepAlive ?? KEEP_ALIVE) : null,
-      openStreams: () => this.streams.size,
+      sweep: this.sweep,
       now: this.now,
       random: Math.random,
       onClose: () => this.onStreamClosed(nodeId, mapStream),

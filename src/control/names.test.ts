@@ -1,6 +1,5 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
-import { nextIPv4, nextIPv6 } from "./addresses.ts";
 import { IdSet } from "./idset.ts";
 import { Model, type NodeRecord } from "./model.ts";
 import { labelOf, labelProblem, tagProblem, uniqueLabel, userNameProblem } from "./names.ts";
@@ -43,19 +42,6 @@ test("names and tags that are wrong are called wrong", () => {
   expect(tagProblem("tag:web-1")).toBeNull();
   for (const bad of ["", "a", "1a", "a b", "a@b@c", "a/b"]) expect(userNameProblem(bad)).toBeString();
   for (const good of ["alice", "alice@example.com", "a.b-c_d"]) expect(userNameProblem(good)).toBeNull();
-});
-
-test("addresses are given in order, reserved ones are left out, freed ones come last", () => {
-  const none = () => false;
-  expect(nextIPv4("", none)).toBe("100.64.0.1");
-  expect(nextIPv4("100.64.0.255", none)).toBe("100.64.1.0");
-  expect(nextIPv4("100.100.100.99", none)).toBe("100.100.100.101");
-  expect(nextIPv4("100.115.91.255", none)).toBe("100.115.94.0");
-  expect(nextIPv4("100.127.255.254", none)).toBe("100.64.0.1");
-  expect(nextIPv4("100.127.255.253", (ip) => ip !== "100.64.0.7")).toBe("100.64.0.7");
-  expect(nextIPv6("", none)).toBe("fd7a:115c:a1e0::1");
-  expect(nextIPv6("fd7a:115c:a1e0::52", none)).toBe("fd7a:115c:a1e0::54");
-  expect(nextIPv6("fd7a:115c:a1e0::9", (ip) => ip === "fd7a:115c:a1e0::a")).toBe("fd7a:115c:a1e0::b");
 });
 
 test("a set of ids is a set", () => {

@@ -23,7 +23,7 @@
 // Nodes of other users are never taken over: one machine may have a node for each user who ever joined on it.
 import { createHash } from "node:crypto";
 import type { RegisterResponse } from "../wire/tailcfg.ts";
-import { nextIPv4, nextIPv6 } from "./addresses.ts";
+import { allocate } from "./addresses.ts";
 import type { ControlContext } from "./context.ts";
 import type { Change, Counters, Millis, Model, NodeRecord, PreAuthKeyRecord, RegisterMethod } from "./model.ts";
 import { labelOf, uniqueLabel } from "./names.ts";
@@ -216,11 +216,11 @@ function place(
     ctx.log(
       `${machineKey} joins once more, with another owner than its ${others.length === 1 ? "node" : "nodes"} ${others.map(({ id }) => id).join(", ")}`,
     );
-  const ipv4 = nextIPv4(model.counters.lastIPv4, (ip) => model.hasAddress(ip));
-  if (ipv4 === null) throw new LoginRefused(NO_ADDRESS);
-  const ipv6 = nextIPv6(model.counters.lastIPv6, (ip) => model.hasAddress(ip));
+  const addresses = allocate(ctx, owner);
+  if ("problem" in addresses) throw new LoginRefused(addresses.problem);
+  const { ipv4, ipv6 } = addresses;
   const id = model.counters.lastNode + 1;
-  const counters: Partial<Counters> = { lastNode: id, lastIPv4: ipv4, lastIPv6: ipv6 };
+  const counters: Partial<Counters> = { ...addresses.counters, lastNode: id };
   const hostname = input.hostinfo.Hostname ?? "";
   const node: NodeRecord = {
     ...base,
@@ -244,11 +244,9 @@ function place(
     online: false,
   };
   if (!node.authorized)
-    ctx.log(`node ${id} (${node.givenName}) waits for an administrator: weft nodes approve -i ${id}`);
+    ctx.log(`node ${id} (${node.givenName}) waits for an administrator: weft nodes authorize -i ${id}`);
   return { node, more: { counters } };
 }
-
-const NO_ADDRESS = "every IPv4 address is taken: delete nodes that are not used any more";
 
 /** When a user's node key expires: the token or the server decides, the client may ask for less. */
 function expiryOf(ctx: ControlContext, input: RegisterInput, token: Millis | null, now: Millis): Millis | null {
