@@ -232,6 +232,20 @@ test("who finds a machine on the page that is not hers refuses it, and the machi
   expect(await usersOf(server)).toEqual([]);
 });
 
+test("a form that another site has sent is refused, and the form of the page itself is taken, also without an origin", async () => {
+  await using server = await withProvider();
+  const node = server.node("a");
+  const url = await startLogin(node);
+  const browser = browserOf(server);
+  const asks = await browser.signIn(url, "alice");
+  const action = new URL(/<form[^>]* action="([^"]*)"/.exec(asks.text)![1]!, asks.url).href;
+  const token = /name="token" value="([^"]*)"/.exec(asks.text)![1]!;
+  const send = (headers: Record<string, string>) => browser.open(action, { token, answer: "yes" }, headers);
+  for (const headers of [{ "Sec-Fetch-Site": "cross-site", Origin: "null" }, { Origin: "https://other.test" }])
+    expect((await send(headers)).status).toBe(403);
+  expect((await send({ "Sec-Fetch-Site": "same-origin", Origin: "null" })).text).toContain("is connected as");
+});
+
 test("domains, users and groups: each list that is not empty must be passed, and mail must be verified", async () => {
   const outcome = async (more: Partial<OidcSettings>, account: string) => {
     await using server = await withProvider(more);

@@ -55,7 +55,11 @@ export class LoginPages {
   ) {
     const { serverUrl, oidc } = ctx.settings;
     this.isSecure = serverUrl.startsWith("https:");
-    this.attempts = new Attempts({ what: "login id", log: (line) => ctx.log(line) });
+    this.attempts = new Attempts({
+      what: "login id",
+      log: (line) => ctx.log(line),
+      count: (what) => ctx.metrics.loginFailures.add(what),
+    });
     this.providers = oidc.map(
       (settings) => new Provider(settings, `${serverUrl}${callbackPath(settings.id)}`, (line) => ctx.log(line)),
     );
@@ -168,7 +172,7 @@ ${this.providers.length > ready.length ? html`<p>An identity provider does not a
     if (problem) return notice(c, 403, "Not yours", problem);
     const token = hex(this.ctx.random(32));
     this.remember(this.confirmations, token, { loginId: login.id, provider, identity, startedAt: this.ctx.now() });
-    this.setCookie(c, confirmCookie(login.id), token);
+    this.setCookie(c, confirmCookie(token), token);
     const kind = login.request.kind === "register" ? "register" : "auth";
     return page(
       c,
@@ -189,12 +193,11 @@ ${this.description(login)}
     const form = await c.req.parseBody();
     const token = typeof form.token === "string" ? form.token : "";
     const confirmation = this.confirmations.get(token);
-    const origin = c.req.header("origin");
     const isOwn =
       confirmation?.loginId === id &&
       confirmation.startedAt + SESSION > this.ctx.now() &&
-      sameText(getCookie(c, confirmCookie(id)), token) &&
-      (origin === undefined || origin === this.ctx.settings.serverUrl);
+      sameText(getCookie(c, confirmCookie(token)), token) &&
+      this.isSentByOwnPage(c);
     if (!isOwn)
       return notice(
         c,
@@ -203,7 +206,7 @@ ${this.description(login)}
         "This form does not belong to a login of this browser: open the machine's address again.",
       );
     this.confirmations.delete(token);
-    deleteCookie(c, confirmCookie(id), { path: "/" });
+    deleteCookie(c, confirmCookie(token), { path: "/" });
     const login = this.logins.get(id);
     if (!login || login.verdict) return gone(c, login);
     const { identity, provider } = confirmation;
@@ -233,6 +236,15 @@ ${this.description(login)}
       if (!(error instanceof CommandError)) throw error;
       return notice(c, error.status === 404 ? 404 : 403, "Not let in", `${error.message}.`);
     }
+  }
+
+  /** Browsers say "null" for the origin of a form on a page that gives no referrer; what they all say is where it was sent from. */
+  private isSentByOwnPage(c: Context): boolean {
+    const site = c.req.header("sec-fetch-site");
+    const origin = c.req.header("origin") ?? "null";
+    return (
+      (site === undefined || site === "same-origin") && (origin === "null" || origin === this.ctx.settings.serverUrl)
+    );
   }
 
   /** Only the owner of the machine that an SSH session comes from can let it in. */
@@ -315,8 +327,9 @@ function cookieNames(state: string): [string, string] {
   return [`weft_state_${start}`, `weft_nonce_${start}`];
 }
 
-function confirmCookie(loginId: string): string {
-  return `weft_confirm_${/^[\w-]+$/.test(loginId) ? loginId.slice(-NAME_LENGTH) : "none"}`;
+/** By token, not by login: the same address may be open in two tabs. */
+function confirmCookie(token: string): string {
+  return `weft_confirm_${/^[0-9a-f]+$/.test(token) ? token.slice(0, NAME_LENGTH) : "none"}`;
 }
 
 function sameText(given: string | undefined, expected: string): boolean {

@@ -1,0 +1,158 @@
+// Login by an identity provider in a real browser: official clients, oidc-provider and Chromium, each on a host of its own
+// (spec/headscale-features.md, section 22.4: TestOIDCAuthenticationPingAll, TestOIDCMultipleOpenedLoginUrls,
+// TestOIDCFollowUpUrl, TestOIDCReloginSameNodeNewUser, TestOIDCExpireNodesBasedOnTokenExpiry).
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { existsSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { Daemon } from "../lab/daemon.ts";
+import { ping } from "../lab/measure.ts";
+import { type Host, Lab } from "../lab/network.ts";
+import { CLIENT } from "../src/control/pages/testing.ts";
+import type { Visit } from "./lib/chromium.ts";
+import { Box, cannotUseNamespaces, certificate, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import { missing } from "./lib/peers.ts";
+
+const CHROMIUM = "/usr/bin/chromium";
+const noBrowser = existsSync(CHROMIUM) ? null : `${CHROMIUM} is absent (apt package chromium)`;
+const absent = missing([["tailscaled", "1.102.5"]]);
+
+interface ListedNode {
+  id: string;
+  ipAddresses: string[];
+  user: { name: string; email: string; provider: string };
+  expiry: string | null;
+  registerMethod: string;
+}
+
+describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real browser", () => {
+  const dir = tempDir("browser");
+  let lab: Lab;
+  let box: Box;
+  let provider: Daemon;
+  let person: Host;
+  let alice: Tailscaled;
+  let bob: Tailscaled;
+
+  const nodeOf = async (member: Tailscaled): Promise<ListedNode> => {
+    const nodes = await box.admin<ListedNode[]>("nodes", "list");
+    const found = nodes.find(({ ipAddresses }) => ipAddresses.includes(member.ip4));
+    if (!found) throw new Error(`no node has the address of ${member.name}`);
+    return found;
+  };
+
+  /** `tailscale up` without a key: the address that it prints, and its end. */
+  const login = async (member: Tailscaled, ...more: string[]): Promise<{ url: string; done: Promise<number> }> => {
+    const child = new Daemon(
+      member.host,
+      member.cli("up", `--login-server=${box.url}`, `--hostname=${member.name}`, "--accept-dns=false", ...more),
+    );
+    const url = await until(
+      `${member.name} is given an address`,
+      () => /https:\/\/\S+\/register\/\S+/.exec(child.output())?.[0],
+    );
+    return { url, done: child.exited };
+  };
+
+  const visit = async (url: string, account: string, tabs = 1): Promise<Visit> => {
+    const script = join(import.meta.dir, "lib/chromium.ts");
+    const result = await person.run(["timeout", "40", process.execPath, script, url, account, `${tabs}`]);
+    if (result.code !== 0) throw new Error(`the browser: ${result.stderr.slice(-2000)}${result.stdout}`);
+    return JSON.parse(result.stdout) as Visit;
+  };
+
+  beforeAll(async () => {
+    lab = await Lab.create("browser");
+    const boxHost = await lab.host("box");
+    const providerHost = await lab.host("idp");
+    person = await lab.host("person");
+    const tls = await certificate(dir.path, boxHost.ip4);
+    const issuer = `http://${providerHost.ip4}:9000`;
+    const callback = `https://${boxHost.ip4}:8443/oidc/callback`;
+    const script = join(import.meta.dir, "lib/idp.ts");
+    provider = new Daemon(providerHost, [process.execPath, script, providerHost.ip4, "9000", callback, "3600"]);
+    await until("the identity provider is ready", () => provider.output().includes("ready"));
+    const file = join(dir.path, "config.yaml");
+    writeFileSync(
+      file,
+      `oidc:
+  issuer: ${issuer}
+  client_id: ${CLIENT.id}
+  client_secret: ${JSON.stringify(CLIENT.secret)}
+  scope: [openid, profile, email, groups]
+  use_expiry_from_token: true
+  pkce: { enabled: true }
+`,
+      { mode: 0o600 },
+    );
+    box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--config", file] });
+    const env = { SSL_CERT_FILE: tls.ca };
+    alice = new Tailscaled(await lab.host("alice"), join(dir.path, "alice"), "1.102.5", env);
+    bob = new Tailscaled(await lab.host("bob"), join(dir.path, "bob"), "1.102.5", env);
+    await Promise.all([alice.start(), bob.start()]);
+  }, 120_000);
+
+  afterAll(async () => {
+    await Promise.all([alice?.stop(), bob?.stop()]);
+    await box?.stop();
+    provider?.kill("SIGTERM");
+    await lab?.close();
+    dir[Symbol.dispose]();
+  }, 60_000);
+
+  test("a person signs in, is asked about the machine, and it joins; nothing comes from elsewhere, nothing is refused by the browser", async () => {
+    const { url, done } = await login(alice);
+    const seen = await visit(url, "alice");
+    expect(seen.question).toContain("alice");
+    expect(seen.question).toContain("linux");
+    expect(seen.answer).toContain("Connected");
+    expect(seen.problems).toEqual([]);
+    expect(seen.loaded.filter((address) => !address.endsWith("/favicon.ico"))).toEqual([]);
+    expect(await done).toBe(0);
+    await alice.running();
+    const node = await nodeOf(alice);
+    expect(node).toMatchObject({
+      registerMethod: "REGISTER_METHOD_OIDC",
+      user: { name: "alice", email: "alice@example.com", provider: "oidc" },
+    });
+    const left = Date.parse(node.expiry!) - Date.now();
+    expect(left).toBeGreaterThan(3_000_000);
+    expect(left).toBeLessThanOrEqual(3_600_000);
+  }, 60_000);
+
+  test("with the same address in several tabs, the first one still works; the two machines reach each other", async () => {
+    const { url, done } = await login(bob);
+    expect((await visit(url, "bob", 3)).answer).toContain("Connected");
+    expect(await done).toBe(0);
+    await bob.running();
+    const { received } = await until("they reach each other", async () => {
+      const result = await ping(alice.host, bob.ip4, { count: 2, intervalMs: 20 });
+      return result.received === 2 ? result : null;
+    });
+    expect(received).toBe(2);
+  }, 60_000);
+
+  test("an address that waits no more leads nowhere, and the machine has a fresh one", async () => {
+    const before = await nodeOf(alice);
+    await alice.host.run(alice.cli("logout"));
+    const first = await login(alice);
+    await box.admin("auth", "reject", "--auth-id", /register\/(\S+)/.exec(first.url)![1]!);
+    const second = await login(alice);
+    expect(second.url).not.toBe(first.url);
+    expect((await visit(second.url, "alice")).answer).toContain("Connected");
+    expect(await second.done).toBe(0);
+    await alice.running();
+    expect((await nodeOf(alice)).id).toBe(before.id);
+  }, 60_000);
+
+  test("another person signs in on the same machine: a node of its own", async () => {
+    const before = await nodeOf(alice);
+    await alice.host.run(alice.cli("logout"));
+    const { url, done } = await login(alice);
+    expect((await visit(url, "bob")).answer).toContain("Connected");
+    expect(await done).toBe(0);
+    await alice.running();
+    const after = await nodeOf(alice);
+    expect(after.id).not.toBe(before.id);
+    expect(after.user.name).toBe("bob");
+  }, 60_000);
+});
