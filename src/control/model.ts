@@ -4,6 +4,7 @@
 // that undoes it. The store journals Changes, `netmap.ts` turns the stamps into the smallest message for each open map.
 // No I/O, no clock, no randomness: `now` and secrets are handed in.
 import type { Hostinfo } from "../wire/tailcfg.ts";
+import { peerHostinfo } from "./hostinfo.ts";
 
 /** Milliseconds since 1970. */
 export type Millis = number;
@@ -146,12 +147,6 @@ export interface Effect {
   /** Nodes that were removed. */
   removed: NodeRecord[];
   undo: Change;
-}
-
-/** What peers may see of a node's Hostinfo: NetInfo would churn, log ids and push tokens are private. */
-export function peerHostinfo(hostinfo: Hostinfo): Hostinfo {
-  const { NetInfo, FrontendLogID, BackendLogID, PushDeviceToken, RequestTags, Env, ...visible } = hostinfo;
-  return visible;
 }
 
 function sameList(a: readonly string[], b: readonly string[]): boolean {

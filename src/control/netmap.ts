@@ -7,8 +7,9 @@ import { createHash } from "node:crypto";
 import type * as tc from "../wire/tailcfg.ts";
 import { ZERO_TIME } from "../wire/tailcfg.ts";
 import { dnsFor } from "./dns.ts";
+import { peerHostinfo } from "./hostinfo.ts";
 import { IdSet } from "./idset.ts";
-import { type Model, type NodeRecord, peerHostinfo, type UserRecord } from "./model.ts";
+import type { Model, NodeRecord, UserRecord } from "./model.ts";
 import { advertisedRoutes } from "./routes.ts";
 
 /** Whom tagged nodes belong to, for clients. */
