@@ -44,7 +44,11 @@ export function createApis(context: ControlContext, logins: Logins): Apis {
     apiKeys: new ApiKeys(context),
     oauth: new OAuthClients(context),
   };
-  const attempts = new Attempts({ what: "API key", log: (line) => context.log(line) });
+  const attempts = new Attempts({
+    what: "API key",
+    log: (line) => context.log(line),
+    count: (what) => context.metrics.loginFailures.add(what),
+  });
   const { apiKeys, oauth } = parts;
   const credentials = { apiKeys, oauth, attempts, now: () => context.now(), log: (line: string) => context.log(line) };
   const v1: ApiDescription = {

@@ -12,7 +12,6 @@ import type { ApiParts } from "./index.ts";
 import { type Operation, operation } from "./operation.ts";
 import { pageOf } from "./page.ts";
 import { policyErrors } from "./policy-errors.ts";
-import { policyQuestions } from "./v1-policy.ts";
 import {
   ApiKey,
   empty,
@@ -30,6 +29,7 @@ import {
   User,
   userRef,
 } from "./shapes.ts";
+import { policyQuestions } from "./v1-policy.ts";
 
 const nodeAnswer = z.object({ node: Node });
 const keyReference = z.object({ id: id.transform(toId).optional(), prefix: text.optional() });

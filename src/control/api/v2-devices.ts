@@ -247,7 +247,10 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
 }
 
 function attributeName() {
-  return z.string().regex(/^custom:[A-Za-z0-9_]{1,50}$/, 'must be "custom:" and a name of letters, digits and "_"');
+  return z
+    .string()
+    .regex(/^custom:[A-Za-z0-9_]{1,50}$/, 'must be "custom:" and a name of letters, digits and "_"')
+    .meta({ examples: ["custom:tier"] });
 }
 
 function deviceRoutes(context: ControlContext, record: NodeRecord) {
@@ -386,7 +389,7 @@ function usersV2(context: ControlContext): Operation[] {
       tag: "Users",
       summary: "One user",
       scope: "users:read",
-      params: z.object({ user: text }),
+      params: z.object({ user: z.string().meta({ examples: ["1"] }) }),
       response: UserV2,
       handle({ params }) {
         const user = all().find(({ id }) => id === params.user);

@@ -17,7 +17,7 @@ const DEFAULT_SECONDS = 90 * 24 * 3600;
 
 export function keysV2(context: ControlContext, { commands, oauth }: ApiParts): Operation[] {
   const tag = "Keys";
-  const params = tailnet.extend({ key: text });
+  const params = tailnet.extend({ key: z.string().meta({ examples: ["1"] }) });
 
   /** A client may hand on what it may do itself, and no more. */
   const requireWithin = (caller: Caller, scopes: readonly string[], tags: readonly string[]) => {

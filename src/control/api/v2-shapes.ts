@@ -11,6 +11,8 @@ export const ErrorV2 = z
       .optional()
       .meta({ description: "Tests of a policy that failed." }),
     status: z.int(),
+    error: z.string().optional().meta({ description: "Of the token endpoint (RFC 6749, section 5.2)." }),
+    error_description: z.string().optional(),
   })
   .meta({ id: "Error" });
 
@@ -18,8 +20,8 @@ export const ErrorV2 = z
 const timeOrEmpty = z.union([z.iso.datetime(), z.literal("")]);
 
 /** Only the tailnet of the credential exists here. */
-export const tailnet = z.object({ tailnet: text });
-export const deviceParam = z.object({ device: text.meta({ description: "Its id." }) });
+export const tailnet = z.object({ tailnet: z.string().meta({ description: "-", examples: ["-"] }) });
+export const deviceParam = z.object({ device: z.string().meta({ description: "Its id.", examples: ["1"] }) });
 
 export const Device = z
   .object({
