@@ -12,7 +12,7 @@ import {
 import { ecnDecapsulate } from "./ecn";
 import { filterIn, filterOn } from "./filter";
 import { groAdd, groFull, ipLength, parsePacket } from "./packet";
-import { sessionAddress, sessionOpen, sessionPeer } from "./session";
+import { sessionAccept, sessionAddress, sessionPeer } from "./session";
 import { trieLookup4, trieLookup6 } from "./trie";
 
 // One account per run of messages on one session, u32: 0 session slot, 4 peer slot, 8 packets with data, 12 keepalives,
@@ -22,6 +22,7 @@ const ACCOUNT: usize = 24;
 const accounts: usize = memory.data(1536, 16);
 let accountCount: i32 = 0;
 let outerEcn: u32 = 0;
+let verdicts: usize = 0;
 
 export function rxAccounts(): usize {
   return accounts;
@@ -47,6 +48,11 @@ export function rxEcn(ecn: u32): void {
   outerEcn = ecn;
 }
 
+/** What `sessionOpenPiece` wrote about the datagrams that `rxOpen` gets from now on; 0: nobody has opened them. */
+export function rxVerdicts(p: usize): void {
+  verdicts = p;
+}
+
 /**
  * `len` bytes at `p` are datagrams of `segment` bytes, the last maybe shorter. Opens from offset `from` on, and checks
  * source and filter. Returns where it stopped: at the end, at a datagram that is no transport message (it is the host's),
@@ -62,8 +68,9 @@ export function rxOpen(p: usize, len: i32, segment: i32, from: i32): i32 {
     const m = p + <usize>from;
     if (n < 32 || load<u32>(m) != 4 || groFull()) return from;
     if (accountCount == ACCOUNTS) return from;
+    const verdict = verdicts == 0 ? 0 : <i32>load<u8>(verdicts + <usize>(from / segment));
     from += n;
-    const result = sessionOpen(m, n);
+    const result = sessionAccept(m, n, verdict);
     if (result < 0) {
       countDrop(result == -5 ? DROP_RX_REPLAY : result == -4 ? DROP_RX_BAD_TAG : DROP_RX_NO_SESSION);
       continue;

@@ -20,7 +20,7 @@ import { Netlink } from "../../ffi/netlink.ts";
 import { releaseProgramCode } from "../../ffi/process.ts";
 import { peerCredentials } from "../../ffi/unix.ts";
 import type { Datapath, DatapathOptions } from "../datapath/api.ts";
-import { startDatapath } from "../datapath/datapath.ts";
+import { MAX_WORKERS, startDatapath } from "../datapath/datapath.ts";
 import { EINVAL, formatDump, formatErrno, UapiReader, type UapiRequest } from "../wire/uapi.ts";
 import { parseFlags, UsageError } from "./flags.ts";
 
@@ -40,7 +40,7 @@ const usage = `usage: bun run wg [-f] [--mtu N] [--workers N] [--no-tun-tso] [--
 A WireGuard device in user space, configured by wg(8) and wg-quick(8) through ${SOCKET_DIR}/IFACE.sock.
   -f, --foreground   stay in front (always so; bin/weft-wg goes to the background without it)
   --mtu N            MTU of the device (default ${DEFAULT_MTU})
-  --workers N        threads that carry packets, 1 or 2 (default 2 from 3 processors on)
+  --workers N        threads: 1, 2 (default from 3 processors on), up to ${MAX_WORKERS} with helpers for the ciphers
   --no-...           do not use this offload
 LOG_LEVEL=silent|error|verbose says what goes to standard error (default error).`;
 
@@ -79,8 +79,8 @@ export async function main(argv: string[]): Promise<number> {
   if (!Number.isInteger(mtu) || mtu < 576 || mtu > 65535)
     throw new UsageError(`--mtu takes a number from 576 to 65535, not ${mtu}`);
   const { workers } = flags;
-  if (workers !== undefined && workers !== 1 && workers !== 2)
-    throw new UsageError(`--workers takes 1 or 2, not ${workers}`);
+  if (workers !== undefined && !(Number.isInteger(workers) && workers >= 1))
+    throw new UsageError(`--workers takes a whole number from 1 on, not ${workers}`);
   if (flags.background) return background(name, argv);
   const offload = {
     tunTso: !flags["no-tun-tso"],
@@ -88,7 +88,10 @@ export async function main(argv: string[]): Promise<number> {
     udpGso: !flags["no-udp-gso"],
     udpGro: !flags["no-udp-gro"],
   };
-  return serve(name, { mtu, offload, ...(workers !== undefined && { workers }) }, makeLog(name));
+  const log = makeLog(name);
+  if (workers !== undefined && workers > MAX_WORKERS)
+    log.error(`--workers ${workers}: more than ${MAX_WORKERS} bring nothing, so ${MAX_WORKERS} are used`);
+  return serve(name, { mtu, offload, ...(workers !== undefined && { workers }) }, log);
 }
 
 function makeLog(name: string): Log {

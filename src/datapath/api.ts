@@ -28,8 +28,8 @@ export interface DatapathOptions {
   /** Each offload is probed and falls back by itself; false turns it off at once. Default true. */
   offload?: { tunTso?: boolean; tunUso?: boolean; udpGso?: boolean; udpGro?: boolean };
   /**
-   * Threads that carry packets: 1, or 2, of which one sends and the other receives. Default: 2 where the process may run on
-   * 3 processors or more, else 1.
+   * Threads that carry packets: 1; 2, of which one sends and the other receives; 3 to 6 with helpers for the ciphers of both.
+   * More are not used. Default: 2 where the process may run on 3 processors or more, else 1.
    */
   workers?: number;
 }
@@ -53,6 +53,8 @@ export interface DatapathStats {
   tunTxPackets: number;
   udpRxPackets: number;
   udpTxPackets: number;
+  /** Pieces of batches that helpers for the ciphers sealed or opened. */
+  helped: number;
   dropped: Record<string, number>;
   /** Which offloads are in use after probing. */
   offload: { tunTso: boolean; tunUso: boolean; udpGso: boolean; udpGro: boolean };

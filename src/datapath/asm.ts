@@ -31,6 +31,7 @@ declare module "../crypto/wasm.ts" {
     rxAccountCount(): number;
     rxPeer(p: number, len: number): number;
     rxEcn(ecn: number): void;
+    rxVerdicts(p: number): void;
     rxOpen(p: number, len: number, segment: number, from: number): number;
   }
 }

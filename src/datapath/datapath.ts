@@ -23,6 +23,8 @@ import type {
 import { ASM_DROPS } from "./asm.ts";
 import {
   type Command,
+  type CrewSetup,
+  type HelperSetup,
   type Link,
   type Reply,
   RING_ACTIVITY,
@@ -41,7 +43,8 @@ const RING_BYTES = { wg: 1 << 14, mesh: 1 << 20 };
 const LINK_RING_BYTES = 1 << 18;
 /** From so many processors on, sending and receiving have a thread each. */
 const SPLIT_FROM = 3;
-const MAX_WORKERS = 2;
+/** Two that carry packets, and two helpers for the ciphers of each: then the kernel's calls take longer than they. */
+export const MAX_WORKERS = 6;
 const CLOSE_DEADLINE_MS = 2000;
 /** Records taken from the ring before other work of the main thread gets its turn. */
 const RING_BATCH = 256;
@@ -54,7 +57,7 @@ interface SocketPair {
 /** Resolves once the Worker runs. Throws one sentence when the device or the port cannot be had. */
 export async function startDatapath(options: DatapathOptions, events: DatapathEvents): Promise<Datapath> {
   const workers = options.workers ?? (availableParallelism() >= SPLIT_FROM ? 2 : 1);
-  if (!Number.isInteger(workers) || workers < 1 || workers > MAX_WORKERS)
+  if (!Number.isInteger(workers) || workers < 1)
     throw new RangeError(`the datapath cannot run on ${workers} workers: give 1 to ${MAX_WORKERS}`);
   const offload = options.offload ?? {};
   const tso = offload.tunTso ?? true;
@@ -65,7 +68,7 @@ export async function startDatapath(options: DatapathOptions, events: DatapathEv
     using netlink = new Netlink();
     netlink.setLink(tun.index, { mtu: options.mtu });
     sockets = openSockets(options, options.port, options.fwmark ?? 0);
-    const datapath = new MainDatapath(options, events, tun, sockets, workers);
+    const datapath = new MainDatapath(options, events, tun, sockets, Math.min(workers, MAX_WORKERS));
     await datapath.started;
     return datapath;
   } catch (error) {
@@ -130,6 +133,8 @@ class MainDatapath implements Datapath {
   readonly #worker: Worker;
   /** The other Worker, where there are two. */
   readonly #sender: SenderThread | null = null;
+  /** Helpers of both. */
+  readonly #helpers: { worker: Worker; port: MessagePort }[] = [];
   readonly #monitor: NetlinkMonitor;
   readonly #waiting = new Map<number, Waiting>();
   #nextId = 1;
@@ -167,8 +172,11 @@ class MainDatapath implements Datapath {
     });
     port1.on("message", (reply: Reply) => this.#reply(reply));
     const { fd, vnetHeader, tso, uso } = tun;
+    const helpers = Math.max(0, workers - 2);
+    this.#starting += helpers;
     if (workers > 1) {
       const sender = new SenderThread(this.#wakeFd, {
+        helpers: Math.ceil(helpers / 2),
         mtu: options.mtu,
         tun: { fd, vnetHeader },
         sockets: describe(sockets),
@@ -180,7 +188,7 @@ class MainDatapath implements Datapath {
         if (reply.type === "fatal") this.#fatal(reply.reason);
         else if (reply.type === "closed")
           this.#senderEnded(sender, "the datapath failed: its sending thread has closed");
-        else if (reply.type === "ready") this.#ready();
+        else if (reply.type === "ready") this.#ready(reply.crew);
       });
       this.#sender = sender;
       this.#starting++;
@@ -188,6 +196,7 @@ class MainDatapath implements Datapath {
     }
     const setup: WorkerSetup = {
       role: "device",
+      helpers: Math.floor(helpers / 2),
       link: this.#sender?.link ?? null,
       mode: options.mode,
       mtu: options.mtu,
@@ -330,7 +339,7 @@ class MainDatapath implements Datapath {
   #reply(reply: Reply): void {
     switch (reply.type) {
       case "ready":
-        this.#ready();
+        this.#ready(reply.crew);
         return;
       case "done":
       case "failed": {
@@ -349,10 +358,25 @@ class MainDatapath implements Datapath {
     }
   }
 
-  #ready(): void {
+  /** A Worker is ready; `crew`: what its helpers need. */
+  #ready(crew: CrewSetup | null): void {
+    for (const part of crew?.parts ?? []) this.#recruit(crew!, part);
     if (--this.#starting > 0) return;
     if (this.#state === "starting") this.#state = "running";
     this.#readySettled.resolve();
+  }
+
+  #recruit({ memory, words, table }: CrewSetup, part: HelperSetup["part"]): void {
+    const { port1, port2 } = new MessageChannel();
+    const workerData: HelperSetup = { role: "helper", memory, words, table, part, port: port2 };
+    const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData, transferList: [port2] });
+    worker.on("error", (error) => this.#fatal(`the datapath failed: ${messageOf(error)}`));
+    worker.on("exit", () => this.#fatal("the datapath failed: a thread of its ciphers has ended"));
+    port1.on("message", (reply: Reply) => {
+      if (reply.type === "fatal") this.#fatal(reply.reason);
+      else if (reply.type === "ready") this.#ready(null);
+    });
+    this.#helpers.push({ worker, port: port1 });
   }
 
   /** It ends when the device says so, and that when it closes itself. */
@@ -385,7 +409,11 @@ class MainDatapath implements Datapath {
       waiting.reject(new Error(`the datapath of ${this.tunName} was closed`));
     this.#waiting.clear();
     for (const words of this.#ringWords) Atomics.notify(words, 0);
-    void Promise.allSettled([this.#worker.terminate(), this.#sender?.terminate()]).finally(() => {
+    const helpers = this.#helpers.map(({ worker, port }) => {
+      port.close();
+      return worker.terminate();
+    });
+    void Promise.allSettled([this.#worker.terminate(), this.#sender?.terminate(), ...helpers]).finally(() => {
       this.#sender?.close();
       closeFd(this.#epollFd);
       closeFd(this.#wakeFd);
@@ -445,7 +473,7 @@ class SenderThread {
   readonly #epollFd = epollCreate();
   ended = false;
 
-  constructor(receiverWakeFd: number, setup: Pick<SenderSetup, "mtu" | "tun" | "sockets" | "toMain">) {
+  constructor(receiverWakeFd: number, setup: Pick<SenderSetup, "helpers" | "mtu" | "tun" | "sockets" | "toMain">) {
     this.link = {
       toSender: new Ring(LINK_RING_BYTES).buffer,
       toReceiver: new Ring(LINK_RING_BYTES).buffer,

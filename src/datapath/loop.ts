@@ -14,6 +14,7 @@ import { type IP, parseAddrPort } from "../wire/ip.ts";
 import { Device, type Output } from "../wireguard/device.ts";
 import type { DatapathStats, DeviceDump, FilterConfig } from "./api.ts";
 import { ASM_DROPS } from "./asm.ts";
+import { Crew } from "./crew.ts";
 import { compileFilter, layOutFilter } from "./filter.ts";
 import { FILTER_BYTES, MAX_ALLOWED_IPS, MAX_PEERS, MEMORY_PAGES } from "./limits.ts";
 import {
@@ -44,6 +45,7 @@ const RELAYED = 64;
 const ACTIVITY_MS = 1000;
 
 export class Loop {
+  readonly crew: Crew | null;
   readonly #setup: WorkerSetup;
   readonly #asm: Asm;
   readonly #base: number;
@@ -87,6 +89,7 @@ export class Loop {
       maxAllowedIPs: MAX_ALLOWED_IPS,
       ...(link && { sealer: link }),
     });
+    this.crew = setup.helpers > 0 ? new Crew(asm, setup.helpers) : null;
     this.#paths = new PeerPaths(asm, mode, MAX_PEERS);
     const activity = mode === "mesh" ? (slot: number, now: number) => this.#activity(slot, now) : () => {};
     link?.serve(this.#device, this.#paths, activity);
@@ -114,6 +117,7 @@ export class Loop {
         arrived: (now) => link?.drain(now),
       },
       tun,
+      this.crew,
     );
     this.#toMain = new Ring(setup.toMain);
     this.#toWorker = new Ring(setup.toWorker);
@@ -167,6 +171,7 @@ export class Loop {
       }
     } finally {
       this.#tx.close();
+      this.#asm.exports.sessionWipeAll();
     }
   }
 
@@ -364,6 +369,7 @@ export class Loop {
       tunTxPackets: this.#rx.tunPackets,
       udpRxPackets: this.#rx.udpPackets,
       udpTxPackets: this.#tx.v4.sentPackets + this.#tx.v6.sentPackets + sent("sent"),
+      helped: (this.crew?.helped ?? 0) + sent("helped"),
       dropped,
       offload: {
         tunTso: tun.tso && this.#rx.coalesces.tcp,

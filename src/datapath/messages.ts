@@ -22,9 +22,28 @@ export interface Link {
   stats: SharedArrayBuffer;
 }
 
+/** What a Worker that has helpers for its ciphers shares with them (crew.ts). */
+export interface CrewSetup {
+  memory: WebAssembly.Memory;
+  words: SharedArrayBuffer;
+  /** A part of the memory for each helper. */
+  parts: { start: number; bytes: number }[];
+  /** The session table. */
+  table: { base: number; slots: number };
+}
+
+/** workerData of a helper. */
+export interface HelperSetup extends Omit<CrewSetup, "parts"> {
+  role: "helper";
+  part: CrewSetup["parts"][number];
+  port: import("node:worker_threads").MessagePort;
+}
+
 /** workerData of the Worker that carries packets from the TUN to the network, when there is one. */
 export interface SenderSetup {
   role: "sender";
+  /** For its ciphers. */
+  helpers: number;
   mtu: number;
   tun: { fd: number; vnetHeader: boolean };
   sockets: Sockets;
@@ -38,6 +57,8 @@ export interface SenderSetup {
 /** workerData. Descriptors belong to the main thread, which closes them when the Worker has ended. */
 export interface WorkerSetup {
   role: "device";
+  /** For its ciphers. */
+  helpers: number;
   /** Null: this Worker does all of the work. */
   link: Link | null;
   mode: DatapathOptions["mode"];
@@ -63,7 +84,7 @@ export type Command =
 
 /** Worker to main. */
 export type Reply =
-  | { type: "ready" }
+  | { type: "ready"; crew: CrewSetup | null }
   | { type: "done"; id: number; value?: DeviceDump | DatapathStats }
   | { type: "failed"; id: number; reason: string }
   | { type: "closed" }
@@ -123,4 +144,4 @@ export const LINK_SOURCE_GONE = 4;
 export const LINK_FENCED = 5;
 
 /** The sender's counters, by place in `Link.stats`. */
-export const SENDER_STATS = ["packets", "sent", "failed", "unsealed", "lost", "gso"] as const;
+export const SENDER_STATS = ["packets", "sent", "failed", "unsealed", "lost", "gso", "helped"] as const;

@@ -25,6 +25,7 @@ import type { Asm } from "../crypto/wasm.ts";
 import { formatAddrPort, type IP } from "../wire/ip.ts";
 import type { Device, Source } from "../wireguard/device.ts";
 import { ASM_DROPS } from "./asm.ts";
+import type { Crew } from "./crew.ts";
 import { FairQueue } from "./fair-queue.ts";
 import { MAX_PEERS } from "./limits.ts";
 import type { PeerPaths } from "./peer-paths.ts";
@@ -98,6 +99,7 @@ export class Receiver {
   readonly #length = new Int32Array(LARGE + SMALL);
   readonly #nameLength = new Uint8Array(LARGE + SMALL);
   readonly #controlLength = new Uint8Array(LARGE + SMALL);
+  readonly #crew: Crew | null;
   readonly #reply: Reply = { name: 0, nameLength: 0, control: emptyControl() };
 
   constructor(
@@ -107,7 +109,9 @@ export class Receiver {
     paths: PeerPaths,
     hooks: ReceiveHooks,
     tun: { fd: number; vnetHeader: boolean; tso: boolean; uso: boolean },
+    crew: Crew | null = null,
   ) {
+    this.#crew = crew;
     this.#asm = asm;
     this.#base = base;
     this.#device = device;
@@ -284,7 +288,12 @@ export class Receiver {
     reply.nameLength = this.#nameLength[buffer]!;
     const control = this.#controls + buffer * CONTROL_ROOM;
     parseControl(this.#asm.view, control, this.#controlLength[buffer]!, reply.control);
-    this.#datagrams(this.#pool.at(buffer), length, reply.control.segmentSize || length, reply, now);
+    const p = this.#pool.at(buffer);
+    const segment = reply.control.segmentSize || length;
+    const verdicts = this.#crew?.open(p, length, segment) ?? 0;
+    if (verdicts !== 0) this.#asm.exports.rxVerdicts(verdicts);
+    this.#datagrams(p, length, segment, reply, now);
+    if (verdicts !== 0) this.#asm.exports.rxVerdicts(0);
     return length;
   }
 

@@ -7,6 +7,7 @@ import { eventfdDrain, eventfdWake } from "../../ffi/eventfd.ts";
 import { addressOf } from "../../ffi/libc.ts";
 import { Asm } from "../crypto/wasm.ts";
 import { ASM_DROPS } from "./asm.ts";
+import { Crew } from "./crew.ts";
 import { layOutFilter } from "./filter.ts";
 import { MAX_ALLOWED_IPS, MAX_PEERS, MEMORY_PAGES } from "./limits.ts";
 import { Mailbox } from "./mailbox.ts";
@@ -58,6 +59,7 @@ class CopiedPaths extends PeerPaths {
 }
 
 export class Sender {
+  readonly crew: Crew | null;
   readonly #setup: SenderSetup;
   readonly #asm: Asm;
   readonly #base: number;
@@ -111,6 +113,7 @@ export class Sender {
       send: (slot, message, now) => this.#tx.message(slot, message, now),
       sent: (slot, session, packets, bytes, counterHigh) => this.#sent(slot, session, packets, bytes, counterHigh),
     });
+    this.crew = setup.helpers > 0 ? new Crew(asm, setup.helpers) : null;
     this.#tx = new Transmitter(
       asm,
       this.#base,
@@ -127,6 +130,7 @@ export class Sender {
         activity: () => {},
       },
       { mtu, ...sockets },
+      this.crew,
     );
     this.#tun = new TunReader(asm, this.#base, tun);
     this.#events = asm.alloc(EVENTS * EPOLL_EVENT_SIZE);
@@ -162,6 +166,7 @@ export class Sender {
       }
     } finally {
       this.#tx.close();
+      this.#asm.exports.sessionWipeAll();
     }
   }
 
@@ -309,6 +314,7 @@ export class Sender {
       unsealed,
       lost: this.#toMain.dropped,
       gso: v4.gso || v6.gso ? 1 : 0,
+      helped: this.crew?.helped ?? 0,
     };
     SENDER_STATS.forEach((name, i) => {
       this.#stats[i] = values[name];

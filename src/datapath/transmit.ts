@@ -7,6 +7,7 @@
 // Runs grow over several reads of the TUN, until 64 KB wait or the TUN is empty.
 import type { Asm } from "../crypto/wasm.ts";
 import type { Peer } from "../wireguard/peer.ts";
+import { type Crew, SHARED_BYTES } from "./crew.ts";
 import { Outbox } from "./outbox.ts";
 import type { PeerPaths } from "./peer-paths.ts";
 import "./asm.ts";
@@ -57,6 +58,8 @@ export class Transmitter {
   readonly #count = new Int32Array(MAX_RUNS);
   readonly #stride = new Int32Array(MAX_RUNS);
   readonly #last = new Int32Array(MAX_RUNS);
+  readonly #sealed = new Int32Array(MAX_RUNS);
+  readonly #crew: Crew | null;
 
   constructor(
     asm: Asm,
@@ -65,7 +68,9 @@ export class Transmitter {
     paths: PeerPaths,
     hooks: TransmitHooks,
     options: { mtu: number; fd4: number; fd6: number; gso4: boolean; gso6: boolean },
+    crew: Crew | null = null,
   ) {
+    this.#crew = crew;
     this.#asm = asm;
     this.#device = device;
     this.#paths = paths;
@@ -162,31 +167,45 @@ export class Transmitter {
   /** Seals and sends all that waits. */
   flush(now: number): void {
     this.#hooks.drain(now);
-    for (let r = 0; r < this.#runs; r++) this.#seal(r, now);
+    const crew = this.#end - this.#arena >= SHARED_BYTES ? this.#crew : null;
+    for (let r = 0; r < this.#runs; r++) this.#seal(r, crew);
+    crew?.finish();
+    for (let r = 0; r < this.#runs; r++) this.#leave(r, now);
     this.v4.flush();
     this.v6.flush();
     this.#runs = 0;
     this.#end = this.#arena;
   }
 
-  #seal(r: number, now: number): void {
-    const { exports } = this.#asm;
-    const slot = this.#slot[r]!;
+  /** Run `r`; with a crew it is sealed after `finish`. */
+  #seal(r: number, crew: Crew | null): void {
     const session = this.#session[r]!;
-    const start = this.#start[r]!;
+    const p = this.#start[r]! + HEADER;
     const count = this.#count[r]!;
     const stride = this.#stride[r]!;
     const last = this.#last[r]!;
     const full = last < stride ? count - 1 : count;
-    let sealed = full > 0 ? exports.sessionSealRun(session, start + HEADER, full, stride, stride - OVERHEAD) : 0;
-    if (sealed === full && full < count)
-      sealed += exports.sessionSeal(session, start + full * stride + HEADER, last - OVERHEAD);
+    let sealed = full > 0 ? this.#sealRun(session, p, full, stride, stride, crew) : 0;
+    if (sealed === full && full < count) sealed += this.#sealRun(session, p + full * stride, 1, stride, last, crew);
+    this.#sealed[r] = sealed;
     this.unsealed += count - sealed;
+  }
+
+  #sealRun(session: number, p: number, n: number, stride: number, bytes: number, crew: Crew | null): number {
+    if (crew) return crew.seal(session, p, n, stride, bytes - OVERHEAD);
+    return this.#asm.exports.sessionSealRun(session, p, n, stride, bytes - OVERHEAD);
+  }
+
+  /** Run `r` is sealed. */
+  #leave(r: number, now: number): void {
+    const slot = this.#slot[r]!;
+    const sealed = this.#sealed[r]!;
+    const stride = this.#stride[r]!;
     if (sealed === 0) return;
-    const lastBytes = sealed === count ? last : stride;
+    const lastBytes = sealed === this.#count[r]! ? this.#last[r]! : stride;
     this.#device.sent(slot, sealed, (sealed - 1) * stride + lastBytes, now);
     this.#hooks.activity(slot, now);
-    this.#send(slot, start, sealed, stride, lastBytes, this.#ecn[r]!);
+    this.#send(slot, this.#start[r]!, sealed, stride, lastBytes, this.#ecn[r]!);
   }
 
   #send(slot: number, start: number, count: number, stride: number, last: number, ecn: number): void {

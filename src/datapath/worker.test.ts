@@ -11,6 +11,7 @@ import {
   LINK_FENCE,
   LINK_FENCED,
   LINK_MTU,
+  LINK_SESSION,
   type Link,
   type Reply,
   SENDER_STATS,
@@ -22,10 +23,11 @@ import { Ring } from "./ring.ts";
 function start(setup: Partial<WorkerSetup> | ((shared: WorkerSetup) => SenderSetup)) {
   const { port1, port2 } = new MessageChannel();
   const wakeFd = eventfdCreate();
-  const epollFd = epollCreate();
+  let epollFd = epollCreate();
   const tunLike = eventfdCreate();
   const shared: WorkerSetup = {
     role: "device",
+    helpers: 0,
     link: null,
     mode: "wg",
     mtu: 1420,
@@ -48,6 +50,11 @@ function start(setup: Partial<WorkerSetup> | ((shared: WorkerSetup) => SenderSet
   return {
     replies,
     wake: () => eventfdWake(wakeFd),
+    /** A descriptor goes under it. */
+    damage: () => {
+      closeFd(epollFd);
+      epollFd = -1;
+    },
     send: (command: Command) => {
       port1.postMessage(command);
       eventfdWake(wakeFd);
@@ -65,7 +72,7 @@ function start(setup: Partial<WorkerSetup> | ((shared: WorkerSetup) => SenderSet
       port1.close();
       await worker.terminate();
       closeFd(wakeFd);
-      closeFd(epollFd);
+      if (epollFd >= 0) closeFd(epollFd);
       closeFd(tunLike);
     },
   };
@@ -85,7 +92,7 @@ const sender = ({ mtu, tun, sockets, epollFd, toMain, port, wakeFd }: WorkerSetu
     receiverWakeFd: wakeFd,
     stats: new SharedArrayBuffer(8 * (SENDER_STATS.length + ASM_DROPS.length)),
   };
-  return { role: "sender", mtu, tun, sockets, link, epollFd, toMain, port };
+  return { role: "sender", helpers: 0, mtu, tun, sockets, link, epollFd, toMain, port };
 };
 
 test("so does what goes wrong in the sender", async () => {
@@ -124,6 +131,38 @@ test("the sender answers a fence when what came before has taken effect, and end
   await worker.until("closed");
 }, 20_000);
 
+test("the key of a sender that breaks is wiped", async () => {
+  const key = new Uint8Array(32).fill(0x5a);
+  let link!: Link;
+  await using worker = start((shared) => {
+    // Helpers, for the sake of its memory, which they would share.
+    const setup = { ...sender(shared), helpers: 1 };
+    ({ link } = setup);
+    return setup;
+  });
+  const ready = await worker.until("ready");
+  const { memory } = (ready as Extract<Reply, { type: "ready" }>).crew!;
+  // As it stands in the state of a cipher: each word in four lanes.
+  const keys = () => Buffer.from(new Uint8Array(memory.buffer, 0, 96 << 20)).indexOf(Buffer.alloc(128, 0x5a));
+  const box = new Mailbox(new Ring(link.toSender, true));
+  const record = new Uint8Array(48);
+  record.set([1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
+  record.set(key, 16);
+  box.post(LINK_SESSION, record);
+  worker.wake();
+  const deadline = performance.now() + 10_000;
+  while (keys() < 0 && performance.now() < deadline) await Bun.sleep(5);
+  expect(keys()).toBeGreaterThan(0);
+  worker.damage();
+  worker.wake();
+  expect(await worker.until("fatal")).toEqual({
+    type: "fatal",
+    reason: "the datapath failed: epoll_wait failed with errno 9",
+  });
+  expect(keys()).toBe(-1);
+  expect(Buffer.from(link.toSender).indexOf(Buffer.from(key))).toBe(-1);
+}, 20_000);
+
 test("commands are answered by id while the Worker sleeps in epoll; close ends it", async () => {
   await using worker = start({});
   await worker.until("ready");
@@ -134,7 +173,7 @@ test("commands are answered by id while the Worker sleeps in epoll; close ends i
   worker.send({ type: "close" });
   await worker.until("closed");
   expect(worker.replies).toEqual([
-    { type: "ready" },
+    { type: "ready", crew: null },
     { type: "done", id: 1 },
     { type: "failed", id: 2, reason: expect.stringMatching(/^[^\n]+$/) },
     { type: "done", id: 3 },

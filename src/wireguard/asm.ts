@@ -4,6 +4,7 @@ declare module "../crypto/wasm.ts" {
     sessionTableSize(maxSessions: number): number;
     sessionTableInit(base: number, maxSessions: number): void;
     sessionTableBase(): number;
+    sessionTableSlots(): number;
     sessionAddress(slot: number): number;
     sessionInstall(
       slot: number,
@@ -15,13 +16,18 @@ declare module "../crypto/wasm.ts" {
     ): void;
     sessionNeverSeal(slot: number): void;
     sessionWipe(slot: number): void;
+    sessionWipeAll(): void;
     sessionPeer(slot: number): number;
     sessionSendCounterLo(slot: number): number;
     sessionSendCounterHi(slot: number): number;
     sessionCanSend(slot: number): number;
     sessionSeal(slot: number, p: number, len: number): number;
     sessionSealRun(slot: number, p: number, n: number, stride: number, len: number): number;
+    sessionTakeRun(slot: number, p: number, n: number, stride: number, len: number): number;
+    sessionSealPiece(slot: number, p: number, n: number, stride: number, len: number): void;
+    sessionOpenPiece(p: number, len: number, segment: number, first: number, count: number, verdicts: number): void;
     sessionOpen(p: number, len: number): number;
+    sessionAccept(p: number, len: number, verdict: number): number;
 
     trieSize(nodes: number): number;
     trieInit(base: number, nodes: number): void;
