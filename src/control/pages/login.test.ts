@@ -1,4 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { loginIdOf } from "../login.ts";
 import type { ControlSettings, OidcSettings } from "../settings.ts";
 import { makeSettings, type TestNode, TestServer, until } from "../testing.ts";
@@ -283,6 +286,25 @@ test("claims as providers write them: a group alone, verified as a text, names t
   expect(eve).toMatchObject({ name: "alice", email: "Eve@Example.com" });
   expect(bob).toMatchObject({ name: "", email: "", displayName: "Bob", providerId: `${idp.issuer}/bob` });
   expect(dora).toMatchObject({ name: "", email: "", displayName: "" });
+});
+
+test("groups of the claim count in the policy as of the last login: they own tags, and lose them", async () => {
+  const dir = mkdtempSync(join(tmpdir(), "weft-groups-"));
+  try {
+    const path = join(dir, "policy.hujson");
+    writeFileSync(path, JSON.stringify({ tagOwners: { "tag:web": ["group:ops"] }, grants: [] }));
+    await using server = await withProvider({}, { policy: { mode: "file", path } });
+    const outcome = async (groups: unknown) => {
+      idp.accounts.frank = { ...ALICE, email: "frank@example.com", groups };
+      const url = await startLogin(server.node("a"), ["tag:web"]);
+      const browser = browserOf(server);
+      return (await browser.submit(await browser.signIn(url, "frank"), { answer: "yes" })).text;
+    };
+    expect(await outcome(["staff", "ops"])).toContain("connected as");
+    expect(await outcome(["staff"])).toContain("requested tags [tag:web] are invalid or not permitted");
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
 });
 
 test("PKCE plain and off, and further parameters of the request", async () => {
