@@ -1,14 +1,14 @@
 // Official programs that Weft is tested against: where they are, and what to say when one is not there.
 // `bun run peers` (tools/peers.ts) builds them into a cache outside the tree; nothing here builds or downloads.
 import { createHash } from "node:crypto";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 
 export interface PeerSource {
   name: string;
   version: string;
-  /** go: a folder of test/peers with go.mod and go.sum. cargo: a crate, built with its own lock file. */
+  /** go: a folder of test/peers with go.mod and go.sum, and maybe a program. cargo: a crate, built with its own lock file. */
   from: { go: string; packages: string[]; env?: Record<string, string> } | { crate: string };
   programs: string[];
 }
@@ -48,6 +48,7 @@ export const sources: PeerSource[] = [
     from: { go: "headscale", packages: ["github.com/juanfont/headscale/cmd/headscale"], env: { GOSUMDB: "off" } },
     programs: ["headscale"],
   },
+  { name: "tailscale-api", version: "2.9.0", from: { go: "tailscale-api", packages: ["."] }, programs: ["apiclient"] },
   { name: "boringtun", version: "0.7.1", from: { crate: "boringtun-cli" }, programs: ["boringtun-cli"] },
   { name: "gotatun", version: "0.10.2", from: { crate: "gotatun-cli" }, programs: ["gotatun"] },
 ];
@@ -61,7 +62,8 @@ export function cacheDir(): string {
 export function stamp(source: PeerSource): string {
   const hash = createHash("sha256").update(JSON.stringify(source)).update(process.arch);
   if ("go" in source.from) {
-    for (const file of ["go.mod", "go.sum"]) hash.update(readFileSync(join(peersDir, source.from.go, file)));
+    const folder = join(peersDir, source.from.go);
+    for (const file of readdirSync(folder).sort()) hash.update(readFileSync(join(folder, file)));
   }
   return hash.digest("hex").slice(0, 16);
 }

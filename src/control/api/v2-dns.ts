@@ -20,8 +20,8 @@ export function dnsV2(context: ControlContext): Operation[] {
   const read = { method: "get", tag, scope: "dns:read", params: tailnet } as const;
   const write = { method: "post", tag, scope: "dns", params: tailnet } as const;
 
-  const nameservers = z.object({ dns: list, magicDNS: z.boolean().optional() });
-  const nameserversNow = () => ({ dns: [...dns.nameservers], magicDNS: dns.magicDns });
+  const nameservers = z.object({ dns: list });
+  const nameserversNow = () => ({ dns: [...dns.nameservers] });
   const preferences = z.object({ magicDNS: z.boolean() });
   const preferencesNow = () => ({ magicDNS: dns.magicDns });
   const searchPaths = z.object({ searchPaths: list });
@@ -43,10 +43,10 @@ export function dnsV2(context: ControlContext): Operation[] {
       id: "setDnsNameservers",
       summary: "Confirm the resolvers for all names",
       body: nameservers,
-      response: nameservers,
+      response: nameservers.extend({ magicDNS: z.boolean() }),
       handle({ body }) {
-        requireSame("dns", nameserversNow().dns, body.dns);
-        return nameserversNow();
+        requireSame("dns", dns.nameservers, body.dns);
+        return { ...nameserversNow(), magicDNS: dns.magicDns };
       },
     }),
     operation({
@@ -85,7 +85,7 @@ export function dnsV2(context: ControlContext): Operation[] {
       body: searchPaths,
       response: searchPaths,
       handle({ body }) {
-        requireSame("searchPaths", searchPathsNow().searchPaths, body.searchPaths);
+        requireSame("searchPaths", dns.searchDomains, body.searchPaths);
         return searchPathsNow();
       },
     }),

@@ -7,7 +7,7 @@ import { PolicyError } from "../policy/index.ts";
 import type { PolicyVersion } from "../policy-store.ts";
 import { type Operation, operation } from "./operation.ts";
 import { policyErrors } from "./policy-errors.ts";
-import { ErrorV2, Settings, tailnet } from "./v2-shapes.ts";
+import { ErrorV2, Settings, settingsIn, tailnet } from "./v2-shapes.ts";
 
 const HUJSON = "application/hujson";
 const BODIES = [HUJSON, "application/json"];
@@ -107,7 +107,7 @@ export function policyV2(context: ControlContext): Operation[] {
       summary: "Settings stand in the configuration file: those that are as asked for are confirmed, others refused",
       scope: "feature_settings",
       params: tailnet,
-      body: Settings.partial(),
+      body: settingsIn,
       response: Settings,
       handle({ body }) {
         const present: Record<string, unknown> = settingsOf();

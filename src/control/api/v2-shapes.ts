@@ -164,10 +164,10 @@ export const keyIn = z.object({
 });
 export type KeyInput = z.infer<typeof keyIn>;
 
+const externalPolicy = { aclsExternallyManagedOn: z.boolean(), aclsExternalLink: z.string() };
 export const Settings = z
   .object({
-    aclsExternallyManagedOn: z.boolean(),
-    aclsExternalLink: z.string(),
+    ...externalPolicy,
     devicesApprovalOn: z.boolean(),
     devicesAutoUpdatesOn: z.boolean(),
     devicesKeyDurationDays: z.int(),
@@ -179,3 +179,8 @@ export const Settings = z
     httpsEnabled: z.boolean(),
   })
   .meta({ id: "TailnetSettings" });
+/** The Go client sends null where it means nothing. */
+export const settingsIn = Settings.partial().extend({
+  aclsExternallyManagedOn: externalPolicy.aclsExternallyManagedOn.nullish(),
+  aclsExternalLink: externalPolicy.aclsExternalLink.nullish(),
+});

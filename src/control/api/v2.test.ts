@@ -206,7 +206,7 @@ test("settings and DNS are read; what the configuration says can be confirmed, n
   });
   expect((await api("PATCH", `${T}/settings`, { devicesApprovalOn: false })).status).toBe(200);
   expect((await api("PATCH", `${T}/settings`, { devicesApprovalOn: true })).status).toBe(501);
-  expect((await api("GET", `${T}/dns/nameservers`)).body).toEqual({ dns: ["9.9.9.9"], magicDNS: true });
+  expect((await api("GET", `${T}/dns/nameservers`)).body).toEqual({ dns: ["9.9.9.9"] });
   expect((await api("GET", `${T}/dns/preferences`)).body).toEqual({ magicDNS: true });
   expect((await api("GET", `${T}/dns/searchpaths`)).body).toEqual({ searchPaths: ["corp.test"] });
   expect((await api("GET", `${T}/dns/split-dns`)).body).toEqual({ "corp.test": ["10.0.0.53"] });
