@@ -222,12 +222,14 @@ async function raceMtus(
   }
 }
 
-/** Weft with each offload turned off, and on two threads, on both ends, beside Weft as it comes. */
+/** Weft with each offload turned off, and on more threads, on both ends, beside Weft as it comes. */
 async function variants(lab: Lab, rounds: number, options: BenchOptions, report: Report): Promise<void> {
   const mtu = options.mtu ?? DEFAULT_MTU;
   const name = label(`variants of Weft, MTU ${mtu}`, options);
   const on = await wire(lab, "variant", options);
-  const flagSets = options.quick ? [OFFLOADS] : [[], ["--workers", "2"], ...OFFLOADS.map((flag) => [flag]), OFFLOADS];
+  const flagSets = options.quick
+    ? [OFFLOADS]
+    : [[], ["--workers", "2"], ["--workers", "4"], ...OFFLOADS.map((flag) => [flag]), OFFLOADS];
   const seconds = options.quick ? QUICK.tcp : FULL.tcp;
   const contestants = flagSets.map((flags) => ({
     flags,

@@ -15,6 +15,39 @@ export async function run(options: BenchOptions, report: Report): Promise<void> 
       await stages(new Engine(size, protocol), `${protocol.toUpperCase()}, ${size} bytes`, options, report);
     }
   }
+  await helped(options, report);
+}
+
+/** What a second thread brings, batch after batch (`--workers`). */
+async function helped(options: BenchOptions, report: Report): Promise<void> {
+  progress("packets: one helper");
+  const size = SIZES.at(-1)!;
+  const engine = new Engine(size, "tcp");
+  await using crew = await engine.recruit();
+  const ns = await race(
+    {
+      seal: () => engine.seal(),
+      "seal, with one helper": () => engine.sealWith(crew),
+      "put back": () => engine.restore(),
+      open: () => {
+        engine.restore();
+        engine.openOnly();
+      },
+      "open, with one helper": () => {
+        engine.restore();
+        engine.openWith(crew);
+      },
+    },
+    options,
+  );
+  const [, back] = quartiles(ns["put back"]);
+  for (const metric of ["seal", "seal, with one helper", "open", "open, with one helper"] as const) {
+    const less = metric.startsWith("open") ? back : 0;
+    report.add(
+      { case: `two threads, ${size} bytes`, impl: "weft", metric, unit: "ns/packet" },
+      ...ns[metric].map((sample) => (sample - less) / BATCH),
+    );
+  }
 }
 
 async function stages(engine: Engine, name: string, options: BenchOptions, report: Report): Promise<void> {

@@ -1,7 +1,11 @@
 // The part of the datapath that runs in wasm, without kernel and thread: one session with itself, so that what one batch seals
 // the next call opens. Batches are what the datapath meets at full load: one superpacket of the TUN, one received GRO buffer.
+import { once } from "node:events";
+import { MessageChannel, Worker } from "node:worker_threads";
 import { Asm } from "../../src/crypto/wasm.ts";
 import "../../src/datapath/asm.ts";
+import { Crew } from "../../src/datapath/crew.ts";
+import type { HelperSetup } from "../../src/datapath/messages.ts";
 import { ipPacket, TSO4, tcp, USO, udp, vnetHeader } from "../../src/datapath/packets.fixture.ts";
 import { parseIP } from "../../src/wire/ip.ts";
 import { AllowedIPs } from "../../src/wireguard/allowed-ips.ts";
@@ -105,6 +109,35 @@ export class Engine {
 
   seal(): void {
     this.asm.exports.sessionSealRun(this.#session.slot, this.#plaintext, BATCH, this.stride, this.#padded);
+  }
+
+  /** A helper for the ciphers, of a thread of its own until it is disposed of. */
+  async recruit(): Promise<Crew & AsyncDisposable> {
+    const crew = new Crew(this.asm, 1);
+    const { memory, words, parts, table } = crew.setup;
+    const { port1, port2 } = new MessageChannel();
+    const workerData: HelperSetup = { role: "helper", memory, words, table, part: parts[0]!, port: port2 };
+    const worker = new Worker(new URL("../../src/datapath/worker.ts", import.meta.url), {
+      workerData,
+      transferList: [port2],
+    });
+    await once(port1, "message");
+    return Object.assign(crew, {
+      async [Symbol.asyncDispose]() {
+        port1.close();
+        await worker.terminate();
+      },
+    });
+  }
+
+  sealWith(crew: Crew): void {
+    crew.seal(this.#session.slot, this.#plaintext, BATCH, this.stride, this.#padded);
+    crew.finish();
+  }
+
+  /** The ciphers' part of opening. */
+  openWith(crew: Crew): void {
+    if (crew.open(this.#run, this.bytes, this.stride) === 0) throw new Error("bench: the batch is too small to share");
   }
 
   /** As if the sealed batch had just been received, on a session that has not seen it. */
