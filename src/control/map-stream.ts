@@ -7,18 +7,13 @@
 import type { ServerHttp2Stream } from "node:http2";
 import type { MapResponse, PingRequest } from "../wire/tailcfg.ts";
 import { encodeFrame, encodeMessage } from "./map-frames.ts";
+import type { Reader, Sweep } from "./map-sweep.ts";
+import type { MapMessage } from "./metrics.ts";
 import type { Model } from "./model.ts";
 import type { TailnetConfig, View } from "./netmap.ts";
 
 /** Milliseconds between the last message and a keep-alive, and how much longer it may take, at random. */
 export const KEEP_ALIVE = { every: 50_000, jitter: 9_000 };
-/**
- * Milliseconds between messages of one stream, when `streams` are open: the first change goes out at once, those that
- * follow on its heels merge, the more the more readers there are. Half a second at most: a deletion must be told in one.
- */
-function paceOf(streams: number): number {
-  return Math.min(500, 50 + streams / 2);
-}
 /** Bytes that may lie in Node's buffer before the writer waits for the client. */
 const HIGH_WATER = 64 * 1024;
 
@@ -32,18 +27,19 @@ export interface MapStreamOptions {
   zstd: boolean;
   /** Null: the client wants none. */
   keepAlive: { every: number; jitter: number } | null;
-  /** How many map streams are open. */
-  openStreams: () => number;
+  /** Decides when this stream is written to. */
+  sweep: Sweep;
   now: () => number;
   /** 0 to 1. */
   random: () => number;
+  /** A message went out. */
+  onSent(kind: MapMessage): void;
   /** Called once, however the stream ends. */
   onClose(): void;
 }
 
-export class MapStream {
+export class MapStream implements Reader {
   private lastWrite = Number.NEGATIVE_INFINITY;
-  private paceTimer: ReturnType<typeof setTimeout> | null = null;
   private keepAliveTimer: ReturnType<typeof setTimeout> | null = null;
   private waitsForDrain = false;
   /** Pieces of a message of which the beginning is under way. */
@@ -67,6 +63,13 @@ export class MapStream {
     return this.options.view.nodeId;
   }
 
+  /** For the debug page. */
+  get state(): { node: number; lastMessage: string; isWaitingForClient: boolean; hasMore: boolean } {
+    const { view } = this.options;
+    const lastMessage = Number.isFinite(this.lastWrite) ? new Date(this.lastWrite).toISOString() : "";
+    return { node: view.nodeId, lastMessage, isWaitingForClient: this.waitsForDrain, hasMore: view.hasWork };
+  }
+
   /** A node changed: this stream's client may have to hear of it at the next `poke`. */
   mark(nodeId: number): void {
     this.options.view.mark(nodeId);
@@ -77,23 +80,16 @@ export class MapStream {
     this.options.view.configure(config);
   }
 
-  /** Writes what is due, now or when the client and the pace allow. */
+  /** Has what is due written as soon as the client and the load allow. */
   poke(): void {
-    if (this.ended || this.waitsForDrain || this.paceTimer || !this.options.view.hasWork) return;
-    const wait = this.lastWrite + paceOf(this.options.openStreams()) - this.options.now();
-    if (wait <= 0) this.write();
-    else
-      this.paceTimer = setTimeout(() => {
-        this.paceTimer = null;
-        this.write();
-      }, wait);
+    if (!this.ended && !this.waitsForDrain && this.options.view.hasWork) this.options.sweep.add(this);
   }
 
   /** Puts a question to the client at once. False: it cannot be sent, because the client does not read. */
   ping(request: PingRequest): boolean {
     const { stream, zstd } = this.options;
     if (this.ended || this.waitsForDrain || stream.destroyed || stream.closed) return false;
-    this.send(encodeFrame({ PingRequest: request }, zstd));
+    this.send(encodeMessage({ PingRequest: request }, zstd), "ping");
     return true;
   }
 
@@ -108,19 +104,20 @@ export class MapStream {
     stream.end();
   }
 
-  private write(): void {
+  /** Writes what is due. For the sweep. */
+  write(): void {
     const { view, model, zstd, now, stream } = this.options;
     if (this.ended || this.waitsForDrain || stream.destroyed || stream.closed) return;
     const message = view.next(model, now());
-    if (message) this.send(...encodeMessage(message, zstd));
+    if (message) this.send(encodeMessage(message, zstd), message.Peers ? "full" : "change");
   }
 
   /** `pieces` of one message. Only while nothing waits. */
-  private send(...pieces: Uint8Array[]): void {
+  private send(pieces: Uint8Array[], kind: MapMessage): void {
     this.lastWrite = this.options.now();
     this.rest = pieces;
     this.sendPieces();
-    this.armKeepAlive();
+    this.options.onSent(kind);
   }
 
   private sendPieces(): void {
@@ -133,24 +130,29 @@ export class MapStream {
     this.rest = this.rest.slice(sent);
   }
 
+  /** The timer runs on while messages go out, and looks at the time of the last one when it is due. */
   private armKeepAlive(): void {
-    const { keepAlive, random } = this.options;
+    const { keepAlive, random, now } = this.options;
     if (!keepAlive) return;
-    if (this.keepAliveTimer) clearTimeout(this.keepAliveTimer);
-    this.keepAliveTimer = setTimeout(
-      () => {
+    const every = keepAlive.every + random() * keepAlive.jitter;
+    const wait = (delay: number): void => {
+      this.keepAliveTimer = setTimeout(() => {
+        const silence = now() - this.lastWrite;
         // A client that still has bytes to read needs none.
-        if (this.waitsForDrain) this.armKeepAlive();
-        else this.send(KEEP_ALIVE_FRAMES.get(this.options.zstd)!);
-      },
-      keepAlive.every + random() * keepAlive.jitter,
-    );
+        if (this.waitsForDrain) wait(every);
+        else if (silence < every) wait(every - silence);
+        else {
+          this.send([KEEP_ALIVE_FRAMES.get(this.options.zstd)!], "keepalive");
+          this.armKeepAlive();
+        }
+      }, delay);
+    };
+    wait(every);
   }
 
   private stopTimers(): void {
-    if (this.paceTimer) clearTimeout(this.paceTimer);
+    this.options.sweep.remove(this);
     if (this.keepAliveTimer) clearTimeout(this.keepAliveTimer);
-    this.paceTimer = null;
     this.keepAliveTimer = null;
   }
 

@@ -211,8 +211,8 @@ test("a client that reads nothing costs no memory, and catches up with few messa
   const filler = "x".repeat(60_000);
   const changes = 25;
   for (let n = 0; n < changes; n++) {
-    await writer.lite({ Hostinfo: { Hostname: "writer", filler: `${filler}${n}` } });
-    await Bun.sleep(60); // Longer than the pace of messages: only the reader's slowness merges them.
+    await writer.lite({ Hostinfo: { Hostname: "writer", DeviceModel: `${filler}${n}` } });
+    await Bun.sleep(60); // Longer than the rest between messages: only the reader's slowness merges them.
   }
   let text = "";
   for await (const chunk of stream) {
