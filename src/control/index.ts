@@ -30,6 +30,7 @@ import { Sweep } from "./map-sweep.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
 import { LoginPages } from "./pages/login.ts";
+import { setupPages } from "./pages/setup.ts";
 import { Pings } from "./pings.ts";
 import { PolicyError, parsePolicy } from "./policy/index.ts";
 import { loadPolicy, PolicyStore, type PolicyVersion, startProblem } from "./policy-store.ts";
@@ -369,6 +370,7 @@ class ControlServer implements Control {
     });
     this.app.route("/", this.apis.remote);
     this.app.route("/", this.pages.app);
+    this.app.route("/", setupPages(this.options.settings.serverUrl));
     this.app.get("/health", (c) => c.body('{"status":"pass"}', 200, { "Content-Type": "application/health+json" }));
     this.app.get("/robots.txt", (c) => c.text("User-agent: *\nDisallow: /\n"));
     this.app.get("/ts2021", (c) => c.text("this must be a WebSocket, or an upgrade by POST", 400));
