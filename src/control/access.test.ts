@@ -176,16 +176,72 @@ test("a route moves when its router goes away, and stays where it is when that o
   expect(routerFor1()).toBe(3);
 });
 
-test("what changes nothing of the policy's keeps its answers", () => {
+test("a change concerns those whose rules name the changed node, and nobody else", () => {
   const model = new Model();
-  model.apply({ users: USERS, nodes: [makeNode(1), makeNode(2)] });
+  // Of user 1: 2, 4, 6; of user 2: 1, 3, 5.
+  model.apply({ users: USERS, nodes: [1, 2, 3, 4, 5, 6].map((id) => makeNode(id)) });
   const access = new PolicyAccess(model, parsePolicy(POLICIES[2]!));
-  const before = access.epoch;
-  access.onApplied(model.apply({ nodes: [makeNode(2, { endpoints: ["192.0.2.1:1"], online: false })] }));
+  let before = new Map<number, number>();
+  const concerned = (change?: Change) => {
+    if (change) access.onApplied(model.apply(change));
+    const now = new Map([...model.nodes.keys()].map((id) => [id, access.epochOf(id)]));
+    const ids = [...now].filter(([id, epoch]) => before.get(id) !== epoch).map(([id]) => id);
+    before = now;
+    return ids.sort((a, b) => a - b);
+  };
+  concerned();
+  expect(concerned({ nodes: [makeNode(2, { endpoints: ["192.0.2.1:1"], online: false })] })).toEqual([]);
   access.replace(POLICIES[2]!);
-  expect(access.epoch).toBe(before);
-  access.onApplied(model.apply({ nodes: [makeNode(2, { userId: 2 })] }));
-  expect(access.epoch).toBe(before + 1);
+  expect(concerned()).toEqual([]);
+  expect(concerned({ nodes: [makeNode(8)] })).toEqual([2, 4, 6, 8].map((id) => id));
+  expect(concerned({ nodes: [makeNode(8, { userId: 2 })] })).toEqual([1, 2, 3, 4, 5, 6, 8]);
+  expect(concerned({ nodes: [makeNode(8, { userId: null, tags: ["tag:a"] })] })).toEqual([1, 3, 5, 8]);
+  expect(concerned({ nodesRemoved: [2] })).toEqual([4, 6]);
+  // Routes, users and policies may concern anybody.
+  expect(concerned({ users: [{ ...USERS[0]!, name: "other" }] })).toEqual([1, 3, 4, 5, 6, 8]);
+  access.replace(POLICIES[0]!);
+  expect(concerned()).toEqual([1, 3, 4, 5, 6, 8]);
+});
+
+test("a compilation that reuses the one before says the same as one from scratch", () => {
+  let compared = 0;
+  fc.assert(
+    fc.property(steps, (list) => {
+      const model = new Model();
+      model.apply({ users: USERS });
+      let text = POLICIES[2]!;
+      const access = new PolicyAccess(model, parsePolicy(text));
+      const answers = () =>
+        [...model.nodes.keys()].map((id) => {
+          const { filter, filterDigest, sshRules, self, special } = access.decide(id);
+          const seen = [...model.nodes.keys()].filter((peer) => access.sees(id, peer)).sort((a, b) => a - b);
+          expect(access.circle(id).ids.filter((peer) => model.nodes.has(peer))).toEqual(seen);
+          return { filter: filter(), filterDigest, sshRules, self, special: [...special], seen };
+        });
+      let lastId = 0;
+      for (const step of list) {
+        const ids = [...model.nodes.keys()];
+        const id = ids[(step.kind === "policy" ? 0 : step.which) % Math.max(1, ids.length)];
+        if (step.kind === "policy") {
+          text = step.text;
+          access.replace(text);
+        } else if (step.kind === "add") access.onApplied(model.apply({ nodes: [makeNode(++lastId)] }));
+        else if (step.kind === "read") {
+          const before = answers();
+          text += " ";
+          access.replace(text);
+          expect(answers()).toEqual(before);
+          compared += before.length;
+        } else if (id === undefined) continue;
+        else if (step.kind === "edit")
+          access.onApplied(model.apply({ nodes: [{ ...model.nodes.get(id)!, ...step.edit }] }));
+        else access.onApplied(model.apply({ nodesRemoved: [id] }));
+        void access.era;
+      }
+    }),
+    { numRuns: 100, seed: 2 },
+  );
+  expect(compared).toBeGreaterThan(300);
 });
 
 test("a name that comes to mean two users opens nothing to either, and the rest of the policy holds", () => {

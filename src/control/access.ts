@@ -1,11 +1,11 @@
 // The policy in force and the tailnet that it is applied to. Compiled when something that it depends on has changed and
 // somebody asks: changes that come together are compiled together.
-import { createHash } from "node:crypto";
 import { Routing } from "./ha.ts";
 import type { Effect, Model, NodeRecord, UserRecord } from "./model.ts";
-import type { Access, Circle, Decision } from "./netmap.ts";
+import { type Access, type Circle, circleOf, type Decision } from "./netmap.ts";
 import { OpenAccess } from "./open-access.ts";
 import type { Range } from "./policy/addresses.ts";
+import { affectedBy } from "./policy/affected.ts";
 import type { Bits } from "./policy/bits.ts";
 import {
   type Comparison,
@@ -45,6 +45,28 @@ function attributesOf({ hostinfo, attributes }: NodeRecord): Record<string, stri
   };
 }
 
+const policyNodes = new WeakMap<NodeRecord, PolicyNode>();
+
+/** A node as policies know it. Records are immutable, so each is read once. */
+function policyNode(node: NodeRecord): PolicyNode {
+  let found = policyNodes.get(node);
+  if (!found) {
+    const { id, givenName, userId, tags, ipv4, ipv6 } = node;
+    found = {
+      id,
+      name: givenName,
+      userId,
+      tags,
+      ipv4,
+      ipv6,
+      routes: activeRoutes(node),
+      attributes: attributesOf(node),
+    };
+    policyNodes.set(node, found);
+  }
+  return found;
+}
+
 /** What a policy depends on, beside the routes. */
 function inputOf(node: NodeRecord): string {
   return JSON.stringify([node.userId, node.tags, node.ipv4, node.ipv6, attributesOf(node)]);
@@ -64,12 +86,15 @@ export class PolicyAccess implements Access {
   private compiled: Compiled | null = null;
   private readonly open: OpenAccess;
   private isOpen: boolean;
-  private generation = 0;
+  /** Last epoch that was given out; that of all viewers; and those of some that were concerned after it. */
+  private lastEpoch = 0;
+  private eraStart = 0;
+  private readonly epochs = new Map<number, number>();
+  /** Nodes that are not yet as they should be in `compiled`. */
+  private readonly changed = new Set<number>();
   /** Of the routing, as of the last compilation. */
   private routed = -1;
   private readonly circles = new WeakMap<Bits, Circle>();
-  private readonly interned = new Map<string, WeakRef<Circle>>();
-  private readonly differences = new WeakMap<Circle, WeakMap<Circle, readonly number[]>>();
   private readonly inputs = new Map<number, string>();
   private users: readonly UserRecord[] = [];
 
@@ -118,7 +143,7 @@ export class PolicyAccess implements Access {
     this.isOpen = saysNothing(policy);
     this.approvals = this.approvalsOf(policy);
     this.compiled = null;
-    this.generation++;
+    this.startEra();
   }
 
   /** Checks and puts. Throws PolicyError; then the policy in force stays. */
@@ -134,7 +159,7 @@ export class PolicyAccess implements Access {
       if (input === this.inputs.get(id)) continue;
       if (input === undefined) this.inputs.delete(id);
       else this.inputs.set(id, input);
-      this.compiled = null;
+      this.changed.add(id);
     }
     const users = [...this.model.users.values()];
     if (users.length !== this.users.length || users.some((user, i) => user !== this.users[i])) {
@@ -198,45 +223,75 @@ export class PolicyAccess implements Access {
   private tailnet(policy: Policy, foreseeing = false): Tailnet {
     const approvals = foreseeing ? this.approvalsOf(policy) : () => [];
     const nodes = [...this.model.nodes.values()].map((node): PolicyNode => {
+      if (!foreseeing) return policyNode(node);
       const active = activeRoutes(node);
       const more = approvals(node).filter((route) => !active.includes(route));
-      return {
-        id: node.id,
-        name: node.givenName,
-        userId: node.userId,
-        tags: node.tags,
-        ipv4: node.ipv4,
-        ipv6: node.ipv6,
-        routes: [...active, ...more],
-        attributes: attributesOf(node),
-      };
+      return { ...policyNode(node), routes: [...active, ...more] };
     });
     return { users: this.policyUsers(), nodes, primaries: this.routing.primaries };
   }
 
+  /** Any answer for any viewer may be another one from now on. */
+  private startEra(): void {
+    this.eraStart = ++this.lastEpoch;
+    this.epochs.clear();
+  }
+
+  /** The policy applied to the tailnet of now. */
   private current(): Compiled {
-    if (!this.compiled || this.routed !== this.routing.generation) {
-      this.routed = this.routing.generation;
-      const tailnet = this.tailnet(this.policy);
-      try {
-        this.compiled = new Compiled(this.policy, tailnet, false);
-      } catch (error) {
-        if (!(error instanceof PolicyError)) throw error;
-        this.log(`the policy cannot be applied, nobody reaches anybody until it is replaced: ${error.describe()}`);
-        this.compiled = new Compiled(parsePolicy(CLOSED), tailnet, false);
-      }
-      this.generation++;
+    const isRouted = this.routed === this.routing.generation;
+    if (this.compiled && isRouted && this.changed.size === 0) return this.compiled;
+    this.routed = this.routing.generation;
+    const before = isRouted ? this.compiled : null;
+    const changed = new Set(this.changed);
+    this.changed.clear();
+    this.compiled = this.compile(before && { compiled: before, changed });
+    // A policy that cannot be applied, or could not be, is not the same before and after.
+    const isSame = before?.policy === this.policy && this.compiled.policy === this.policy;
+    const concerned = isSame ? affectedBy(before, this.compiled, changed) : null;
+    if (!concerned) this.startEra();
+    else {
+      this.lastEpoch++;
+      for (const id of concerned) this.epochs.set(id, this.lastEpoch);
+      for (const id of changed) if (!this.model.nodes.has(id)) this.epochs.delete(id);
     }
     return this.compiled;
   }
 
-  get epoch(): number {
+  private compile(before: { compiled: Compiled; changed: ReadonlySet<number> } | null): Compiled {
+    const tailnet = this.tailnet(this.policy);
+    try {
+      return new Compiled(this.policy, tailnet, false, before);
+    } catch (error) {
+      if (!(error instanceof PolicyError)) throw error;
+      this.log(`the policy cannot be applied, nobody reaches anybody until it is replaced: ${error.describe()}`);
+      return new Compiled(parsePolicy(CLOSED), tailnet, false);
+    }
+  }
+
+  private settle(): void {
     if (!this.isOpen) this.current();
     else if (this.routed !== this.routing.generation) {
       this.routed = this.routing.generation;
-      this.generation++;
+      this.startEra();
     }
-    return this.generation;
+  }
+
+  get era(): number {
+    this.settle();
+    return this.eraStart;
+  }
+
+  epochOf(viewer: number): number {
+    this.settle();
+    return this.epochs.get(viewer) ?? this.eraStart;
+  }
+
+  sees(viewer: number, peer: number): boolean {
+    if (this.isOpen) return true;
+    const compiled = this.current();
+    const [a, b] = [compiled.resolver.indexOf(viewer), compiled.resolver.indexOf(peer)];
+    return a !== undefined && b !== undefined && compiled.sees(a, b);
   }
 
   circle(viewer: number): Circle {
@@ -245,44 +300,10 @@ export class PolicyAccess implements Access {
     const bits = compiled.circle(viewer);
     let circle = this.circles.get(bits);
     if (!circle) {
-      circle = this.intern([...bits].map((i) => compiled.resolver.nodes[i]!.id));
+      circle = circleOf([...bits].map((i) => compiled.resolver.nodes[i]!.id));
       this.circles.set(bits, circle);
     }
     return circle;
-  }
-
-  /** Equal circles are one object, also after the next compilation: so most viewers find that nothing has changed. */
-  private intern(ids: number[]): Circle {
-    const key = createHash("sha256").update(ids.join()).digest("base64");
-    const known = this.interned.get(key)?.deref();
-    if (known) return known;
-    const members = new Set(ids);
-    const circle: Circle = { has: (id) => members.has(id), ids };
-    if (this.interned.size > 10_000) {
-      for (const [old, ref] of this.interned) if (!ref.deref()) this.interned.delete(old);
-    }
-    this.interned.set(key, new WeakRef(circle));
-    return circle;
-  }
-
-  difference(a: Circle, b: Circle): readonly number[] {
-    if (a === b) return [];
-    // What is open to all has no list of its own that would stay true.
-    if (a === this.open.circle || b === this.open.circle) {
-      const [one, other] = a === this.open.circle ? [a, b] : [b, a];
-      return one.ids.filter((id) => !other.has(id));
-    }
-    let of = this.differences.get(a);
-    if (!of) {
-      of = new WeakMap();
-      this.differences.set(a, of);
-    }
-    let ids = of.get(b);
-    if (!ids) {
-      ids = [...a.ids.filter((id) => !b.has(id)), ...b.ids.filter((id) => !a.has(id))];
-      of.set(b, ids);
-    }
-    return ids;
   }
 
   /** Which rules let a connection through, or come nearest. Throws PolicyError when a word means nothing. */
@@ -317,7 +338,8 @@ export class PolicyAccess implements Access {
     const { allowedIPs, primaryRoutes, capMap } = compiled.selfView(viewer);
     return {
       self: { allowedIPs, primaryRoutes, capMap },
-      filter: () => compiled.packetFilter(viewer),
+      // Views outlive compilations.
+      filter: () => this.current().packetFilter(viewer),
       filterDigest: compiled.packetFilterDigest(viewer),
       sshRules: compiled.sshRules(viewer),
       special: compiled.specialPeers(viewer),

@@ -22,6 +22,20 @@ export class IdSet {
     page[bit >>> 5]! |= 1 << (bit & 31);
   }
 
+  /** Ids that are in one of both only, ascending. */
+  difference(other: IdSet): number[] {
+    const ids: number[] = [];
+    const numbers = new Set([...this.pages.keys(), ...other.pages.keys()]);
+    for (const number of [...numbers].sort((a, b) => a - b)) {
+      const [a, b] = [this.pages.get(number), other.pages.get(number)];
+      for (let i = 0; i < PAGE / 32; i++) {
+        for (let word = (a?.[i] ?? 0) ^ (b?.[i] ?? 0); word !== 0; word &= word - 1)
+          ids.push(number * PAGE + i * 32 + 31 - Math.clz32(word & -word));
+      }
+    }
+    return ids;
+  }
+
   delete(id: number): void {
     const page = this.pages.get(Math.floor(id / PAGE));
     const bit = id % PAGE;

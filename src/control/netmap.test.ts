@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { PolicyAccess } from "./access.ts";
 import { type Change, Model, type NodeRecord } from "./model.ts";
-import { type Access, View } from "./netmap.ts";
+import { type Access, circleOf, View } from "./netmap.ts";
 import { parsePolicy } from "./policy/index.ts";
 import { digits, Mirror, makeConfig, makeNode, makeUser } from "./testing.ts";
 
@@ -60,9 +60,10 @@ function hiding(model: Model, sees: (peer: NodeRecord) => boolean): Access {
   const has = (id: number) => sees(model.nodes.get(id)!);
   const open = openAccess(model);
   return {
-    epoch: 0,
-    circle: () => ({ has, ids: [...model.nodes.keys()].filter(has).sort((a, b) => a - b) }),
-    difference: () => [],
+    era: 1,
+    epochOf: () => 1,
+    sees: (_viewer, peer) => has(peer),
+    circle: () => circleOf([...model.nodes.keys()].filter(has).sort((a, b) => a - b)),
     decide: (id) => open.decide(id),
   };
 }

@@ -57,20 +57,32 @@ export interface Decision {
   special: ReadonlyMap<number, NodeView>;
 }
 
-/** The nodes that some viewers may know of, by id. Maybe the viewers themselves, too. */
+/** The nodes that some viewers may know of. Maybe the viewers themselves, too. */
 export interface Circle {
-  has(id: number): boolean;
+  readonly set: IdSet;
   /** Ascending. */
   readonly ids: readonly number[];
 }
 
+/** `ids`: ascending. */
+export function circleOf(ids: readonly number[]): Circle {
+  const set = new IdSet();
+  for (const id of ids) set.add(id);
+  return { set, ids };
+}
+
 /** Who may know of whom, and what follows from it. By ids of nodes, all of them in the model. */
 export interface Access {
-  /** Grows when any answer may be another one. */
-  readonly epoch: number;
+  /**
+   * Grows when `decide` may have another answer for this viewer. A change of nodes concerns few viewers in this way: whom
+   * nodes see that did not change, beside those that did, stays as it is.
+   */
+  epochOf(viewer: number): number;
+  /** The epoch since when whom anybody sees follows from the changed nodes alone. */
+  readonly era: number;
+  sees(viewer: number, peer: number): boolean;
+  /** All whom a viewer sees. */
   circle(viewer: number): Circle;
-  /** What is in one circle only. */
-  difference(a: Circle, b: Circle): readonly number[];
   decide(viewer: number): Decision;
 }
 
@@ -248,10 +260,9 @@ export class View {
   private dirty = new Set<number>();
   /** Version of the model that the last message reflects; 0: no message yet. */
   private sent = 0;
-  private decision: Decision | null = null;
+  private decision: Pick<Decision, "self" | "special"> | null = null;
   /** Whether the node had been let in, as of the last message. */
   private isAdmitted = false;
-  private circle: Circle | null = null;
   private epoch = -1;
   /** As of the last message. */
   private toldConfig: TailnetConfig | null = null;
@@ -279,7 +290,10 @@ export class View {
 
   get hasWork(): boolean {
     return (
-      this.sent === 0 || this.config !== this.toldConfig || this.dirty.size > 0 || this.access.epoch !== this.epoch
+      this.sent === 0 ||
+      this.config !== this.toldConfig ||
+      this.dirty.size > 0 ||
+      this.access.epochOf(this.nodeId) !== this.epoch
     );
   }
 
@@ -296,10 +310,9 @@ export class View {
 
   private first(self: NodeRecord, model: Model, now: number): tc.MapResponse {
     const decision = this.decide();
-    this.circle = this.access.circle(self.id);
     this.isAdmitted = self.authorized;
     this.toldProblem = routesProblem(self);
-    const ids = self.authorized ? this.circle.ids.filter((id) => id !== self.id) : [];
+    const ids = self.authorized ? this.access.circle(self.id).ids.filter((id) => id !== self.id) : [];
     const peers = ids.map((id) => model.nodes.get(id)!).filter((peer) => peer.authorized);
     for (const peer of peers) this.known.add(peer.id);
     return {
@@ -338,11 +351,9 @@ export class View {
       const dns = this.dns(self);
       if (this.toldDns !== before) message.DNSConfig = dns;
     }
-    const circle = this.access.circle(self.id);
-    this.circle = circle;
     if (self.authorized !== this.isAdmitted) {
       this.isAdmitted = self.authorized;
-      for (const id of circle.ids) this.dirty.add(id);
+      for (const id of this.access.circle(self.id).ids) this.dirty.add(id);
     }
     for (const id of [...this.dirty].sort((a, b) => a - b)) {
       if (id === this.nodeId) {
@@ -354,7 +365,7 @@ export class View {
       }
       const peer = model.nodes.get(id);
       const known = this.known.has(id);
-      if (!peer?.authorized || !self.authorized || !circle.has(id)) {
+      if (!peer?.authorized || !self.authorized || !this.access.sees(self.id, id)) {
         if (known) removed.push(id);
         this.known.delete(id);
       } else if (!known || whole.has(id) || model.stampsOf(id)!.whole > this.sent) {
@@ -381,9 +392,9 @@ export class View {
 
   /** Asks the policy, and remembers what it said. */
   private decide(): Decision {
-    this.epoch = this.access.epoch;
+    this.epoch = this.access.epochOf(this.nodeId);
     const decision = this.access.decide(this.nodeId);
-    this.decision = decision;
+    this.decision = { self: decision.self, special: decision.special };
     this.told = {
       self: JSON.stringify(decision.self),
       filter: decision.filterDigest,
@@ -396,11 +407,13 @@ export class View {
   /** After a change of policy, or of what it depends on: marks peers that come, go or lead elsewhere; those are returned. */
   private decideAgain(model: Model, message: tc.MapResponse): Set<number> {
     const whole = new Set<number>();
-    if (this.access.epoch === this.epoch) return whole;
+    const last = this.epoch;
+    if (this.access.epochOf(this.nodeId) === last) return whole;
     const before = this.told;
     const { self, filter, sshRules } = this.decide();
-    for (const id of this.access.difference(this.circle!, this.access.circle(this.nodeId))) {
-      if (id !== this.nodeId) this.dirty.add(id);
+    if (this.access.era > last || this.dirty.has(this.nodeId)) {
+      for (const id of this.known.difference(this.access.circle(this.nodeId).set))
+        if (id !== this.nodeId) this.dirty.add(id);
     }
     if (before.special !== this.told.special) {
       for (const id of new Set([...before.special.keys(), ...this.told.special.keys()])) {

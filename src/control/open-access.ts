@@ -3,26 +3,29 @@
 import type * as tc from "../wire/tailcfg.ts";
 import type { Routing } from "./ha.ts";
 import type { Model } from "./model.ts";
-import { addressesOf, type Circle, type Decision, type NodeView } from "./netmap.ts";
+import { addressesOf, type Circle, circleOf, type Decision, type NodeView } from "./netmap.ts";
 import { activeRoutes, isExitRoute } from "./routes.ts";
 
 const ALLOW_ALL: tc.FilterRule[] = [{ SrcIPs: ["*"], DstPorts: [{ IP: "*", Ports: { First: 0, Last: 65535 } }] }];
 
 export class OpenAccess {
-  readonly circle: Circle;
   private peers: ReadonlyMap<number, NodeView> = new Map();
   private generation = -1;
+  private everybody: Circle | null = null;
+  /** Of the model, as of `everybody`. */
+  private version = -1;
 
   constructor(
     private readonly model: Model,
     private readonly routing: Routing,
-  ) {
-    this.circle = {
-      has: () => true,
-      get ids() {
-        return model.sortedNodes().map(({ id }) => id);
-      },
-    };
+  ) {}
+
+  get circle(): Circle {
+    if (!this.everybody || this.version !== this.model.version) {
+      this.version = this.model.version;
+      this.everybody = circleOf(this.model.sortedNodes().map(({ id }) => id));
+    }
+    return this.everybody;
   }
 
   decide(viewer: number): Decision {

@@ -26,7 +26,8 @@ function tailnet(policy: object, users: UserRecord[], anyGroup = false) {
       const [from, to] = [model.nodes.get(src)!, model.nodes.get(dst)!];
       const open = passes(access.decide(dst).filter(), from.ipv4, to.ipv4, port);
       // Who may be reached is seen, and sees.
-      if (open) expect(access.circle(src).has(dst) && access.circle(dst).has(src)).toBe(true);
+      if (open)
+        expect(access.sees(src, dst) && access.circle(src).set.has(dst) && access.circle(dst).set.has(src)).toBe(true);
       return open;
     },
   };

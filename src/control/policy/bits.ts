@@ -43,6 +43,12 @@ export class Bits {
     return this.words.every((word, i) => (other.words[i]! & ~word) === 0);
   }
 
+  /** Whether both hold the same numbers, also when one is for more. */
+  equals(other: Bits): boolean {
+    const [short, long] = this.size < other.size ? [this, other] : [other, this];
+    return long.words.every((word, i) => word === (short.words[i] ?? 0));
+  }
+
   get count(): number {
     let count = 0;
     for (let word of this.words) for (; word !== 0; word &= word - 1) count++;

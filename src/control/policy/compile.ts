@@ -7,7 +7,7 @@ import { Bits } from "./bits.ts";
 import { type Place, PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { isExitRoute, Resolver, type SubnetRoute } from "./resolve.ts";
-import { Compiler, itemsAt, type Rule } from "./rules.ts";
+import { Compiler, itemsAt, type NamedSources, type Reuse, type Rule } from "./rules.ts";
 import { hasSSHCheck, type SSHDecision, sshDecisionFor, sshMembership, sshRulesFor } from "./ssh.ts";
 import type { Policy, PolicyNode, PortRange, Selector, SSHRule, Tailnet } from "./types.ts";
 
@@ -60,9 +60,10 @@ export class Compiled {
   readonly rules: readonly Rule[];
   /** Addresses among the destinations of each rule. */
   readonly destinations: readonly RangeSet[];
+  private readonly named: NamedSources;
   private readonly capabilityLists: readonly tc.CapMap[];
   /** Nodes whose IPv4 address is not to be used. */
-  private readonly onlyIPv6: Bits;
+  readonly onlyIPv6: Bits;
   private readonly circles = new Map<string, Bits>();
   private readonly carriers = new Map<number, ReadonlyMap<string, number>>();
 
@@ -74,9 +75,12 @@ export class Compiled {
     readonly policy: Policy,
     tailnet: Tailnet,
     strict = true,
+    /** The same policy before some nodes changed, if that saves work. */
+    before: { compiled: Compiled; changed: ReadonlySet<number> } | null = null,
   ) {
     this.resolver = new Resolver(policy, tailnet, strict);
-    const compiler = new Compiler(this.resolver);
+    const compiler = new Compiler(this.resolver, before && this.reusable(before.compiled, before.changed));
+    this.named = compiler.named;
     const accesses = policy.accesses ?? [
       {
         ...ALLOW_ALL,
@@ -91,13 +95,22 @@ export class Compiled {
     ];
     for (const access of accesses) compiler.add(access);
     this.rules = compiler.rules.filter((rule) => rule.source.texts.length > 0);
-    this.destinations = this.rules.map((rule) => RangeSet.of(rule.addresses.map(({ range }) => range)));
+    this.destinations = this.rules.map(({ addresses }) => RangeSet.of(addresses.map(({ range }) => range)));
     if (strict) checkDomains(this.resolver);
     this.capabilityLists = this.attributes();
-    const only6 = this.capabilityLists.flatMap((list, i) =>
-      policy.disableIPv4 || Object.hasOwn(list, "disable-ipv4") ? [i] : [],
-    );
-    this.onlyIPv6 = Bits.of(this.resolver.nodes.length, only6);
+    this.onlyIPv6 = policy.disableIPv4 ? this.resolver.all : new Bits(this.resolver.nodes.length);
+    if (!policy.disableIPv4 && policy.nodeAttributes.length > 0)
+      for (const [i, list] of this.capabilityLists.entries())
+        if (Object.hasOwn(list, "disable-ipv4")) this.onlyIPv6.add(i);
+  }
+
+  /** Nodes keep their numbers as long as none goes and new ones come last. */
+  private reusable(before: Compiled, changed: ReadonlySet<number>): Reuse | null {
+    const old = before.resolver.nodes;
+    const { nodes } = this.resolver;
+    if (old.some(({ id }, i) => nodes[i]?.id !== id)) return null;
+    const indexes = [...changed].flatMap((id) => this.resolver.indexOf(id) ?? []);
+    return { named: before.named, changed: Bits.of(nodes.length, indexes) };
   }
 
   private index(nodeId: number): number {
@@ -263,8 +276,16 @@ export class Compiled {
     return INTERNET.has(n) ? [...this.resolver.exits].filter((exit) => this.mayExitBy(viewer, exit)) : [];
   }
 
-  private withoutIPv4(i: number): boolean {
+  /** Whether a node's IPv4 address is not to be used. */
+  withoutIPv4(i: number): boolean {
     return this.onlyIPv6.has(i);
+  }
+
+  /** Whether two nodes may know of each other. */
+  sees(a: number, b: number): boolean {
+    return this.rules.some(
+      ({ source, targets }) => (source.nodes.has(a) && targets.has(b)) || (source.nodes.has(b) && targets.has(a)),
+    );
   }
 
   private ownAddresses(i: number, viewer: number): string[] {
@@ -307,12 +328,11 @@ export class Compiled {
 
   private attributes(): tc.CapMap[] {
     const { policy, resolver } = this;
-    const lists = resolver.nodes.map((): tc.CapMap => {
-      const list: tc.CapMap = {};
-      if (policy.randomizeClientPort) list["randomize-client-port"] = null;
-      if (policy.oneCGNAT !== null) list[`one-cgnat?v=${policy.oneCGNAT}`] = null;
-      return list;
-    });
+    const common: tc.CapMap = {};
+    if (policy.randomizeClientPort) common["randomize-client-port"] = null;
+    if (policy.oneCGNAT !== null) common[`one-cgnat?v=${policy.oneCGNAT}`] = null;
+    if (policy.nodeAttributes.length === 0) return resolver.nodes.map(() => common);
+    const lists = resolver.nodes.map((): tc.CapMap => ({ ...common }));
     for (const { target, attributes, app } of policy.nodeAttributes) {
       const nodes = new Bits(resolver.nodes.length);
       for (const selector of target) nodes.addAll(resolver.targets(selector));

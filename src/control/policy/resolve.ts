@@ -35,8 +35,8 @@ export class Resolver {
   readonly exits: Bits;
   private readonly indexes = new Map<number, number>();
   private readonly subnets: { node: number; range: Range }[] = [];
-  /** Every address of a node, ascending. */
-  private readonly addresses: { n: bigint; node: number }[] = [];
+  /** Every address of a node, ascending. Made when somebody asks: many policies name no address. */
+  private sortedAddresses: { n: bigint; node: number }[] | null = null;
   private readonly byUser = new Map<number, number[]>();
   private readonly byTag = new Map<string, number[]>();
   private readonly usersByName = new Map<string, PolicyUser[]>();
@@ -58,19 +58,14 @@ export class Resolver {
     const routers = new Map<string, number[]>();
     for (const [i, node] of this.nodes.entries()) {
       this.indexes.set(node.id, i);
-      for (const text of [node.ipv4, node.ipv6]) {
-        const n = addressNumber(text);
-        if (n !== null) this.addresses.push({ n, node: i });
-      }
       if (node.tags.length > 0) this.tagged.add(i);
       else if (node.userId !== null) append(this.byUser, node.userId, i);
-      for (const tag of new Set(node.tags)) append(this.byTag, tag, i);
-      for (const route of new Set(node.routes)) {
+      for (const tag of node.tags) if (this.byTag.get(tag)?.at(-1) !== i) append(this.byTag, tag, i);
+      for (const route of node.routes) {
         if (isExitRoute(route)) this.exits.add(i);
-        else append(routers, route, i);
+        else if (routers.get(route)?.at(-1) !== i) append(routers, route, i);
       }
     }
-    this.addresses.sort((a, b) => (a.n < b.n ? -1 : 1));
     this.routes = [...routers].flatMap(([text, serving]) => {
       const range = parseRange(text);
       if (!range) return [];
@@ -116,18 +111,28 @@ export class Resolver {
     return this.nodes[node]!.tags.some((tag) => tags.includes(tag));
   }
 
+  private get addresses(): { n: bigint; node: number }[] {
+    this.sortedAddresses ??= this.nodes
+      .flatMap(({ ipv4, ipv6 }, node) =>
+        [addressNumber(ipv4), addressNumber(ipv6)].flatMap((n) => (n === null ? [] : [{ n, node }])),
+      )
+      .sort((a, b) => (a.n < b.n ? -1 : 1));
+    return this.sortedAddresses;
+  }
+
   /** Nodes that hold an address of the range, each once. */
   nodesIn(range: Range): number[] {
+    const { addresses } = this;
     let low = 0;
-    let high = this.addresses.length;
+    let high = addresses.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (this.addresses[middle]!.n < range.first) low = middle + 1;
+      if (addresses[middle]!.n < range.first) low = middle + 1;
       else high = middle;
     }
     const found = new Set<number>();
-    for (let i = low; i < this.addresses.length && this.addresses[i]!.n <= range.last; i++) {
-      found.add(this.addresses[i]!.node);
+    for (let i = low; i < addresses.length && addresses[i]!.n <= range.last; i++) {
+      found.add(addresses[i]!.node);
     }
     return [...found];
   }

@@ -53,7 +53,19 @@ export interface Rule {
   readonly addresses: (Item & { readonly range: Range })[];
   /** Nodes that enforce the rule. */
   readonly targets: Bits;
+  /** What was put into it, in order: the same in two compilations when the rule says the same to the same target. */
+  readonly parts: string[];
   size: number;
+}
+
+/** Sources that consist of nodes alone, by what they were made from. */
+export type NamedSources = ReadonlyMap<string, { readonly nodes: Bits; readonly source: Source }>;
+
+/** What is left of the compilation before a change of some nodes, whose numbering still holds. */
+export interface Reuse {
+  readonly named: NamedSources;
+  /** Nodes that were added or changed. */
+  readonly changed: Bits;
 }
 
 /** Capabilities that the other side must know of, too. */
@@ -64,14 +76,25 @@ const COMPANIONS: Readonly<Record<string, string>> = {
 
 const NO_PORTS: readonly PortRange[] = [];
 
+/** A user with nodes: as a source, and all of them. */
+interface Owner {
+  readonly owner: number;
+  readonly source: Source;
+  readonly nodes: readonly number[];
+}
+
 export class Compiler {
   readonly rules: Rule[] = [];
   private entries = 0;
   private readonly sources = new Map<string, Source>();
   private readonly bySelectors = new Map<string, Source>();
   private readonly merged = new Map<string, Rule>();
+  readonly named = new Map<string, { nodes: Bits; source: Source }>();
 
-  constructor(private readonly resolver: Resolver) {}
+  constructor(
+    private readonly resolver: Resolver,
+    private readonly reuse: Reuse | null = null,
+  ) {}
 
   private charge(count: number, access: Access): void {
     this.entries += count;
@@ -109,7 +132,7 @@ export class Compiler {
     access: Access,
     capabilities: Readonly<Record<string, CapabilityValues>>,
     plain: readonly Selector[],
-    owners: readonly { source: Source; nodes: readonly number[] }[],
+    owners: readonly Owner[],
   ): void {
     const companions = Object.keys(capabilities)
       .filter((name) => Object.hasOwn(COMPANIONS, name))
@@ -126,11 +149,12 @@ export class Compiler {
         else for (const selector of access.src) this.place(back, selector, NO_PORTS, access);
       }
     }
-    for (const { source, nodes } of owners) {
+    for (const { owner, source, nodes } of owners) {
       const rule = this.newRule(source, null, [], capabilities);
       this.placeAt(rule, nodes, NO_PORTS, access);
       for (const companion of companions) {
-        const back = this.newRule(this.sourceOfNodes(nodes, access), null, [], companion);
+        const bits = Bits.of(this.resolver.nodes.length, nodes);
+        const back = this.newRule(this.sourceOfNodes(bits, access, `companion of ${owner}`), null, [], companion);
         this.placeAt(back, [...source.nodes], NO_PORTS, access);
       }
     }
@@ -154,6 +178,14 @@ export class Compiler {
     if (known) return known;
     const fit = postures ? this.qualifies(access) : null;
     const { resolver } = this;
+    const identities = selectors.map((selector) => resolver.identity(selector));
+    if (!fit && identities.every((named) => named !== null)) {
+      const named = new Bits(resolver.nodes.length);
+      for (const each of identities) named.addAll(each!);
+      const source = this.sourceOfNodes(named, access, key);
+      this.bySelectors.set(key, source);
+      return source;
+    }
     const nodes = new Bits(resolver.nodes.length);
     const texts = new Set<string>();
     const ranges: Range[] = [];
@@ -192,26 +224,40 @@ export class Compiler {
     return source;
   }
 
-  private sourceOfNodes(nodes: readonly number[], access: Access): Source {
-    const texts = nodes.flatMap((node) => this.resolver.addressesOf(node));
-    return this.intern(texts, Bits.of(this.resolver.nodes.length, nodes), RangeSet.EMPTY, access);
+  /** `key`: what the nodes stand for. */
+  private sourceOfNodes(nodes: Bits, access: Access, key: string): Source {
+    const before = this.reuse?.named.get(key);
+    const isSame = before?.nodes.equals(nodes) && !nodes.overlaps(this.reuse!.changed);
+    const source = isSame
+      ? this.known({ ...before!.source, nodes }, access)
+      : this.intern(
+          [...nodes].flatMap((node) => this.resolver.addressesOf(node)),
+          nodes,
+          RangeSet.EMPTY,
+          access,
+        );
+    this.named.set(key, { nodes, source });
+    return source;
   }
 
   private intern(list: string[], nodes: Bits, ranges: RangeSet, access: Access): Source {
     const texts = list.sort();
-    const key = texts.join(",");
-    let source = this.sources.get(key);
-    if (!source) {
-      this.charge(texts.length, access);
-      const digest = createHash("sha256").update(key).digest("base64");
-      source = { texts, nodes, ranges, id: this.sources.size, digest };
-      this.sources.set(key, source);
-    }
-    return source;
+    const digest = createHash("sha256").update(texts.join(",")).digest("base64");
+    return this.known({ texts, nodes, ranges, id: 0, digest }, access);
+  }
+
+  /** Equal sources are one object. */
+  private known(source: Source, access: Access): Source {
+    const known = this.sources.get(source.digest);
+    if (known) return known;
+    this.charge(source.texts.length, access);
+    const fresh = { ...source, id: this.sources.size };
+    this.sources.set(source.digest, fresh);
+    return fresh;
   }
 
   /** For autogroup:self: each user among the sources, and that user's own nodes. */
-  private owners(access: Access): { source: Source; nodes: readonly number[] }[] {
+  private owners(access: Access): Owner[] {
     const fit = this.qualifies(access);
     const users = new Set<number>();
     for (const selector of access.src) {
@@ -223,7 +269,9 @@ export class Compiler {
       .sort((a, b) => a - b)
       .map((id) => {
         const nodes = this.resolver.nodesOfUser(id);
-        return { source: this.sourceOfNodes(fit ? nodes.filter((node) => fit.has(node)) : nodes, access), nodes };
+        const fitting = fit ? nodes.filter((node) => fit.has(node)) : nodes;
+        const bits = Bits.of(this.resolver.nodes.length, fitting);
+        return { owner: id, source: this.sourceOfNodes(bits, access, `${id} ${access.postures.join(" ")}`), nodes };
       })
       .filter(({ source }) => source.texts.length > 0);
   }
@@ -257,6 +305,7 @@ export class Compiler {
       exit: false,
       addresses: [],
       targets: new Bits(this.resolver.nodes.length),
+      parts: [],
       size: 0,
     };
     this.rules.push(rule);
@@ -273,12 +322,14 @@ export class Compiler {
 
   /** Named nodes: both of their addresses. */
   private placeAt(rule: Rule, nodes: Iterable<number>, ports: readonly PortRange[], access: Access): void {
+    rule.parts.push(`${access.section}${access.index}`);
     const item: Item = { order: rule.size++, text: null, range: null, ports, access };
     for (const node of nodes) this.put(rule, node, item);
   }
 
   private place(rule: Rule, selector: Selector, ports: readonly PortRange[], access: Access): void {
     const { resolver } = this;
+    rule.parts.push(`${access.section}${access.index} ${selector.text}`);
     const viaFits = (node: number): boolean => rule.via.length === 0 || resolver.hasTag(node, rule.via);
     if (isAutogroup(selector, "internet")) {
       this.charge(ports.length, access);

@@ -161,6 +161,22 @@ function entriesFor(resolver: Resolver, source: number, target: number, login: s
   );
 }
 
+/** Nodes whose SSH rules name this one, or name it for its part in recording. */
+export function sshNeighbours(resolver: Resolver, node: number): Bits {
+  const found = new Bits(resolver.nodes.length);
+  const { userId, tags } = resolver.nodes[node]!;
+  for (const entry of resolver.policy.ssh) {
+    const records = entry.recorders.some((tag) => tags.includes(tag));
+    if (!records && !sourcesOf(entry, resolver).has(node)) continue;
+    for (const selector of entry.dst) {
+      if (!isAutogroup(selector, "self")) found.addAll(resolver.targets(selector));
+      else if (records) found.addAll(resolver.all);
+      else if (tags.length === 0 && userId !== null) for (const own of resolver.nodesOfUser(userId)) found.add(own);
+    }
+  }
+  return found;
+}
+
 /** Equal for nodes that all entries treat alike. A user's nodes stand apart where whose they are matters. */
 export function sshMembership(resolver: Resolver, node: number): string {
   const { userId, tags } = resolver.nodes[node]!;
