@@ -266,6 +266,16 @@ const nodes: Record<string, Verb> = {
       return { value: node, text: "Node updated" };
     },
   }),
+  backfillips: verb({
+    usage: "",
+    async run({ api, confirm }) {
+      await confirm(
+        "Give nodes the addresses that they lack by the present prefixes, and take those of other families?",
+      );
+      const answer = await api.call<{ changes: string[] }>("POST", "/v1/node/backfillips?confirmed=true");
+      return { value: answer, text: answer.changes.join("\n") || "Every node has the addresses that it should have" };
+    },
+  }),
   expire: verb({
     aliases: ["logout", ...EXPIRE],
     usage: "-i ID [-e TIME | --disable]",

@@ -78,6 +78,20 @@ test("a node is tagged, gets routes, is shut out and let in", async () => {
   });
 });
 
+test("addresses that nodes lack are given once", async () => {
+  await server.join("web", await server.key({ user: await server.user("alice") }));
+  expect(await local("nodes", "backfillips")).toBe("Every node has the addresses that it should have");
+  const { dataDir } = server;
+  await server.stop();
+  const settings = makeSettings();
+  server = await TestServer.start({ dataDir, settings: { ...settings, prefixes: { ...settings.prefixes, v4: null } } });
+  expect(await json("nodes", "backfillips")).toEqual({ changes: ["node 1 (web) lost 100.64.0.1"] });
+  await server.stop();
+  server = await TestServer.start({ dataDir });
+  expect(await json("nodes", "backfillips")).toEqual({ changes: [expect.stringMatching(/^node 1 \(web\) got 100\./)] });
+  expect(await local("nodes", "backfillips", "--force")).toBe("Every node has the addresses that it should have");
+});
+
 test("pre-auth keys and API keys are made once, listed without their secret, expired and deleted", async () => {
   await local("users", "create", "alice");
   const key = await local("preauthkeys", "create", "-u", "alice");

@@ -5,6 +5,7 @@
 // used: the rest of fd7a:115c:a1e0::/48 holds blocks with meanings of their own (spec/ts2021-control-protocol.md, section 0.3).
 import { parsePrefix } from "../wire/ip.ts";
 import type { ControlContext } from "./context.ts";
+import { CommandError } from "./errors.ts";
 import type { Counters, NodeRecord } from "./model.ts";
 import { addressNumber, parseRange, type Range, RangeSet, textOf } from "./policy/addresses.ts";
 
@@ -124,7 +125,7 @@ export interface Backfilled {
 
 /**
  * Gives every node an address of each family that the tailnet has by now, and takes those of a family that it has no more.
- * Durable when it resolves. Throws with one sentence when the addresses do not suffice; then nothing has changed.
+ * Durable when it resolves. Throws CommandError when the addresses do not suffice; then nothing has changed.
  */
 export async function backfillAddresses(ctx: ControlContext): Promise<Backfilled[]> {
   const { v4, v6 } = ctx.settings.prefixes;
@@ -141,7 +142,8 @@ export async function backfillAddresses(ctx: ControlContext): Promise<Backfilled
       if (prefix === null) next[family] = "";
       else if (node[family] === "") {
         const ip = one(ctx, node, prefix, counters[last] ?? ctx.model.counters[last], taken);
-        if (ip === null) throw new Error(`${prefix} has no address left for node ${node.id} (${node.givenName})`);
+        if (ip === null)
+          throw new CommandError(409, `${prefix} has no address left for node ${node.id} (${node.givenName})`);
         next[family] = ip;
         taken.add(ip);
         counters[last] = ip;

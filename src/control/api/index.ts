@@ -1,6 +1,7 @@
 // The HTTP APIs: one implementation for the admin socket, whose callers may do everything, and for the public listener,
 // whose callers show a key.
 import { type Context, Hono } from "hono";
+import manifest from "../../../package.json" with { type: "json" };
 import { Attempts } from "../../net/ratelimit.ts";
 import { ApiKeys } from "../apikeys.ts";
 import { Commands } from "../commands.ts";
@@ -32,6 +33,18 @@ export interface Apis {
   /** For the public listener. */
   remote: Hono;
 }
+
+/**
+ * At /version, in Headscale's shape. UIs that were written for it take a number as a version of Headscale, and do without
+ * what that version lacked; from a word they expect all that is new.
+ */
+const VERSION = {
+  version: `weft-${manifest.version}`,
+  commit: "",
+  buildTime: "",
+  go: { version: "", os: process.platform, arch: process.arch },
+  dirty: false,
+};
 
 const BEARER = {
   bearer: { type: "http", scheme: "bearer", description: "An API key: `weft apikeys create`." },
@@ -94,7 +107,10 @@ export function createApis(context: ControlContext, logins: Logins): Apis {
       .route("/", mount({ ...v1, authenticate: forV1, renderError: renderProblem, log }))
       .route("/", mount({ ...v2, authenticate: who, renderError: renderErrorV2, log }));
   };
-  return { local: app(() => SOCKET_CALLER), remote: app((c) => authenticate(c, credentials)) };
+  return {
+    local: app(() => SOCKET_CALLER),
+    remote: app((c) => authenticate(c, credentials)).get("/version", (c) => c.json(VERSION)),
+  };
 }
 
 const TITLES: Record<number, string> = {

@@ -1,9 +1,11 @@
 // /api/v1: what Headscale's own API does (spec/headscale-features.md, section 5), for its command line, and for the UIs that
 // were written for it.
 import { z } from "zod";
+import { type Backfilled, backfillAddresses } from "../addresses.ts";
 import { apiApiKey } from "../apikeys.ts";
 import { apiUser } from "../commands.ts";
 import type { ControlContext } from "../context.ts";
+import { CommandError } from "../errors.ts";
 import { timeText } from "../netmap.ts";
 import type { PolicyVersion } from "../policy-store.ts";
 import { approveRoutes } from "../routes.ts";
@@ -212,7 +214,28 @@ function nodes(context: ControlContext, { commands }: ApiParts): Operation[] {
         node: commands.apiNode(await approveRoutes(context, params.id, body.routes)),
       }),
     }),
+    operation({
+      method: "post",
+      path: "/node/backfillips",
+      id: "backfillNodeIPs",
+      tag: "Nodes",
+      summary: "Give nodes the addresses that they lack since the prefixes were changed",
+      scope: "devices:core",
+      query: z.object({ confirmed: z.enum(["true", "false"]).optional() }),
+      response: z.object({ changes: z.array(z.string()) }),
+      async handle({ query }) {
+        if (query.confirmed !== "true")
+          throw new CommandError(400, "this changes addresses of nodes: say so with ?confirmed=true");
+        return { changes: (await backfillAddresses(context)).flatMap(backfilled) };
+      },
+    }),
   ];
+}
+
+/** What was done to a node's addresses, for people. */
+function backfilled({ nodeId, givenName, added, removed }: Backfilled): string[] {
+  const node = `node ${nodeId} (${givenName})`;
+  return [...added.map((ip) => `${node} got ${ip}`), ...removed.map((ip) => `${node} lost ${ip}`)];
 }
 
 function preAuthKeys({ commands }: ApiParts): Operation[] {
