@@ -10,6 +10,7 @@ import { createRelay, startStun } from "../relay/index.ts";
 import type { ServerConfig } from "./config.ts";
 import { type Address, showAddress } from "./config-kinds.ts";
 import { parseFlags } from "./flags.ts";
+import { createMetricsApp } from "./metrics.ts";
 import {
   CONTROL_FLAGS,
   CONTROL_USAGE,
@@ -82,7 +83,7 @@ async function makeBox(
     app,
     upgrades: { ...control.upgrades, ...relay.upgrades },
     relayPublicKey: relay.publicKey,
-    metrics: new Hono(),
+    metrics: createMetricsApp(config, { control, relay }),
     reload: () => control.policies.reloadLogged(),
     about: stunAddress ? `, STUN on ${showAddress(stunAddress)}` : ", no STUN",
   };

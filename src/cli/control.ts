@@ -1,12 +1,12 @@
 // `bun run control`: the control server alone. Relays run elsewhere; it tells clients where.
 import { resolve } from "node:path";
-import { Hono } from "hono";
 import { prepareDataDir } from "../control/datadir.ts";
 import { createControl } from "../control/index.ts";
 import type { Logger } from "../net/logger.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
 import type { ServerConfig } from "./config.ts";
 import { parseFlags, UsageError } from "./flags.ts";
+import { createMetricsApp } from "./metrics.ts";
 import {
   CONTROL_FLAGS,
   CONTROL_USAGE,
@@ -81,7 +81,7 @@ async function makeControl(
   return {
     app: control.app,
     upgrades: control.upgrades,
-    metrics: new Hono(),
+    metrics: createMetricsApp(config, { control }),
     reload: () => control.policies.reloadLogged(),
     about: "",
   };

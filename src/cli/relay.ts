@@ -1,5 +1,4 @@
 // `bun run relay`: a DERP relay with STUN alone, for a control server that runs elsewhere.
-import { Hono } from "hono";
 import { prepareDataDir } from "../control/datadir.ts";
 import { formatKey, randomBytes } from "../crypto/keys.ts";
 import { generatePrivateKey } from "../crypto/x25519.ts";
@@ -7,6 +6,7 @@ import { loadOrCreateKey } from "../net/keyfile.ts";
 import { createRelay, startStun } from "../relay/index.ts";
 import { showAddress } from "./config-kinds.ts";
 import { parseFlags } from "./flags.ts";
+import { createMetricsApp } from "./metrics.ts";
 import { configOf, makeFolderOf, parseUrl, runServer, SERVER_FLAGS, SERVER_USAGE, stunOf } from "./serve.ts";
 
 const USAGE = `Usage: bun run relay [flags]
@@ -48,7 +48,7 @@ export async function main(argv: string[]): Promise<number> {
       app: relay.app,
       upgrades: relay.upgrades,
       relayPublicKey: relay.publicKey,
-      metrics: new Hono(),
+      metrics: createMetricsApp(config, { relay }),
       about: stunAddress ? `, STUN on ${showAddress(stunAddress)}` : ", no STUN",
     };
   });

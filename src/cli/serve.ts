@@ -8,7 +8,7 @@ import { AcmeCertificates } from "../net/acme.ts";
 import { hostGuard, securityHeaders } from "../net/guards.ts";
 import { type Certificate, type Listener, listen, type UpgradeHandler } from "../net/listener.ts";
 import { createLogger, type Logger } from "../net/logger.ts";
-import { parseIP, parsePrefix, prefixContains } from "../wire/ip.ts";
+import { isPrivate } from "../wire/private.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
 import { loadConfig, type Overrides, type RelayRegion, type ServerConfig } from "./config.ts";
 import { type Address, origin, showAddress } from "./config-kinds.ts";
@@ -143,24 +143,11 @@ export function derpMapOf(url: URL, stunPort: number | null, region: RelayRegion
   };
 }
 
-const PRIVATE = [
-  "10.0.0.0/8",
-  "172.16.0.0/12",
-  "192.168.0.0/16",
-  "127.0.0.0/8",
-  "169.254.0.0/16",
-  "100.64.0.0/10",
-  "fc00::/7",
-  "fe80::/10",
-  "::1/128",
-].map((text) => parsePrefix(text)!);
-
 /** What to tell an operator who offers plain HTTP on a public name; null when the URL is fine. */
 export function plainHttpWarning(url: URL): string | null {
   if (url.protocol !== "http:") return null;
   const host = url.hostname.replace(/^\[|\]$/g, "");
-  const ip = parseIP(host);
-  if (ip ? PRIVATE.some((prefix) => prefixContains(prefix, ip)) : host === "localhost") return null;
+  if (host === "localhost" || isPrivate(host)) return null;
   return [
     `${url.origin} is plain HTTP on a public name. Traffic between nodes stays end-to-end encrypted, but whoever sits on the way`,
     "of a connection can answer /key with a key of his own and so pose as this control server to a node that joins (and take its",
@@ -232,7 +219,10 @@ export async function runServer(
     if (parts.reload) reloads.push(parts.reload);
     const listener = await listenWithTls(config, parts, log, cleanups, reloads);
     if (config.metricsListen) {
-      const metrics = await listen({ ...config.metricsListen, app: parts.metrics, upgrades: {}, log });
+      const metricsApp = new Hono();
+      metricsApp.use(securityHeaders, hostGuard([config.url.hostname, ...config.allowedHosts], ["/metrics"]));
+      metricsApp.route("/", parts.metrics);
+      const metrics = await listen({ ...config.metricsListen, app: metricsApp, upgrades: {}, log });
       cleanups.push(() => metrics.close());
       log.info(`metrics on http://${showAddress(metrics)}/metrics`);
     }

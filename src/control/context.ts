@@ -1,6 +1,7 @@
 // What the parts of the control server share. Each part is made once with it, and keeps no second copy of any of this.
 import type { PolicyAccess } from "./access.ts";
 import type { Journal } from "./journal.ts";
+import type { Metrics } from "./metrics.ts";
 import type { Millis, Model } from "./model.ts";
 import type { TailnetConfig } from "./netmap.ts";
 import type { Pings } from "./pings.ts";
@@ -19,6 +20,7 @@ export interface ControlContext {
   readonly policies: PolicyStore;
   /** Questions to nodes over their map streams. */
   readonly pings: Pings;
+  readonly metrics: Metrics;
   now(): Millis;
   random(n: number): Uint8Array;
   /** For problems that an operator should know of. Never a secret. */

@@ -16,10 +16,11 @@ import { type Apis, createApis } from "./api/index.ts";
 import { addCertificates, createProvider } from "./certs.ts";
 import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
+import type { DebugPages } from "./debug.ts";
 import { DerpMaps } from "./derpmap.ts";
 import { configOf, dnsConfigOf, ExtraRecordsFile } from "./dns.ts";
 import { Enrolment } from "./enrol.ts";
-import { addFeatures } from "./features.ts";
+import { addFeatures, type ClientHealth } from "./features.ts";
 import { addIdTokens } from "./idtoken.ts";
 import { Journal } from "./journal.ts";
 import { Logins } from "./login.ts";
@@ -27,6 +28,7 @@ import { checkVersion, handleMachineRequest, type MachineHandlers, MachineRouter
 import { encodeFrame } from "./map-frames.ts";
 import { KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { Sweep } from "./map-sweep.ts";
+import { Metrics } from "./metrics.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, type TailnetConfig, View } from "./netmap.ts";
 import { LoginPages } from "./pages/login.ts";
@@ -37,7 +39,7 @@ import { loadPolicy, PolicyStore, type PolicyVersion, startProblem } from "./pol
 import { Probes } from "./probes.ts";
 import { isExpired, withHostinfo } from "./register.ts";
 import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
-import { AutoApprover } from "./routes.ts";
+import { AutoApprover, routesOf } from "./routes.ts";
 import type { ControlSettings } from "./settings.ts";
 import { SSHChecks } from "./sshcheck.ts";
 import { Store } from "./store.ts";
@@ -86,6 +88,14 @@ export interface Control {
   readonly policies: PolicyStore;
   /** Machines and SSH sessions that wait for a person. */
   readonly logins: Logins;
+  /** Questions to nodes. */
+  readonly pings: Pings;
+  /** What clients say is wrong with them. */
+  readonly health: ClientHealth;
+  /** What is counted, for Prometheus. */
+  readonly metrics: Metrics;
+  /** What the debug page shows. */
+  debugPages(): DebugPages;
   /** Looks for nodes whose key has expired and for ephemeral nodes that were away too long. Runs by itself, too. */
   tick(): Promise<void>;
   /** Ends the map streams, closes connections and the store. */
@@ -148,7 +158,10 @@ class ControlServer implements Control {
   readonly noisePublicKey: Uint8Array;
   readonly adminSocket: string;
   readonly policies: PolicyStore;
+  readonly pings: Pings;
+  readonly health: ClientHealth;
   readonly logins: Logins;
+  readonly metrics: Metrics;
   private config: TailnetConfig;
   private readonly journal: Journal;
   private readonly context: ControlContext;
@@ -186,7 +199,8 @@ class ControlServer implements Control {
     this.config = configOf(options.settings);
     this.adminSocket = socketOf(options).path;
     this.noisePublicKey = x25519Public(noiseKey);
-    this.journal = new Journal(model, (changes) => store.write(changes), {
+    this.metrics = this.createMetrics();
+    this.journal = new Journal(model, (changes) => this.metrics.timed(store.write(changes)), {
       onApplied: (effect) => this.onApplied(effect),
       onDurable: () => this.onDurable(),
     });
@@ -197,10 +211,16 @@ class ControlServer implements Control {
       ...(options.liveness && { liveness: options.liveness }),
       onRequest: (stream, headers, connection) => {
         const handlers: MachineHandlers = {
-          register: (body, _connection, signal) => this.register(body, connection, signal),
+          register: async (body, _connection, signal) => {
+            const answer = await this.register(body, connection, signal);
+            this.metrics.registrations.add(answer.Error ? "refused" : answer.AuthURL ? "waiting" : "ok");
+            return answer;
+          },
           map: (body) => this.map(body, connection, stream),
           router: this.machines,
         };
+        const endpoint = /^\/machine\/(register|map)(\?|$)/.exec(headers[":path"] ?? "")?.[1];
+        this.metrics.machineRequests.add((endpoint ?? "other") as "register" | "map" | "other");
         whileServing({ request: newRequestId(), client: connection.address }, () => {
           const { requestLog } = options;
           const what = `${headers[":method"]} ${headers[":path"]?.split("?", 1)[0]} of ${connection.machineKey}`;
@@ -213,6 +233,13 @@ class ControlServer implements Control {
       },
     });
     this.upgrades = { "/ts2021": this.noise.upgrade };
+    this.pings = new Pings({
+      serverUrl: options.settings.serverUrl,
+      random: randomBytes,
+      now: () => performance.now(),
+      send: (nodeId, request) => this.streams.get(nodeId)?.ping(request) ?? false,
+      owns: (machineKey, nodeId) => model.nodes.get(nodeId)?.machineKey === machineKey,
+    });
     const server = this;
     this.context = {
       settings: options.settings,
@@ -225,13 +252,8 @@ class ControlServer implements Control {
       get policies() {
         return server.policies;
       },
-      pings: new Pings({
-        serverUrl: options.settings.serverUrl,
-        random: randomBytes,
-        now: () => performance.now(),
-        send: (nodeId, request) => this.streams.get(nodeId)?.ping(request) ?? false,
-        owns: (machineKey, nodeId) => model.nodes.get(nodeId)?.machineKey === machineKey,
-      }),
+      pings: this.pings,
+      metrics: this.metrics,
       now: this.now,
       random: randomBytes,
       log: (line) => options.log?.(line),
@@ -239,7 +261,7 @@ class ControlServer implements Control {
       poke: () => this.poke(),
     };
     this.policies = new PolicyStore(this.context, policy);
-    this.probes = new Probes(this.context, this.context.pings);
+    this.probes = new Probes(this.context, this.pings);
     this.derpMaps = new DerpMaps({
       settings: options.settings.derp,
       seed: options.settings.baseDomain,
@@ -247,7 +269,7 @@ class ControlServer implements Control {
       log: this.context.log,
       random: Math.random,
     });
-    addFeatures(this.context, this.machines, this.app);
+    this.health = addFeatures(this.context, this.machines, this.app).health;
     addIdTokens(this.context, this.machines, this.app);
     const provider = options.settings.dns.certificates;
     addCertificates(this.context, this.machines, provider && createProvider(provider, this.context));
@@ -256,7 +278,11 @@ class ControlServer implements Control {
     this.sshChecks = new SSHChecks(this.context, this.logins);
     this.sshChecks.mount(this.machines);
     this.policies.onChanged = () => this.sweepChecks();
-    const attempts = new Attempts({ what: "pre-auth key", log: this.context.log });
+    const attempts = new Attempts({
+      what: "pre-auth key",
+      log: this.context.log,
+      count: (what) => this.metrics.loginFailures.add(what),
+    });
     this.enrolment = new Enrolment(this.context, this.logins, attempts);
     this.pages = new LoginPages(this.context, this.logins);
     this.routes();
@@ -291,6 +317,74 @@ class ControlServer implements Control {
 
   stats() {
     return { ...this.noise.stats, maps: this.streams.size, nodes: this.model.nodes.size };
+  }
+
+  private createMetrics(): Metrics {
+    return new Metrics({
+      stats: () => this.stats(),
+      nodes: () => {
+        const count = { online: 0, offline: 0, expired: 0, unauthorized: 0 };
+        for (const { authorized, expired, online } of this.model.nodes.values())
+          count[!authorized ? "unauthorized" : expired ? "expired" : online ? "online" : "offline"]++;
+        return count;
+      },
+      users: () => this.model.users.size,
+      pendingLogins: () => this.logins.list().length,
+    });
+  }
+
+  /** What the debug page shows of this server. */
+  debugPages(): DebugPages {
+    const { model, context } = this;
+    const byId = <T extends { id: number }>(records: Iterable<T>) => [...records].sort((a, b) => a.id - b.id);
+    const iso = (at: Millis | null) => (at === null ? null : new Date(at).toISOString());
+    return {
+      overview: {
+        title: "Overview",
+        read: () => ({
+          startedAt: iso(this.startedAt),
+          serverUrl: context.settings.serverUrl,
+          users: model.users.size,
+          ...this.stats(),
+          memory: process.memoryUsage(),
+        }),
+      },
+      nodes: {
+        title: "Nodes",
+        read: () =>
+          byId(model.nodes.values()).map((node) => ({
+            id: node.id,
+            name: node.givenName,
+            userId: node.userId,
+            tags: node.tags,
+            addresses: [node.ipv4, node.ipv6],
+            online: node.online,
+            expired: node.expired,
+            authorized: node.authorized,
+            lastSeen: iso(node.lastSeen),
+            capabilityVersion: node.cap,
+          })),
+      },
+      policy: { title: "Policy in force", read: () => this.policies.current() },
+      routes: {
+        title: "Routes",
+        read: () =>
+          byId(model.nodes.values()).map((node) => ({ id: node.id, name: node.givenName, ...routesOf(context, node) })),
+      },
+      derp: { title: "DERP map", read: () => this.config.derpMap },
+      "map-streams": { title: "Map streams", read: () => [...this.streams.values()].map(({ state }) => state) },
+      logins: {
+        title: "Logins that wait",
+        read: () =>
+          this.logins.list().map(({ request, address, createdAt, expiresAt }) => ({
+            kind: request.kind,
+            address,
+            createdAt: iso(createdAt),
+            expiresAt: iso(expiresAt),
+          })),
+      },
+      connections: { title: "Noise connections", read: () => this.noise.list() },
+    };
   }
 
   private sweepChecks(): void {
@@ -337,7 +431,7 @@ class ControlServer implements Control {
   private async shutDown(): Promise<void> {
     if (this.ticker) clearInterval(this.ticker);
     this.probes.stop();
-    this.context.pings.close();
+    this.pings.close();
     this.extraRecords?.close();
     this.derpMaps.close();
     await this.admin?.close();
@@ -409,6 +503,7 @@ class ControlServer implements Control {
     if (!input.readOnly) {
       const next = input.stream ? withStreamRequest(node, input) : withLiteUpdate(this.model, node, input);
       if (next !== node) await this.journal.commit({ nodes: [next] });
+      if (!input.stream) this.metrics.endpointUpdates.add("ok");
     }
     if (stream.destroyed || stream.closed) return;
     if (input.stream && !input.readOnly) this.openStream(this.ownNode(input, connection).id, input, stream);
@@ -445,6 +540,7 @@ class ControlServer implements Control {
       sweep: this.sweep,
       now: this.now,
       random: Math.random,
+      onSent: (kind) => this.metrics.mapSent.add(kind),
       onClose: () => this.onStreamClosed(nodeId, mapStream),
     });
     this.streams.set(nodeId, mapStream);
@@ -452,8 +548,10 @@ class ControlServer implements Control {
   }
 
   private onStreamClosed(nodeId: number, mapStream: MapStream): void {
+    const isCurrent = this.streams.get(nodeId) === mapStream;
+    this.metrics.mapEnded.add(isCurrent ? "client" : this.streams.has(nodeId) ? "replaced" : "server");
     // A newer stream has taken its place, or the server ends.
-    if (this.streams.get(nodeId) !== mapStream) return;
+    if (!isCurrent) return;
     this.streams.delete(nodeId);
     this.probes.disconnected(nodeId);
     this.offlineTimers.set(

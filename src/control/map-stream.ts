@@ -109,7 +109,8 @@ export class MapStream implements Reader {
     const { view, model, zstd, now, stream } = this.options;
     if (this.ended || this.waitsForDrain || stream.destroyed || stream.closed) return;
     const message = view.next(model, now());
-    if (message) this.send(encodeMessage(message, zstd), message.Peers ? "full" : "change");
+    const isFirst = this.lastWrite === Number.NEGATIVE_INFINITY;
+    if (message) this.send(encodeMessage(message, zstd), isFirst ? "full" : "change");
   }
 
   /** `pieces` of one message. Only while nothing waits. */

@@ -110,6 +110,18 @@ export class NoiseServer {
     return { connections: this.connections.size, streams };
   }
 
+  /** For the debug page. */
+  list(): { machineKey: string; address: string; version: number; requests: number; silentMs: number }[] {
+    const now = this.options.now();
+    return [...this.connections].map(({ machineKey, address, version, openStreams, lastHeard }) => ({
+      machineKey,
+      address,
+      version,
+      requests: openStreams,
+      silentMs: now - lastHeard,
+    }));
+  }
+
   readonly upgrade: UpgradeHandler = (request, socket, head) => {
     if (this.closed) refuseUpgrade(socket, 503, "the server is stopping");
     else if (this.connections.size >= MAX_CONNECTIONS) refuseUpgrade(socket, 503, "too many connections");

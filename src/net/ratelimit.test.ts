@@ -71,8 +71,14 @@ test("memory stays bounded when a million addresses fail and succeed, and the ne
 
 test("each refusal is logged with address, count and wait", () => {
   const logged: string[] = [];
-  const attempts = new Attempts({ what: "API key", log: (line) => logged.push(line) });
+  const counted: string[] = [];
+  const attempts = new Attempts({
+    what: "API key",
+    log: (line) => logged.push(line),
+    count: (what) => counted.push(what),
+  });
   for (let i = 0; i < 7; i++) attempts.failed("192.0.2.1", 0);
+  expect(counted).toEqual(Array(7).fill("API key"));
   expect(logged).toEqual([
     "192.0.2.1: 6 wrong attempts at the API key, the next is refused for 1000 ms",
     "192.0.2.1: 7 wrong attempts at the API key, the next is refused for 2000 ms",

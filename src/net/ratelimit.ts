@@ -13,6 +13,8 @@ export interface AttemptsOptions {
   limits?: Partial<AttemptsLimits>;
   /** Told of each failure that makes an address wait, and once a period when all must. */
   log?: (line: string) => void;
+  /** Told of each failure, with `what`: to count them. */
+  count?: (what: string) => void;
 }
 
 export interface AttemptsLimits {
@@ -78,6 +80,7 @@ export class Attempts {
       this.options.log?.(
         `${key}: ${count} wrong attempts at the ${this.options.what}, the next is refused for ${wait} ms`,
       );
+    this.options.count?.(this.options.what);
     this.#count(now);
   }
 

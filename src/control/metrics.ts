@@ -1,0 +1,107 @@
+// What the control server counts, for Prometheus: Headscale's names where the meaning is the same, `weft_` for the rest.
+// Counting is an addition to a plain number; the library is asked only when somebody reads. Labels have few values: never a
+// node, a user or an address.
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+
+/** What went out on a map stream. */
+export type MapMessage = "full" | "change" | "keepalive" | "ping";
+/** Why a map stream ended: by its client, for a newer one of the same node, or by the server. */
+export type MapEnd = "client" | "replaced" | "server";
+
+export interface MetricsSources {
+  /** Open Noise connections, requests in them, and map streams among those. */
+  stats(): { connections: number; streams: number; maps: number };
+  nodes(): { online: number; offline: number; expired: number; unauthorized: number };
+  users(): number;
+  pendingLogins(): number;
+}
+
+/** A counter with one label, whose values are plain numbers until somebody reads. */
+class Tally<Label extends string> {
+  private readonly counts = new Map<Label, number>();
+
+  constructor(registry: Registry, name: string, help: string, label: string, more: Record<string, string> = {}) {
+    const { counts } = this;
+    const labelNames = [label, ...Object.keys(more)];
+    new Counter({
+      name,
+      help,
+      labelNames,
+      registers: [registry],
+      collect() {
+        this.reset();
+        for (const [value, count] of counts) this.inc({ [label]: value, ...more }, count);
+      },
+    });
+  }
+
+  add(label: Label): void {
+    this.counts.set(label, (this.counts.get(label) ?? 0) + 1);
+  }
+}
+
+export class Metrics {
+  readonly registry = new Registry();
+  readonly mapSent: Tally<MapMessage>;
+  readonly mapEnded: Tally<MapEnd>;
+  /** Small updates of nodes (endpoints, home relay, hostinfo). */
+  readonly endpointUpdates: Tally<"ok">;
+  readonly registrations: Tally<"ok" | "refused" | "waiting">;
+  /** By what was guessed or wrong: "API key", "login id", "pre-auth key". */
+  readonly loginFailures: Tally<string>;
+  readonly machineRequests: Tally<"register" | "map" | "other">;
+  private readonly journal: Histogram;
+
+  constructor(sources: MetricsSources) {
+    const { registry } = this;
+    const tally = <L extends string>(name: string, help: string, label: string, more?: Record<string, string>) =>
+      new Tally<L>(registry, name, help, label, more);
+    const gauge = (name: string, help: string, read: () => number) =>
+      new Gauge({
+        name,
+        help,
+        registers: [registry],
+        collect() {
+          this.set(read());
+        },
+      });
+    collectDefaultMetrics({ register: registry });
+    this.mapSent = tally("headscale_mapresponse_sent_total", "Messages on map streams", "type", { status: "ok" });
+    this.mapEnded = tally("headscale_mapresponse_ended_total", "Map streams that ended", "reason");
+    this.endpointUpdates = tally("headscale_mapresponse_endpoint_updates_total", "Small updates of nodes", "status");
+    this.registrations = tally("weft_registrations_total", "Answers to register requests", "outcome");
+    this.loginFailures = tally("weft_login_failures_total", "Wrong keys and login ids", "what");
+    this.machineRequests = tally("weft_machine_requests_total", "Requests inside Noise", "endpoint");
+    this.journal = new Histogram({
+      name: "weft_journal_write_seconds",
+      help: "One transaction of the store",
+      buckets: [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5],
+      registers: [registry],
+    });
+    gauge("weft_noise_connections", "Open Noise connections", () => sources.stats().connections);
+    gauge("weft_machine_requests_open", "Open requests inside Noise", () => sources.stats().streams);
+    gauge("weft_map_streams", "Open map streams", () => sources.stats().maps);
+    gauge("weft_users", "Users", () => sources.users());
+    gauge("weft_pending_logins", "Logins that wait for a person", () => sources.pendingLogins());
+    gauge("headscale_nodestore_nodes", "Nodes", () => Object.values(sources.nodes()).reduce((a, b) => a + b));
+    new Gauge({
+      name: "weft_nodes",
+      help: "Nodes by state",
+      labelNames: ["state"],
+      registers: [registry],
+      collect() {
+        for (const [state, count] of Object.entries(sources.nodes())) this.set({ state }, count);
+      },
+    });
+  }
+
+  /** Measures one write of the journal. */
+  async timed(write: Promise<void>): Promise<void> {
+    const started = performance.now();
+    try {
+      await write;
+    } finally {
+      this.journal.observe((performance.now() - started) / 1000);
+    }
+  }
+}
