@@ -477,7 +477,7 @@ class ControlServer implements Control {
   }
 
   private mayUseRelay(node: NodeRecord | undefined): boolean {
-    return node !== undefined && node.authorized && !isExpired(node, this.now());
+    return node?.authorized === true && !isExpired(node, this.now());
   }
 
   /** `body`: {"NodePublic":"nodekey:…","Source":"…"}, as DERP servers ask. */
