@@ -40,9 +40,11 @@ export class Sweep {
   private start(): void {
     this.state = "sweeping";
     this.busy = 0;
-    [this.current, this.next] = [this.next, this.current];
-    // All readers of one change are told of before the first of them is written to.
-    setImmediate(() => this.slice());
+    // All readers of one change are named before the first of them is written to.
+    setImmediate(() => {
+      [this.current, this.next] = [this.next, this.current];
+      this.slice();
+    });
   }
 
   private slice(): void {
