@@ -95,6 +95,8 @@ export class PolicyAccess implements Access {
   /** Of the routing, as of the last compilation. */
   private routed = -1;
   private readonly circles = new WeakMap<Bits, Circle>();
+  /** By node, of those that were asked about since the last compilation. */
+  private readonly circlesOf = new Map<number, Circle>();
   private readonly inputs = new Map<number, string>();
   private users: readonly UserRecord[] = [];
 
@@ -245,6 +247,7 @@ export class PolicyAccess implements Access {
     const before = isRouted ? this.compiled : null;
     const changed = new Set(this.changed);
     this.changed.clear();
+    this.circlesOf.clear();
     this.compiled = this.compile(before && { compiled: before, changed });
     // A policy that cannot be applied, or could not be, is not the same before and after.
     const isSame = before?.policy === this.policy && this.compiled.policy === this.policy;
@@ -290,8 +293,14 @@ export class PolicyAccess implements Access {
   sees(viewer: number, peer: number): boolean {
     if (this.isOpen) return true;
     const compiled = this.current();
-    const [a, b] = [compiled.resolver.indexOf(viewer), compiled.resolver.indexOf(peer)];
-    return a !== undefined && b !== undefined && compiled.sees(a, b);
+    // Sight is mutual, and after a change all viewers ask about the same few peers.
+    let circle = this.circlesOf.get(peer);
+    if (!circle) {
+      if (compiled.resolver.indexOf(peer) === undefined) return false;
+      circle = this.circle(peer);
+      this.circlesOf.set(peer, circle);
+    }
+    return circle.set.has(viewer);
   }
 
   circle(viewer: number): Circle {

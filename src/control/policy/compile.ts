@@ -44,6 +44,8 @@ function checkDomains(resolver: Resolver): void {
   for (const { target } of nodeAttributes) checkAll(target, null);
 }
 
+const NO_ROUTES: ReadonlyMap<string, number> = new Map();
+
 /** Where "funnel" may listen. */
 const FUNNEL_PORTS = "https://tailscale.com/cap/funnel-ports?ports=443,8443,10000";
 
@@ -65,7 +67,7 @@ export class Compiled {
   /** Nodes whose IPv4 address is not to be used. */
   readonly onlyIPv6: Bits;
   private readonly circles = new Map<string, Bits>();
-  private readonly carriers = new Map<number, ReadonlyMap<string, number>>();
+  private readonly carriers = new Map<string, ReadonlyMap<string, number>>();
 
   /**
    * Throws PolicyError: a name that means two users, a foreign mail domain, or a policy that expands without end. A tailnet
@@ -183,20 +185,31 @@ export class Compiled {
 
   /** Indexes of a node's peers, with or without its own. Nodes under the same rules share one set. */
   circle(nodeId: number): Bits {
-    const i = this.index(nodeId);
-    const key = this.rules
-      .map(({ source, targets }) => (source.nodes.has(i) ? 1 : 0) + (targets.has(i) ? 2 : 0))
-      .join("");
+    const { key, from, to } = this.membership(this.index(nodeId));
     let seen = this.circles.get(key);
     if (!seen) {
       seen = new Bits(this.resolver.nodes.length);
-      for (const { source, targets } of this.rules) {
-        if (source.nodes.has(i)) seen.addAll(targets);
-        if (targets.has(i)) seen.addAll(source.nodes);
-      }
+      for (const { targets } of from) seen.addAll(targets);
+      for (const { source } of to) seen.addAll(source.nodes);
       this.circles.set(key, seen);
     }
     return seen;
+  }
+
+  /** Rules that a node is a source of, and those that it enforces. The key is the same for nodes under the same rules. */
+  private membership(i: number): { key: string; from: Rule[]; to: Rule[] } {
+    const from: Rule[] = [];
+    const to: Rule[] = [];
+    let key = "";
+    for (let r = 0; r < this.rules.length; r++) {
+      const rule = this.rules[r]!;
+      const isSource = rule.source.nodes.has(i);
+      const isTarget = rule.targets.has(i);
+      if (isSource) from.push(rule);
+      if (isTarget) to.push(rule);
+      if (isSource || isTarget) key += `${r}${isSource ? "s" : ""}${isTarget ? "t" : ""}`;
+    }
+    return { key, from, to };
   }
 
   /** Peers of a viewer that are more, or less, than a node with two addresses. */
@@ -218,11 +231,14 @@ export class Compiled {
 
   /** Which router carries each subnet route for one viewer. Routes that it has no use for are absent. */
   private carriersFor(i: number): ReadonlyMap<string, number> {
-    let found = this.carriers.get(i);
+    if (this.resolver.routes.length === 0) return NO_ROUTES;
+    // Routers are told of the routes that they serve themselves.
+    const key = this.resolver.nodes[i]!.routes.length > 0 ? `node ${i}` : this.membership(i).key;
+    let found = this.carriers.get(key);
     if (!found) {
       const entries = this.resolver.routes.map((route) => [route.text, this.carrier(i, route)] as const);
       found = new Map(entries.filter((entry): entry is readonly [string, number] => entry[1] !== null));
-      this.carriers.set(i, found);
+      this.carriers.set(key, found);
     }
     return found;
   }
@@ -279,13 +295,6 @@ export class Compiled {
   /** Whether a node's IPv4 address is not to be used. */
   withoutIPv4(i: number): boolean {
     return this.onlyIPv6.has(i);
-  }
-
-  /** Whether two nodes may know of each other. */
-  sees(a: number, b: number): boolean {
-    return this.rules.some(
-      ({ source, targets }) => (source.nodes.has(a) && targets.has(b)) || (source.nodes.has(b) && targets.has(a)),
-    );
   }
 
   private ownAddresses(i: number, viewer: number): string[] {

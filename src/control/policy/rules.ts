@@ -214,7 +214,7 @@ export class Compiler {
       for (const range of set.ranges) ranges.push(range);
       // "*" lists routes one by one, also where one covers another.
       for (const text of selector.kind === "any" ? TAILNET.texts() : set.texts()) texts.add(text);
-      for (const range of set.ranges) {
+      for (const range of selector.kind === "any" ? [] : set.ranges) {
         for (const node of resolver.nodesIn(range)) nodes.add(node);
         for (const node of resolver.routersOf(range)) nodes.add(node);
       }
