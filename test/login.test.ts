@@ -15,6 +15,8 @@ interface ListedNode {
   ipAddresses: string[];
   user: { name: string };
   tags: string[];
+  approvedRoutes: string[];
+  subnetRoutes: string[];
   expiry: string | null;
   online: boolean;
 }
@@ -158,7 +160,10 @@ policy: { mode: file, path: ${policy} }
       { mode: 0o600 },
     );
     const approving = join(dir.path, "approving.yaml");
-    writeFileSync(approving, "node: { needs_approval: true }\n");
+    writeFileSync(
+      approving,
+      "node: { needs_approval: true, expiry: 180d }\ntuning: { register_cache_expiration: 5s }\n",
+    );
     box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--config", config] });
     strict = await Box.start(boxHost, join(dir.path, "strict"), {
       tls,
@@ -225,12 +230,25 @@ policy: { mode: file, path: ${policy} }
     await up.exited;
   }, 60_000);
 
-  test("TestOIDCAuthenticationPingAll, TestOIDCAuthenticationWithPKCE: signing in at the provider brings the client up", async () => {
+  test("a login that waits goes on when the server has been restarted", async () => {
+    const { id } = await nodeOf(old);
+    await logout(old);
+    const { url, up } = await begin(old, box);
+    await box.stop();
+    await box.start();
+    await admit(box, url, users.carol!);
+    await finished(old, up);
+    expect((await nodeOf(old)).id).toBe(id);
+  }, 60_000);
+
+  test("TestOIDCAuthenticationPingAll, WithPKCE, ACLPolicyOnJoin (#2888): signing in at the provider brings the client up, and it sees and is seen", async () => {
     const { url, up } = await begin(current, box, "--force-reauth");
     expect(await signIn(url, "alice")).toMatch(/^200 .*Connected/s);
     await finished(current, up);
     const node = await nodeOf(current);
     expect(node.user.name).toBe("alice");
+    await until("the old client sees it", async () => (await old.peer(current)) !== null);
+    await until("it sees the old client", async () => (await current.peer(old)) !== null);
     const rest = Date.parse(node.expiry!) - Date.now();
     expect(rest).toBeLessThanOrEqual(TOKEN_SECONDS * 1000);
   }, 90_000);
@@ -242,6 +260,24 @@ policy: { mode: file, path: ${policy} }
     await signIn(url, "alice");
     await finished(current, up);
     expect(await nodeOf(current)).toMatchObject({ id: before.id, ipAddresses: before.ipAddresses });
+  }, 90_000);
+
+  test("TestOIDCReloginSameNodeNewUser, ReloginSameUserRoutesPreserved (#2896): three logins, two nodes, and the routes are still approved", async () => {
+    const join = async (account: string) => {
+      await logout(current);
+      const { url, up } = await begin(current, box, "--advertise-routes=10.99.0.0/24");
+      await signIn(url, account);
+      await finished(current, up);
+      return nodeOf(current);
+    };
+    const first = await join("alice");
+    await api(box, "POST", `/api/v1/node/${first.id}/approve_routes`, { routes: ["10.99.0.0/24"] });
+    const second = await join("bob");
+    expect(second.id).not.toBe(first.id);
+    expect(second).toMatchObject({ approvedRoutes: [], user: { name: "bob" } });
+    const again = await join("alice");
+    expect(again).toMatchObject({ id: first.id, ipAddresses: first.ipAddresses, approvedRoutes: ["10.99.0.0/24"] });
+    await until("it serves the route", async () => (await nodeOf(current)).subnetRoutes.includes("10.99.0.0/24"));
   }, 90_000);
 
   test("TestTagsUserLogin…: owned tags make the machine tagged, others are refused, and --advertise-tags= gives it back to its user", async () => {
@@ -266,7 +302,21 @@ policy: { mode: file, path: ${policy} }
     expect(node.user.name).toBe("alice");
   }, 90_000);
 
-  test("machine approval: the client shows that it waits, and goes on by itself when it is let in", async () => {
+  test("TestOIDCFollowUpUrl: when its login has expired, the client has a fresh address by itself, which works", async () => {
+    await logout(current);
+    const { url, up } = await begin(current, strict, "--force-reauth");
+    const addresses = () => new Set(up.output().match(/https:\/\/\S+\/register\/hskey-authreq-[0-9a-f]{24}/g));
+    const fresh = await until("the client shows another address", () =>
+      [...addresses()].find((other) => other !== url),
+    );
+    expect(admit(strict, url, "1")).rejects.toThrow("404");
+    const { user } = await api<{ user: { id: string } }>(strict, "POST", "/api/v1/user", { name: "fred" });
+    await admit(strict, fresh, user.id);
+    await finished(current, up);
+    expect((await nodeOf(current, strict)).user.name).toBe("fred");
+  }, 60_000);
+
+  test("machine approval: the client shows that it waits, and goes on by itself when it is let in; ExpiryAfterRestart (#2862)", async () => {
     await logout(current);
     const { user } = await api<{ user: { id: string } }>(strict, "POST", "/api/v1/user", { name: "erin" });
     const key = async (more: Record<string, unknown>) =>
@@ -283,9 +333,15 @@ policy: { mode: file, path: ${policy} }
       ),
     );
     await stateIs(current, "NeedsMachineAuth");
-    const [waiting] = await nodes(strict);
+    const waiting = (await nodes(strict)).find((node) => node.user.name === "erin");
     await api(strict, "POST", `/api/v2/device/${waiting!.id}/authorized`, { authorized: true });
     await finished(current, up);
-    expect((await nodeOf(current, strict)).id).toBe(waiting!.id);
+    const node = await nodeOf(current, strict);
+    expect(node.id).toBe(waiting!.id);
+    expect(Math.abs(Date.parse(node.expiry!) - Date.now() - 180 * 24 * 3_600_000)).toBeLessThan(120_000);
+    await current.stop();
+    await current.start();
+    await current.running();
+    expect((await nodeOf(current, strict)).expiry).toBe(node.expiry);
   }, 60_000);
 });
