@@ -1,10 +1,10 @@
 // The control server's API, as the command line reaches it: by the unix socket of this machine, or by URL and API key.
-import { join } from "node:path";
 import type { ApiUser } from "../control/api/shapes.ts";
+import { type Env, loadConfig, type ServerConfig } from "./config.ts";
 import { nearest, UsageError } from "./flags.ts";
-import { defaultDataDir } from "./serve.ts";
 
 export interface Reach {
+  config?: string;
   data?: string;
   socket?: string;
   address?: string;
@@ -14,10 +14,10 @@ export interface Reach {
   timeout?: number;
 }
 
-type Environment = Readonly<Record<string, string | undefined>>;
 type Method = "GET" | "POST" | "PUT" | "DELETE";
 
-const DEFAULT_TIMEOUT = 30_000;
+/** As the configuration has it. */
+const DEFAULT_TIMEOUT = 5_000;
 
 /** Nobody answers there. */
 export class NoServer extends Error {}
@@ -31,24 +31,25 @@ export class AdminClient {
     private readonly timeout: number,
   ) {}
 
-  /** Flags win over the environment. Throws UsageError. */
-  static open(reach: Reach, env: Environment, warn: (line: string) => void): AdminClient {
-    const setting = (name: string) => env[`WEFT_CLI_${name}`] || env[`HEADSCALE_CLI_${name}`];
-    const timeout = reach.timeout ?? DEFAULT_TIMEOUT;
-    if (timeout <= 0) throw new UsageError("--timeout must be longer than nothing, for example 10s");
+  /** Flags win over environment and configuration. Throws UsageError. */
+  static open(reach: Reach, env: Env, warn: (line: string) => void): AdminClient {
     const isLocal = reach.socket !== undefined || reach.data !== undefined;
-    const address = reach.address ?? (isLocal ? undefined : setting("ADDRESS"));
-    if (address === undefined) {
+    if (isLocal && reach.address !== undefined)
+      throw new UsageError("--address is for a server elsewhere, --data and --socket for one here: give one of them");
+    const isComplete = reach.socket !== undefined || (reach.address !== undefined && reach["api-key"] !== undefined);
+    const config = isComplete && reach.config === undefined ? null : configFor(reach, env);
+    const timeout = reach.timeout ?? config?.cli.timeout ?? DEFAULT_TIMEOUT;
+    if (timeout <= 0) throw new UsageError("--timeout must be longer than nothing, for example 10s");
+    const address = reach.address ?? (isLocal ? "" : (config?.cli.address ?? ""));
+    if (address === "") {
       if (reach["api-key"] !== undefined)
         throw new UsageError("--api-key needs --address: at the socket no key is asked for");
-      const unix = reach.socket ?? join(reach.data ?? defaultDataDir(), "weft.sock");
+      const unix = reach.socket ?? config!.adminSocket.path;
       return new AdminClient(unix, "http://weft", { unix }, timeout);
     }
-    if (isLocal)
-      throw new UsageError("--address is for a server elsewhere, --data and --socket for one here: give one of them");
     const url = parseAddress(address);
-    const key = reach["api-key"] ?? setting("API_KEY");
-    if (!key)
+    const key = reach["api-key"] ?? config?.cli.apiKey ?? "";
+    if (key === "")
       throw new UsageError(
         `${url.origin} asks for an API key: give --api-key, or set WEFT_CLI_API_KEY (weft apikeys create, on the server, makes one)`,
       );
@@ -56,12 +57,11 @@ export class AdminClient {
     const isLoopback = /^(localhost|127\.|\[::1\])/.test(url.host);
     if (url.protocol === "http:" && !isLoopback)
       warn(`warning: the API key goes to ${url.host} in the clear, for everybody on the way to read: use https`);
-    const insecure = reach.insecure ?? /^(1|t|true)$/i.test(setting("INSECURE") ?? "");
     const init: BunFetchRequestInit = {
       headers: { Authorization: `Bearer ${key}` },
       // The key is for this server, wherever it would send us.
       redirect: "manual",
-      ...(insecure && { tls: { rejectUnauthorized: false } }),
+      ...((reach.insecure ?? config?.cli.insecure) && { tls: { rejectUnauthorized: false } }),
     };
     return new AdminClient(url.origin, url.origin, init, timeout);
   }
@@ -121,6 +121,10 @@ export class AdminClient {
       return `the certificate of ${this.where} is not to be trusted (${error.code}): check the address; --insecure goes without`;
     return `no control server answers at ${this.where}: ${error.message}`;
   }
+}
+
+function configFor({ config, data }: Reach, env: Env): ServerConfig {
+  return loadConfig({ config, env, overrides: { data_dir: { flag: "--data", value: data } } });
 }
 
 /** "weft.example.com" is taken as https. */

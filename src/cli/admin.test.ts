@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, spyOn, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -169,6 +169,17 @@ test("from elsewhere by URL and key, from flags or environment, with the same re
     }
   } finally {
     process.env = saved;
+  }
+  const folder = mkdtempSync(join(tmpdir(), "weft-admin-"));
+  try {
+    writeFileSync(join(folder, "key"), `${key}\n`, { mode: 0o600 });
+    const config = join(folder, "config.yaml");
+    writeFileSync(config, `cli:\n  address: ${server.url}\n  api_key_file: ${join(folder, "key")}\n`);
+    expect(await run(["-c", config, "users", "list"])).toBe(await local("users", "list"));
+    writeFileSync(config, `unix_socket: ${server.control.adminSocket}\n`);
+    expect(await run(["users", "list", "--config", config])).toBe(await local("users", "list"));
+  } finally {
+    rmSync(folder, { recursive: true });
   }
   for (const wrong of [`${key.slice(0, -1)}${key.endsWith("0") ? "1" : "0"}`, "hskey-api-1"]) {
     const { status, message } = await refusal(remote("users", "list", "--api-key", wrong));

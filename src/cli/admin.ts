@@ -17,16 +17,18 @@ const USAGE = `Usage: bun run weft [flags] COMMAND
 
 ${ADMIN_USAGE}
 
+  -c, --config FILE  configuration: where the socket is, or the server elsewhere (default $WEFT_CONFIG, or the usual places)
   --data DIR     data folder of the control server (default $WEFT_DATA or /var/lib/weft)
   --socket PATH  its admin socket (default DIR/weft.sock)
   --address URL  a control server elsewhere ($WEFT_CLI_ADDRESS), with
   --api-key KEY  a key that it made ($WEFT_CLI_API_KEY); HEADSCALE_CLI_… are read, too
-  --timeout 30s  how long to wait for it
+  --timeout 5s   how long to wait for it
   --insecure     whoever shows whatever certificate is believed
   -o json|json-line|yaml
   --force        ask no questions`;
 
 const GLOBAL = {
+  config: { kind: "string", short: "c" },
   data: "string",
   socket: "string",
   address: "string",
