@@ -1,34 +1,126 @@
-// `bun run weft`: the administrator's verbs go to the control server's socket, the others to the node's.
-import { ADMIN_COMMANDS, ADMIN_USAGE, adminMain, commandOf, isAdminCommand } from "./admin.ts";
+// `bun run weft`: the administrator's verbs go to the control server, the others to the node, the rest are done here.
+import { ADMIN_USAGE, adminMain, commandOf, isAdminCommand } from "./admin.ts";
+import { NOUNS } from "./admin-verbs.ts";
+import type { Completable } from "./completion.ts";
 import { nearest, UsageError } from "./flags.ts";
 
-const CLIENT_COMMANDS = ["up", "down", "logout", "status", "ping", "ip", "netcheck", "version"];
+/** What stands behind a word of the command line: for help, for completion, and for what was mistyped. */
+export interface Command {
+  /** What may follow the word. */
+  usage: string;
+  about: string;
+  /** Words of which one follows. */
+  words?: readonly string[];
+  aliases?: readonly string[];
+  main(argv: string[]): Promise<number>;
+}
+
+const POLICY_WORDS = ["get", "set", "check", "history", "why", "try"];
+
+/** Done here, without or beside a server. Their arguments come without the word itself. */
+export const LOCAL: Readonly<Record<string, Command>> = {
+  serve: {
+    usage: "[-c FILE] [flags]",
+    about: "runs a server: a box, or control alone where the configuration says that relays are elsewhere",
+    main: async (argv) => (await import("./serve-verb.ts")).main(argv),
+  },
+  configtest: {
+    usage: "[-c FILE]",
+    about: "reads the configuration, its certificates and policy, and says what is wrong",
+    main: async (argv) => (await import("./configtest.ts")).main(argv),
+  },
+  health: {
+    usage: "[--address URL]",
+    about: "whether a control server works; exit status 0 or 1",
+    main: async (argv) => (await import("./health.ts")).main(argv),
+  },
+  generate: {
+    usage: "private-key",
+    about: "prints a new private key",
+    words: ["private-key"],
+    aliases: ["gen"],
+    main: async (argv) => (await import("./generate.ts")).main(argv),
+  },
+  completion: {
+    usage: "bash|zsh|fish",
+    about: "prints what makes the shell complete commands: source <(weft completion bash)",
+    words: ["bash", "zsh", "fish"],
+    main: async (argv) => (await import("./completion.ts")).main(argv, allCommands()),
+  },
+};
+
+/** These take their whole argument list. */
+const POLICY: Command = {
+  usage: "get | set -f FILE | check -f FILE | history | why SRC DST:PORT | try -f FILE",
+  about: "the policy of a control server (docs/policy.md)",
+  words: POLICY_WORDS,
+  main: async (argv) => (await import("./policy.ts")).main(argv),
+};
+
+const NODE_USAGE: Readonly<Record<string, string>> = {
+  up: "",
+  down: "",
+  logout: "",
+  status: "",
+  ping: "HOST",
+  ip: "",
+  netcheck: "",
+  version: "",
+};
+
+/** Every first word, with the words that may follow. For the completion. */
+export function allCommands(): Completable[] {
+  const flagsOf = (spec: object) => Object.keys(spec).map((name) => `--${name}`);
+  return [
+    ...Object.entries(NOUNS).map(([name, { verbs }]) => ({
+      name,
+      words: Object.keys(verbs),
+      flags: (word: string) => flagsOf(verbs[word]?.flags ?? {}),
+    })),
+    ...Object.entries({ ...LOCAL, policy: POLICY }).map(([name, { words }]) => ({
+      name,
+      words: words ?? [],
+      flags: () => [],
+    })),
+    ...Object.keys(NODE_USAGE).map((name) => ({ name, words: [], flags: () => [] })),
+  ];
+}
 
 const USAGE = `Usage: bun run weft [flags] COMMAND
 
-On the control server (--data DIR or --socket PATH, -o json|json-line|yaml):
+On the control server (--data DIR, --socket PATH, -c FILE, or --address URL; -o json|json-line|yaml):
 ${ADMIN_USAGE}
+  policy ${POLICY.usage}
 
-  policy get | set -f FILE | check -f FILE | history | why SRC DST:PORT | try -f FILE
+A server:
+${Object.entries(LOCAL)
+  .map(([name, { usage, about }]) => `  ${`${name} ${usage}`.padEnd(28)} ${about}`)
+  .join("\n")}
 
 On a node (--socket PATH, default /run/weft/weft.sock):
-  up | down | status | ping HOST | ip | netcheck | version
+  ${Object.entries(NODE_USAGE)
+    .map(([name, usage]) => `${name} ${usage}`.trim())
+    .join(" | ")}
 
 \`weft COMMAND --help\` says more.`;
 
 export async function main(argv: string[]): Promise<number> {
   const command = commandOf(argv);
+  const known = allCommands().map(({ name }) => name);
   if (command === undefined) {
     if (argv.some((arg) => /^(-h|--?help)$/.test(arg))) {
       console.log(USAGE);
       return 0;
     }
-    throw new UsageError(`which command? It is one of ${[...ADMIN_COMMANDS, ...CLIENT_COMMANDS, "policy"].join(", ")}`);
+    throw new UsageError(`which command? It is one of ${known.join(", ")}`);
   }
   if (isAdminCommand(command)) return adminMain(argv);
-  if (command === "policy") return (await import("./policy.ts")).main(argv);
-  if (CLIENT_COMMANDS.includes(command)) return (await import("./client.ts")).main(argv);
-  const near = nearest(command, [...ADMIN_COMMANDS, ...CLIENT_COMMANDS, "policy"]);
+  if (command === "policy") return POLICY.main(argv);
+  const [, local] =
+    Object.entries(LOCAL).find(([name, { aliases }]) => name === command || aliases?.includes(command)) ?? [];
+  if (local) return local.main(argv.toSpliced(argv.indexOf(command), 1));
+  if (Object.hasOwn(NODE_USAGE, command)) return (await import("./client.ts")).main(argv);
+  const near = nearest(command, known);
   throw new UsageError(
     `unknown command ${JSON.stringify(command)}${near ? `: did you mean "${near}"?` : ""} (weft --help lists them)`,
   );

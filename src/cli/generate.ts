@@ -1,0 +1,19 @@
+// `weft generate private-key`: a Curve25519 private key in the text form of key files, for instance for the Noise key.
+import { formatKey, randomBytes } from "../crypto/keys.ts";
+import { generatePrivateKey } from "../crypto/x25519.ts";
+import { parseFlags, UsageError } from "./flags.ts";
+
+const USAGE = `Usage: bun run weft generate private-key
+
+Prints a new private key, "privkey:" and 64 hex digits. A server makes its own where there is none.`;
+
+export async function main(argv: string[]): Promise<number> {
+  const flags = parseFlags("weft generate", argv, { help: { kind: "boolean", short: "h" } }, USAGE, 1);
+  if (flags.help) {
+    console.log(USAGE);
+    return 0;
+  }
+  if (flags._[0] !== "private-key") throw new UsageError("generate what? It is `weft generate private-key`");
+  console.log(formatKey("privkey", generatePrivateKey(randomBytes)));
+  return 0;
+}
