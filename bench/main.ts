@@ -47,6 +47,10 @@ const commands: Record<string, { what: string; load: () => Promise<Command> }> =
     what: "write the results of --json files into docs/performance.md",
     load: () => import("./publish.ts"),
   },
+  control: {
+    what: "a control server under thousands of simulated nodes: join, changes, churn, reconnect storm; Weft or any other",
+    load: () => import("./control.ts"),
+  },
   "timing-leak": {
     what: "t-test of the primitives' times: do they depend on secrets (dudect's method)",
     load: () => import("./timing-leak.ts"),

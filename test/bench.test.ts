@@ -1,6 +1,6 @@
 // The suite of benchmarks runs: each part once with --quick. Are the numbers finite, is the file as promised? Never how fast.
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { quartiles, Report, type ReportFile, type Row } from "../bench/lib/report.ts";
 import { judge } from "../bench/lib/targets.ts";
@@ -15,7 +15,11 @@ setDefaultTimeout(60_000);
 const RUN = resolve(import.meta.dir, "../tools/run.ts");
 
 async function bench(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
-  const child = Bun.spawn([process.execPath, RUN, "bench", ...args], { stdout: "pipe", stderr: "pipe" });
+  const child = Bun.spawn([process.execPath, RUN, "bench", ...args], {
+    env: process.env,
+    stdout: "pipe",
+    stderr: "pipe",
+  });
   const [stdout, stderr, code] = await Promise.all([
     new Response(child.stdout).text(),
     new Response(child.stderr).text(),
@@ -26,6 +30,10 @@ async function bench(...args: string[]): Promise<{ code: number; stdout: string;
 
 /** Runs one part and checks what holds for all of them. */
 async function quick(part: string, ...flags: string[]): Promise<Row[]> {
+  return (await quickFile(part, ...flags)).rows;
+}
+
+async function quickFile(part: string, ...flags: string[]): Promise<ReportFile> {
   using dir = tempDir("bench");
   const path = join(dir.path, "out.json");
   const { code, stdout, stderr } = await bench(part, "--quick", "--json", path, ...flags);
@@ -47,7 +55,7 @@ async function quick(part: string, ...flags: string[]): Promise<Row[]> {
     expect(stdout).toContain(row.case);
   }
   expect(file.rows.some((row) => row.impl === "weft")).toBe(true);
-  return file.rows;
+  return file;
 }
 
 /** Of Weft, by metric. */
@@ -61,13 +69,26 @@ function positive(rows: Row[], ...metrics: string[]): void {
 test("without a part it lists them; what it does not know is an error in one sentence", async () => {
   const list = await bench();
   expect(list.code).toBe(0);
-  for (const part of ["crypto", "packets", "datapath", "handshake", "memory", "filter", "soak", "all", "report"])
+  for (const part of [
+    "crypto",
+    "packets",
+    "datapath",
+    "handshake",
+    "memory",
+    "filter",
+    "control",
+    "soak",
+    "all",
+    "report",
+  ])
     expect(list.stdout).toMatch(new RegExp(`^ {2}${part} `, "m"));
   for (const [args, expected] of [
     [["cripto"], /no part "cripto"/],
     [["crypto", "--against", "openvpn"], /"openvpn" is not known/],
     [["datapath", "--mtu", "500"], /--mtu takes 1280 to 9000, not 500/],
     [["crypto", "--rounds", "0"], /--rounds takes a whole number/],
+    [["control", "--nodes", "1"], /--nodes takes whole numbers from 2 to 20000, not 1/],
+    [["control", "--policy", "open"], /--policy: "open" is not known/],
     [["report"], /--from is missing/],
     [["report", "--from", "/nonexistent"], /cannot be read as results/],
   ] as const) {
@@ -144,14 +165,41 @@ test("filter", async () => {
   expect(rows.some((row) => row.case.endsWith("1000 rules") && row.unit === "%")).toBe(true);
 });
 
+test("control: nodes that see all others, and nodes that see their own class", async () => {
+  const rows = await quick("control", "--nodes", "60", "--churn", "1", "--policy", "allow-all,self");
+  for (const metric of [
+    "join: every node knows every other",
+    "change: reaches a node, median",
+    "churn: server CPU each",
+  ])
+    positive(rows, metric, "storm: everybody has a full netmap");
+  const ended = rows.filter((row) => row.metric.endsWith("streams that the server ended"));
+  expect(ended.map(({ case: name, median }) => [name, median])).toEqual([
+    ["60 nodes, allow-all", 0],
+    ["60 nodes, self", 0],
+  ]);
+});
+
 describe.skipIf(skip(cannotTunnel))("whole tunnels", () => {
   test("handshake", async () => {
     const rows = await quick("handshake", "--against", "wireguard-go");
     positive(rows, "handshakes as responder", "handshakes per CPU-second");
   });
 
-  test("memory", async () => {
-    positive(await quick("memory", "--against", "boringtun"), "idle", "most at any time");
+  test("memory; a program that is not installed is named and left out", async () => {
+    using empty = tempDir("peers");
+    const { WEFT_PEERS } = process.env;
+    process.env.WEFT_PEERS = empty.path;
+    try {
+      const { rows, notes } = await quickFile("memory", "--against", "boringtun,openssl");
+      positive(rows, "idle", "most at any time");
+      expect(rows.every((row) => row.impl === "weft")).toBe(true);
+      expect(notes).toEqual(["memory: boringtun is left out: boringtun-cli not built: `bun run peers` installs it"]);
+      expect(readdirSync(empty.path)).toEqual([]);
+    } finally {
+      if (WEFT_PEERS === undefined) delete process.env.WEFT_PEERS;
+      else process.env.WEFT_PEERS = WEFT_PEERS;
+    }
   });
 
   test("datapath", async () => {
