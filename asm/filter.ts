@@ -1,12 +1,14 @@
 // The packet filter: rules of the control server (ts2021 spec part 18), semantics of spec/datapath-wire.md part 11.2.
 //
 // The host writes a table into memory (src/datapath/filter.ts lays it out) and names it with `filterSet`; all u32 unless said:
-//   header   0 local IPv4 ranges, 4 how many, 8 local IPv6 ranges, 12 how many, 16 matches, 20 how many
+//   header   0 local IPv4 ranges, 4 how many, 8 local IPv6 ranges, 12 how many, 16 matches, 20 how many, 24 bounds, 28 unused
 //   match    64 bytes: 0 protocols, 256 bits; 32 source IPv4 ranges, 36 how many, 40 source IPv6 ranges, 44 how many,
 //            48 destinations IPv4, 52 how many, 56 destinations IPv6, 60 how many
 //   range    IPv4: first, last (numbers). IPv6: 32 bytes, first high u64, first low, last high, last low (numbers).
 //            Sorted, not overlapping: searched by halves
 //   destination   a range and after it the ports, first | last << 16: 12 bytes IPv4, 40 bytes IPv6 (4 unused)
+//   bounds   96 bytes for each eight matches, 16-aligned: 0 lowest destination port of each, u16; 16 highest; 32 lowest IPv4
+//            source of each; 64 highest. Who lies outside need not be looked at
 // Pointers are offsets in this memory.
 //
 // A rule's verdict depends on source, destination, protocol and destination port alone, so verdicts are kept in a small
@@ -154,18 +156,37 @@ const MATCH_ALL_PORTS: i32 = 2;
 function matches(proto: i32, port: i32, how: i32): bool {
   const n = load<i32>(table, 20);
   let m = load<usize>(table, 16);
+  let bounds = load<usize>(table, 24);
   const v4 = pVersion() == 4;
-  for (let i = 0; i < n; i++, m += 64) {
-    if (how != MATCH_ADDRESSES && ((<u32>load<u8>(m + <usize>(proto >> 3)) >> <u32>(proto & 7)) & 1) == 0) continue;
-    if (v4) {
-      if (!destination4(m, port, how)) continue;
-      if (inRanges4(be32(pSrc()), load<usize>(m, 32), load<i32>(m, 36))) return true;
-    } else {
-      if (!destination6(m, port, how)) continue;
-      if (inRanges6(pSrc(), load<usize>(m, 40), load<i32>(m, 44))) return true;
+  const ports = i16x8.splat(<i16>port);
+  const source = i32x4.splat(v4 ? <i32>be32(pSrc()) : 0);
+  for (let left = n; left > 0; left -= 8, m += 512, bounds += 96) {
+    // A bit for each of the eight that may match.
+    let maybe: i32 = left < 8 ? (1 << left) - 1 : 255;
+    if (how == MATCH_PORT) {
+      maybe &= i16x8.bitmask(
+        v128.and(i16x8.ge_u(ports, v128.load(bounds)), i16x8.le_u(ports, v128.load(bounds, 16))),
+      );
+    }
+    if (v4 && maybe != 0) maybe &= sourceBounds(source, bounds + 32) | (sourceBounds(source, bounds + 48) << 4);
+    for (; maybe != 0; maybe &= maybe - 1) {
+      if (ruleMatches(m + (<usize>ctz(maybe) << 6), proto, port, how, v4)) return true;
     }
   }
   return false;
+}
+
+// @ts-ignore: decorator
+@inline
+function sourceBounds(source: v128, p: usize): i32 {
+  return i32x4.bitmask(v128.and(i32x4.ge_u(source, v128.load(p)), i32x4.le_u(source, v128.load(p, 32))));
+}
+
+function ruleMatches(m: usize, proto: i32, port: i32, how: i32, v4: bool): bool {
+  if (how != MATCH_ADDRESSES && ((<u32>load<u8>(m + <usize>(proto >> 3)) >> <u32>(proto & 7)) & 1) == 0) return false;
+  return v4
+    ? destination4(m, port, how) && inRanges4(be32(pSrc()), load<usize>(m, 32), load<i32>(m, 36))
+    : destination6(m, port, how) && inRanges6(pSrc(), load<usize>(m, 40), load<i32>(m, 44));
 }
 
 function portsOk(ports: u32, port: i32, how: i32): bool {

@@ -36,8 +36,11 @@ export interface CompiledFilter {
 
 /** TCP, UDP, ICMP, ICMPv6. */
 const DEFAULT_PROTOCOLS = [6, 17, 1, 58];
-const HEADER = 24;
+const HEADER = 32;
 const MATCH = 64;
+/** Rules whose bounds lie together, and the bytes of these. */
+const GROUP = 8;
+const BOUNDS = 96;
 
 /** Null when the text is no address set. "*" gives two ranges. */
 export function parseRanges(text: string): Range[] | null {
@@ -126,12 +129,13 @@ function isPort(n: number): boolean {
   return Number.isInteger(n) && n >= 0 && n <= 65535;
 }
 
-/** The table's bytes as they must lie at the address `base` (a multiple of 8). */
+/** The table's bytes as they must lie at the address `base` (a multiple of 16). */
 export function layOutFilter(filter: CompiledFilter, base: number): Uint8Array {
   // Rules of one policy share their sources: equal lists are stored once.
   const lists = new Map<string, { at4: number; n4: number; at6: number; n6: number }>();
   const chunks: { at: number; write: (view: DataView, at: number) => void }[] = [];
-  let size = HEADER + MATCH * filter.rules.length;
+  const bounds = HEADER + MATCH * filter.rules.length;
+  let size = bounds + BOUNDS * Math.ceil(filter.rules.length / GROUP);
   const place = (bytes: number, write: (view: DataView, at: number) => void): number => {
     const at = (size + 7) & ~7;
     size = at + bytes;
@@ -188,14 +192,36 @@ export function layOutFilter(filter: CompiledFilter, base: number): Uint8Array {
       view.setUint32(at + i * 4, value, true);
     });
   };
-  words(0, base + local.at4, local.n4, base + local.at6, local.n6, base + HEADER, matches.length);
+  words(0, base + local.at4, local.n4, base + local.at6, local.n6, base + HEADER, matches.length, base + bounds);
   matches.forEach(({ rule, sources, to4, n4, to6, n6 }, i) => {
     const at = HEADER + i * MATCH;
     for (const protocol of rule.protocols) out[at + (protocol >> 3)]! |= 1 << (protocol & 7);
     words(at + 32, base + sources.at4, sources.n4, base + sources.at6, sources.n6, base + to4, n4, base + to6, n6);
   });
+  filter.rules.forEach((rule, i) => {
+    putBounds(view, bounds + BOUNDS * Math.floor(i / GROUP), i % GROUP, rule);
+  });
   for (const chunk of chunks) chunk.write(view, chunk.at);
   return out;
+}
+
+/** Ports and IPv4 sources between which rule number `i` of its group may match. */
+function putBounds(view: DataView, at: number, i: number, { destinations, sources }: CompiledRule): void {
+  let [first, last] = [65535, 0];
+  for (const { firstPort, lastPort } of destinations) {
+    first = Math.min(first, firstPort);
+    last = Math.max(last, lastPort);
+  }
+  view.setUint16(at + i * 2, first, true);
+  view.setUint16(at + 16 + i * 2, last, true);
+  // Sorted, IPv4 first. Without any, the bounds are such that nothing lies between.
+  const [lowest, highest] = [sources[0]!, sources.findLast((range) => range.first.length === 4)];
+  view.setUint32(at + 32 + i * 4, highest ? number4(lowest.first) : 0xffffffff, true);
+  view.setUint32(at + 64 + i * 4, highest ? number4(highest.last) : 0, true);
+}
+
+function number4(ip: IP): number {
+  return new DataView(ip.buffer, ip.byteOffset, 4).getUint32(0);
 }
 
 /** As numbers: 4 bytes each, or high and low words of 8 bytes each. */
