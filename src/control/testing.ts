@@ -324,7 +324,7 @@ export class WebSocketNode {
     private readonly session: ClientHttp2Session,
   ) {}
 
-  static async connect(server: TestServer): Promise<WebSocketNode> {
+  static async connect(server: { url: string; control: { noisePublicKey: Uint8Array } }): Promise<WebSocketNode> {
     const initiator = new NoiseInitiator({
       version: 138,
       machinePrivate: randomBytes(32),

@@ -1,0 +1,143 @@
+// Real proxies in front of a box, with the configurations of docs/proxies.md: official clients join through each over TLS,
+// and the box knows whom it speaks to.
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { join, resolve } from "node:path";
+import { Daemon } from "../lab/daemon.ts";
+import { ping } from "../lab/measure.ts";
+import { type Host, Lab } from "../lab/network.ts";
+import { TestServer, WebSocketNode } from "../src/control/testing.ts";
+import { Box, cannotUseNamespaces, certificate, pathIs, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import { missing } from "./lib/peers.ts";
+
+setDefaultTimeout(120_000);
+const page = readFileSync(resolve(import.meta.dir, "../docs/proxies.md"), "utf8");
+
+/** The configuration on the page in this language, with the test's own addresses and files. */
+function configuration(language: string, replace: Record<string, string>): string {
+  let text = new RegExp(`\`\`\`${language}\n(.*?)\`\`\``, "s").exec(page)?.[1] ?? "";
+  if (text === "") throw new Error(`docs/proxies.md has no block of ${language}`);
+  for (const [from, to] of Object.entries(replace)) text = text.replaceAll(from, to);
+  return text;
+}
+
+/** nginx with these contents of its http block, all its files in one folder. */
+function nginx(dir: string, http: string): string[] {
+  const file = join(dir, "nginx.conf");
+  const paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${dir}/${name};`);
+  writeFileSync(
+    file,
+    `user root;\npid ${dir}/nginx.pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n${paths.join("\n")}\n${http}\n}\n`,
+  );
+  return ["nginx", "-e", "stderr", "-p", dir, "-c", file, "-g", "daemon off;"];
+}
+
+interface Files {
+  dir: string;
+  replace: Record<string, string>;
+}
+
+const PROXIES: Record<string, (files: Files) => string[]> = {
+  nginx: ({ dir, replace }) => nginx(dir, configuration("nginx", replace)),
+  caddy: ({ dir, replace }) => {
+    const file = join(dir, "Caddyfile");
+    const options = `{\n  admin off\n  auto_https disable_redirects\n  default_sni ${replace["weft.example.com"]}\n}\n`;
+    writeFileSync(file, options + configuration("caddyfile", replace));
+    return ["caddy", "run", "--adapter", "caddyfile", "--config", file];
+  },
+};
+
+async function joinThrough(name: string, lab: Lab, dir: string): Promise<void> {
+  const host = await lab.host("front");
+  const cert = await certificate(dir, host.ip4);
+  const url = `https://${host.ip4}`;
+  const box = await Box.start(host, join(dir, "box"), {
+    args: ["--url", url, "--trusted-proxies", host.ip4, "--log-level", "debug", "--log-format", "json"],
+  });
+  const replace = {
+    "weft.example.com": host.ip4,
+    "127.0.0.1:8080": box.listen,
+    "/etc/ssl/weft/fullchain.pem": cert.cert,
+    "/etc/ssl/weft/key.pem": cert.key,
+  };
+  const proxy = startProxy(host, PROXIES[name]!({ dir, replace }), dir);
+  const env = { SSL_CERT_FILE: cert.ca };
+  const [a, b] = [
+    new Tailscaled(await lab.host("ta"), join(dir, "ta"), "1.102.5", env),
+    new Tailscaled(await lab.host("tb"), join(dir, "tb"), "1.102.5", env),
+  ];
+  // So that what they exchange goes through the proxy, too.
+  lab.blockUdp();
+  const key = await box.key();
+  await Promise.all([a.up(url, key), b.up(url, key)]);
+  await pathIs("relay", a, b);
+  expect((await ping(a.host, b.ip4, { count: 5, intervalMs: 20 })).received).toBe(5);
+
+  const events = box.process
+    .output()
+    .split("\n")
+    .filter((line) => line.startsWith("{"))
+    .map((line) => JSON.parse(line) as { msg: string; client?: string; request?: string });
+  const maps = events.filter(({ msg }) => msg.startsWith("POST /machine/map of mkey:"));
+  expect(new Set(maps.map(({ client }) => client))).toEqual(new Set([a.host.ip4, b.host.ip4]));
+  for (const { request } of maps) expect(request).toMatch(/^[0-9a-f]{20}$/);
+  expect(box.process.output()).not.toContain(key);
+  expect(proxy.exitCode).toBeNull();
+}
+
+function startProxy(host: Host, command: string[], dir: string): Daemon {
+  return new Daemon(host, command, { XDG_DATA_HOME: dir, XDG_CONFIG_HOME: dir });
+}
+
+const noOfficial = missing([["tailscaled", "1.102.5"]]);
+describe("official clients join and meet through a proxy", () => {
+  for (const name of Object.keys(PROXIES)) {
+    const absent = Bun.which(name) ? null : `${name} (the Debian package) is absent`;
+    test.skipIf(skip(cannotUseNamespaces, noOfficial, absent))(name, async () => {
+      using dir = tempDir(`proxy-${name}`);
+      await using lab = await Lab.create(`proxy-${name}`);
+      await joinThrough(name, lab, dir.path);
+    });
+  }
+});
+
+const dir = tempDir("proxy-get");
+afterAll(() => dir[Symbol.dispose]());
+
+test.skipIf(skip(Bun.which("nginx") ? null : "nginx (the Debian package) is absent"))(
+  "a client that speaks WebSockets joins through a proxy that allows only GET; POST does not pass",
+  async () => {
+    await using server = await TestServer.start();
+    const port = await freePort();
+    const location = configuration("nginx-get-only", { "127.0.0.1:8080": new URL(server.url).host });
+    const child = Bun.spawn(nginx(dir.path, `server { listen 127.0.0.1:${port}; ${location} }`), {
+      stdout: "ignore",
+      stderr: "ignore",
+    });
+    try {
+      const url = `http://127.0.0.1:${port}`;
+      await until("nginx answers", async () => (await fetch(`${url}/key?v=140`)).ok);
+      expect((await fetch(`${url}/ts2021`, { method: "POST" })).status).toBe(403);
+      const node = await WebSocketNode.connect({ url, control: server.control });
+      const nodeKey = `nodekey:${"7".repeat(64)}`;
+      const authKey = await server.key({ aclTags: ["tag:a"] });
+      const body = { Version: 138, NodeKey: nodeKey, Auth: { AuthKey: authKey }, Hostinfo: { Hostname: "browser" } };
+      expect(JSON.parse(await node.request("/machine/register", body))).toMatchObject({ MachineAuthorized: true });
+      node.open("/machine/map", { Version: 138, NodeKey: nodeKey, Stream: true, Hostinfo: { Hostname: "browser" } });
+      await until("its map stream is open", () => server.control.stats().maps === 1);
+      node.close();
+    } finally {
+      child.kill();
+      await child.exited;
+    }
+  },
+);
+
+async function freePort(): Promise<number> {
+  const probe = createServer();
+  await new Promise<void>((done) => probe.listen(0, "127.0.0.1", done));
+  const { port } = probe.address() as { port: number };
+  await new Promise((done) => probe.close(done));
+  return port;
+}
