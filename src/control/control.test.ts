@@ -357,6 +357,21 @@ test("rename: an administrator's name sticks, a host's name follows", async () =
   expect(server.admin("POST", "/node/1/rename/Upper")).rejects.toThrow("400");
 });
 
+test("a user who is renamed has the new name at all who see her nodes, at once and without a word about the nodes", async () => {
+  await using server = await TestServer.start();
+  const [alice, bob] = [await server.user("alice"), await server.user("bob")];
+  const a = await server.join("a", await server.key({ user: alice }));
+  const b = await server.join("b", await server.key({ user: bob }));
+  const [mapA, mapB] = [await a.stream(), await b.stream()];
+  await until(() => mapB.peer("a")?.Online, "a to be online");
+  const before = mapB.messages.length;
+  await server.admin("POST", `/user/${alice}/rename/alicia`);
+  for (const map of [mapA, mapB]) await until(() => map.profiles.get(alice)?.LoginName === "alicia", "the new name");
+  expect(mapB.messages.slice(before)).toEqual([
+    { UserProfiles: [{ ID: alice, LoginName: "alicia", DisplayName: "alicia" }] },
+  ]);
+});
+
 test("one-shot and read-only requests answer one map; a read-only one changes nothing", async () => {
   await using server = await TestServer.start();
   const authKey = await server.key({ user: await server.user("alice"), reusable: true });

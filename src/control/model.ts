@@ -142,7 +142,7 @@ export interface Stamps {
 }
 
 export interface Effect {
-  /** Nodes that were added, changed or removed. */
+  /** Nodes that were added, changed or removed, and those of users that were changed. */
   nodes: number[];
   /** Nodes that were removed. */
   removed: NodeRecord[];
@@ -288,7 +288,11 @@ export class Model {
       touched.push(id);
       removed.push(node);
     }
-    for (const user of change.users ?? []) this.putUser(user, undo);
+    for (const user of change.users ?? []) {
+      // Who sees nodes of this user knows its profile.
+      if (this.users.has(user.id)) touched.push(...this.nodesOfUser(user.id).map(({ id }) => id));
+      this.putUser(user, undo);
+    }
     for (const key of change.keys ?? []) this.putKey(key, undo);
     for (const node of change.nodes ?? []) {
       this.putNode(node, undo);

@@ -256,7 +256,8 @@ const AUTO_UPDATE_CAPABILITY = 131;
 /** What one open map stream has been told, and what it has yet to be told. */
 export class View {
   private readonly known = new IdSet();
-  private readonly knownUsers = new Set<number>();
+  /** Owners whose profiles were told, as they were then; null for the owner of tagged nodes. */
+  private readonly knownUsers = new Map<number, UserRecord | null>();
   private dirty = new Set<number>();
   /** Version of the model that the last message reflects; 0: no message yet. */
   private sent = 0;
@@ -344,6 +345,7 @@ export class View {
     const changed: NodeRecord[] = [];
     const removed: number[] = [];
     const patches: tc.PeerChange[] = [];
+    const visible: NodeRecord[] = [self];
     if (this.config.derpMap !== this.toldConfig?.derpMap) message.DERPMap = this.config.derpMap;
     const whole = this.decideAgain(model, message);
     if (this.dirty.has(self.id) || this.config !== this.toldConfig || message.Node) {
@@ -368,7 +370,10 @@ export class View {
       if (!peer?.authorized || !self.authorized || !this.access.sees(self.id, id)) {
         if (known) removed.push(id);
         this.known.delete(id);
-      } else if (!known || whole.has(id) || model.stampsOf(id)!.whole > this.sent) {
+        continue;
+      }
+      visible.push(peer);
+      if (!known || whole.has(id) || model.stampsOf(id)!.whole > this.sent) {
         changed.push(peer);
         this.known.add(id);
       } else {
@@ -379,7 +384,7 @@ export class View {
     if (changed.length > 0) message.PeersChanged = changed.map((peer) => this.peer(peer));
     if (removed.length > 0) message.PeersRemoved = removed;
     if (patches.length > 0) message.PeersChangedPatch = patches;
-    const profiles = this.newProfiles(message.Node ? [self, ...changed] : changed, model);
+    const profiles = this.newProfiles(visible, model);
     if (profiles.length > 0) message.UserProfiles = profiles;
     return Object.keys(message).length > 0 ? message : null;
   }
@@ -428,15 +433,16 @@ export class View {
     return whole;
   }
 
-  /** Profiles of owners that this view has not told of yet. */
+  /** Profiles of owners that this view has not told of yet, or that are others now. */
   private newProfiles(nodes: NodeRecord[], model: Model): tc.UserProfile[] {
     const profiles: tc.UserProfile[] = [];
     for (const node of nodes) {
       const userId = userOf(node);
-      if (this.knownUsers.has(userId)) continue;
+      const user = model.users.get(userId) ?? null;
+      if (this.knownUsers.get(userId) === user) continue;
       const profile = profileOf(model, userId);
       if (!profile) continue;
-      this.knownUsers.add(userId);
+      this.knownUsers.set(userId, user);
       profiles.push(profile);
     }
     return profiles.sort((a, b) => a.ID - b.ID);
