@@ -46,6 +46,7 @@ function page({ base, title }: ApiDescription): string {
     <meta charset="utf-8">
     <meta name="viewport" content="width=device-width, initial-scale=1">
     <title>${title}</title>
+    <link rel="icon" href="data:,">
     <link rel="stylesheet" href="${base}/docs/swagger-ui.css">
   </head>
   <body>
