@@ -170,7 +170,7 @@ test("control: nodes that see all others, and nodes that see their own class", a
   for (const metric of [
     "join: every node knows every other",
     "change: reaches a node, median",
-    "churn: server CPU each",
+    "join: server CPU",
   ])
     positive(rows, metric, "storm: everybody has a full netmap");
   const ended = rows.filter((row) => row.metric.endsWith("streams that the server ended"));
