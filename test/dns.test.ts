@@ -1,0 +1,209 @@
+// DNS as official clients see it, and certificates for their names: MagicDNS, split DNS and extra records by the client's own
+// resolver; `tailscale cert` against a real ACME server (Pebble), whose challenge the box sets on a real name server (BIND).
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { X509Certificate } from "node:crypto";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { Daemon } from "../lab/daemon.ts";
+import { type Host, Lab } from "../lab/network.ts";
+import { Box, cannotUseNamespaces, certificate, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import { missing } from "./lib/peers.ts";
+
+const QUAD100 = "100.100.100.100";
+const SECRET = Buffer.from("a secret of the name server").toString("base64");
+
+const absent = missing([
+  ["tailscaled", "1.102.5"],
+  ["tailscaled", "1.80.3"],
+]);
+const named = Bun.which("named") ?? (existsSync("/usr/sbin/named") ? "/usr/sbin/named" : null);
+const noNamed = named ? null : "named (the Debian package bind9) is absent";
+const noPebble = Bun.which("pebble") ? null : "pebble (the Debian package) is absent";
+
+/** A.record of `name` by one name server, sorted; an error code in their place. */
+async function resolve(host: Host, name: string, type: "A" | "PTR" | "TXT" = "A", server = QUAD100): Promise<string> {
+  const code = `
+    import { Resolver } from "node:dns/promises";
+    const resolver = new Resolver({ timeout: 1000, tries: 2 });
+    resolver.setServers([${JSON.stringify(server)}]);
+    try { console.log((await resolver.resolve(${JSON.stringify(name)}, ${JSON.stringify(type)})).flat().sort().join()); }
+    catch (error) { console.log(error.code); }`;
+  const { stdout, stderr } = await host.run([process.execPath, "-e", code]);
+  return stdout.trim() || stderr;
+}
+
+describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", () => {
+  const dir = tempDir("dns");
+  const file = (name: string) => join(dir.path, name);
+  const daemons: Daemon[] = [];
+  let lab: Lab;
+  let box: Box;
+  let servers: Host;
+  let current: Tailscaled;
+  let old: Tailscaled;
+
+  const records = (...values: [name: string, value: string][]) =>
+    writeFileSync(file("records.json"), JSON.stringify(values.map(([name, value]) => ({ name, type: "A", value }))));
+  const resolves = (member: Tailscaled, name: string, wanted: string, type?: "A" | "PTR") =>
+    until(`${name} is ${wanted} on ${member.name}`, async () => {
+      const found = await resolve(member.host, name, type);
+      if (found !== wanted) throw new Error(`now ${found}`);
+      return true;
+    });
+
+  async function startNameServer(): Promise<void> {
+    const zone = (name: string, more: string) => `
+      zone "${name}" { type primary; file "${file(`${name}.zone`)}"; ${more} };`;
+    const head = "$TTL 60\n@ SOA ns hostmaster 1 60 60 600 60\n@ NS ns\n";
+    writeFileSync(file("weft.test.zone"), `${head}ns A ${servers.ip4}\n`);
+    writeFileSync(file("corp.test.zone"), `${head}ns A ${servers.ip4}\napp A 192.0.2.80\n`);
+    writeFileSync(
+      file("named.conf"),
+      `options { directory "${dir.path}"; pid-file none; session-keyfile none; recursion no; dnssec-validation no;
+         listen-on { ${servers.ip4}; }; listen-on-v6 { none; }; };
+       controls { };
+       key "weft" { algorithm hmac-sha256; secret "${SECRET}"; };
+       ${zone("weft.test", 'allow-update { key "weft"; };')}
+       ${zone("corp.test", "")}`,
+    );
+    daemons.push(new Daemon(servers, [named!, "-g", "-n", "1", "-c", file("named.conf")]));
+    await until(
+      "the name server answers",
+      async () => (await resolve(servers, "app.corp.test", "A", servers.ip4)) === "192.0.2.80",
+    );
+  }
+
+  async function startPebble(): Promise<string> {
+    mkdirSync(file("acme"));
+    const own = await certificate(file("acme"), servers.ip4);
+    const pebble = {
+      ...{ listenAddress: `${servers.ip4}:14000`, managementListenAddress: `${servers.ip4}:15000` },
+      ...{ certificate: own.cert, privateKey: own.key, httpPort: 5002, tlsPort: 5001 },
+    };
+    writeFileSync(file("pebble.json"), JSON.stringify({ pebble }));
+    const env = { PEBBLE_VA_NOSLEEP: "1" };
+    daemons.push(
+      new Daemon(servers, ["pebble", "-config", file("pebble.json"), "-dnsserver", `${servers.ip4}:53`], env),
+    );
+    return own.ca;
+  }
+
+  beforeAll(async () => {
+    lab = await Lab.create("dns");
+    const boxHost = await lab.host("box");
+    servers = await lab.host("servers");
+    const tls = await certificate(dir.path, boxHost.ip4);
+    let roots = readFileSync(tls.ca, "utf8");
+    if (!noNamed) await startNameServer();
+    if (!noPebble) roots += readFileSync(await startPebble(), "utf8");
+    writeFileSync(file("roots.pem"), roots);
+    writeFileSync(file("secret"), SECRET, { mode: 0o600 });
+    records(["wiki.weft.test", "100.64.9.1"], ["metrics.example.org", "100.64.9.2"]);
+    writeFileSync(
+      file("config.yaml"),
+      `dns:
+  base_domain: weft.test
+  search_domains: [corp.test]
+  extra_records_path: ${file("records.json")}
+  nameservers:
+    split:
+      corp.test: [${servers.ip4}]
+  certificates:
+    provider: rfc2136
+    server: ${servers.ip4}
+    tsig_name: weft
+    tsig_secret_file: ${file("secret")}
+    timeout: 20s
+`,
+    );
+    box = await Box.start(boxHost, file("box"), { tls, args: ["--config", file("config.yaml")] });
+    const env = {
+      SSL_CERT_FILE: file("roots.pem"),
+      TS_DEBUG_ACME_DIRECTORY_URL: `https://${servers.ip4}:14000/dir`,
+    };
+    current = new Tailscaled(await lab.host("current"), file("current"), "1.102.5", env);
+    old = new Tailscaled(await lab.host("old"), file("old"), "1.80.3", env);
+    const key = await box.key();
+    await Promise.all(
+      [current, old].map(async (member) => {
+        await member.up(box.url, key);
+        const { code, stderr } = await member.host.run(member.cli("set", "--accept-dns=true"));
+        if (code !== 0) throw new Error(stderr);
+      }),
+    );
+  }, 120_000);
+
+  afterAll(async () => {
+    await Promise.all([current, old].map((member) => member?.stop()));
+    for (const daemon of daemons) daemon.kill();
+    await box?.stop();
+    await lab?.close();
+    dir[Symbol.dispose]();
+  }, 60_000);
+
+  test("names of nodes resolve to their addresses and back, on both clients; names that are none do not", async () => {
+    for (const member of [current, old]) {
+      await resolves(member, "current.weft.test", current.ip4);
+      await resolves(member, "old.weft.test", old.ip4);
+      await resolves(member, `${old.ip4.split(".").reverse().join(".")}.in-addr.arpa`, "old.weft.test", "PTR");
+      expect(await resolve(member.host, "nobody.weft.test")).toBe("ENOTFOUND");
+    }
+    // By the system's resolver and the search domain, as programs ask.
+    const { stdout } = await current.host.run(["getent", "ahostsv4", "old"]);
+    expect(stdout).toContain(old.ip4);
+  }, 60_000);
+
+  test("a renamed node is found by its new name", async () => {
+    const nodes = await box.admin<{ id: string; ipAddresses: string[] }[]>("nodes", "list");
+    const { id } = nodes.find(({ ipAddresses }) => ipAddresses.includes(old.ip4))!;
+    await box.admin("nodes", "rename", "-i", id, "elder");
+    await resolves(current, "elder.weft.test", old.ip4);
+    expect(await resolve(current.host, "old.weft.test")).toBe("ENOTFOUND");
+  }, 60_000);
+
+  test("TestResolveMagicDNSExtraRecordsPath: records follow their file: edits, deletes, re-creates", async () => {
+    await resolves(current, "wiki.weft.test", "100.64.9.1");
+    await resolves(old, "metrics.example.org", "100.64.9.2");
+    records(["wiki.weft.test", "100.64.9.3"]);
+    await resolves(current, "wiki.weft.test", "100.64.9.3");
+    await resolves(old, "wiki.weft.test", "100.64.9.3");
+    rmSync(file("records.json"));
+    await until("the box misses the file", () =>
+      box.process.output().includes("the extra records before stay in force"),
+    );
+    expect(await resolve(current.host, "wiki.weft.test")).toBe("100.64.9.3");
+    records(["docs.weft.test", "100.64.9.4"]);
+    await resolves(current, "docs.weft.test", "100.64.9.4");
+    expect(await resolve(current.host, "wiki.weft.test")).toBe("ENOTFOUND");
+  }, 60_000);
+
+  test.skipIf(skip(noNamed))(
+    "names of a split domain are asked of its own name server",
+    async () => {
+      for (const member of [current, old]) await resolves(member, "app.corp.test", "192.0.2.80");
+      const { stdout } = await current.host.run(["getent", "ahostsv4", "app"]);
+      expect(stdout).toContain("192.0.2.80");
+    },
+    60_000,
+  );
+
+  test.skipIf(skip(noNamed, noPebble))(
+    "tailscale cert: the node's certificate, by a record that the box sets",
+    async () => {
+      for (const member of [current, old]) {
+        const name = member === old ? "elder.weft.test" : "current.weft.test";
+        const [cert, key] = [join(member.dir, "cert.pem"), join(member.dir, "key.pem")];
+        const command = member.cli("cert", `--cert-file=${cert}`, `--key-file=${key}`, name);
+        const { code, stdout, stderr } = await member.host.run(command);
+        if (code !== 0) throw new Error(`${stderr}${stdout}; box: ${box.process.output().slice(-800)}`);
+        const issued = new X509Certificate(readFileSync(cert));
+        expect(issued.subjectAltName).toBe(`DNS:${name}`);
+        expect(issued.issuer).toContain("Pebble");
+      }
+      const refused = await current.host.run(current.cli("cert", "--cert-file=-", "--key-file=-", "elder.weft.test"));
+      expect(refused.code).not.toBe(0);
+      expect(await resolve(servers, "_acme-challenge.current.weft.test", "TXT", servers.ip4)).not.toBe("ENOTFOUND");
+    },
+    120_000,
+  );
+});
