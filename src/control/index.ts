@@ -15,6 +15,7 @@ import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
 import { addCertificates, createProvider } from "./certs.ts";
 import type { ControlContext } from "./context.ts";
+import { Clones } from "./clones.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
 import type { DebugPages } from "./debug.ts";
 import { DerpMaps } from "./derpmap.ts";
@@ -167,6 +168,7 @@ class ControlServer implements Control {
   private readonly context: ControlContext;
   private readonly noise: NoiseServer;
   private readonly enrolment: Enrolment;
+  private readonly clones = new Clones();
   private readonly pages: LoginPages;
   private readonly probes: Probes;
   private readonly derpMaps: DerpMaps;
@@ -506,7 +508,7 @@ class ControlServer implements Control {
       if (!input.stream) this.metrics.endpointUpdates.add("ok");
     }
     if (stream.destroyed || stream.closed) return;
-    if (input.stream && !input.readOnly) this.openStream(this.ownNode(input, connection).id, input, stream);
+    if (input.stream && !input.readOnly) this.openStream(this.ownNode(input, connection), input, stream, connection);
     else if (input.omitPeers && !input.readOnly) respond(stream, 200);
     else this.answerOnce(this.ownNode(input, connection), input, stream);
   }
@@ -523,13 +525,18 @@ class ControlServer implements Control {
     stream.end(encodeFrame(message, input.zstd));
   }
 
-  private openStream(nodeId: number, input: MapInput, stream: ServerHttp2Stream): void {
+  private openStream(node: NodeRecord, input: MapInput, stream: ServerHttp2Stream, connection: Connection): void {
     if (this.closing) throw new BadRequest("the server is stopping", 503);
-    this.streams.get(nodeId)?.end();
+    const nodeId = node.id;
+    const former = this.streams.get(nodeId);
+    if (this.clones.isSuspicious(nodeId, connection, former !== undefined, this.now()))
+      this.context.log(
+        `node ${nodeId} (${node.givenName}) is connected again and again by two machines, the last at ${connection.address}, that have the same keys: log out on one of them (a copied disk or container?)`,
+      );
+    former?.end();
     const timer = this.offlineTimers.get(nodeId);
     if (timer) clearTimeout(timer);
     this.offlineTimers.delete(nodeId);
-    const node = this.model.nodes.get(nodeId)!;
     if (!node.online) this.journal.applyVolatile({ nodes: [{ ...node, online: true }] });
     const mapStream: MapStream = new MapStream({
       stream,
@@ -582,6 +589,7 @@ class ControlServer implements Control {
       if (this.model.nodes.has(node.id)) continue;
       this.streams.get(node.id)?.end(farewell(node, this.config, this.now()));
       this.streams.delete(node.id);
+      this.clones.forget(node.id);
       this.options.onNodeRemoved?.(parseKey("nodekey", node.nodeKey)!);
     }
     this.poke();
