@@ -21,6 +21,8 @@ export interface ControlContext {
   /** Questions to nodes over their map streams. */
   readonly pings: Pings;
   readonly metrics: Metrics;
+  /** Whether the store answers. */
+  healthy(): Promise<boolean>;
   now(): Millis;
   random(n: number): Uint8Array;
   /** For problems that an operator should know of. Never a secret. */

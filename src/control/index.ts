@@ -14,8 +14,8 @@ import { PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
 import { addCertificates, createProvider } from "./certs.ts";
-import type { ControlContext } from "./context.ts";
 import { Clones } from "./clones.ts";
+import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
 import type { DebugPages } from "./debug.ts";
 import { DerpMaps } from "./derpmap.ts";
@@ -41,6 +41,7 @@ import { Probes } from "./probes.ts";
 import { isExpired, withHostinfo } from "./register.ts";
 import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
 import { AutoApprover, routesOf } from "./routes.ts";
+import { addServerInfo } from "./server-info.ts";
 import type { ControlSettings } from "./settings.ts";
 import { SSHChecks } from "./sshcheck.ts";
 import { Store } from "./store.ts";
@@ -256,6 +257,7 @@ class ControlServer implements Control {
       },
       pings: this.pings,
       metrics: this.metrics,
+      healthy: () => store.answers(),
       now: this.now,
       random: randomBytes,
       log: (line) => options.log?.(line),
@@ -422,6 +424,7 @@ class ControlServer implements Control {
     const abandoned = nodes.filter(isAbandoned).map((node) => node.id);
     if (abandoned.length > 0) await this.journal.commit({ nodesRemoved: abandoned });
     await this.logins.sweep();
+    await this.apis.sweep();
     await this.sshChecks.sweep();
   }
 
@@ -467,8 +470,11 @@ class ControlServer implements Control {
     this.app.route("/", this.apis.remote);
     this.app.route("/", this.pages.app);
     this.app.route("/", setupPages(this.options.settings.serverUrl));
-    this.app.get("/health", (c) => c.body('{"status":"pass"}', 200, { "Content-Type": "application/health+json" }));
-    this.app.get("/robots.txt", (c) => c.text("User-agent: *\nDisallow: /\n"));
+    addServerInfo(this.app, {
+      healthy: () => this.store.answers(),
+      derpMap: () => this.config.derpMap,
+      now: this.now,
+    });
     this.app.get("/ts2021", (c) => c.text("this must be a WebSocket, or an upgrade by POST", 400));
     this.app.post("/ts2021", (c) => c.text("this must be an upgrade: some proxy has cut the Upgrade header off", 400));
     this.app.post("/verify", async (c) => {

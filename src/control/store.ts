@@ -160,6 +160,16 @@ export class Store {
     });
   }
 
+  /** Whether a question to the database is answered now. */
+  async answers(): Promise<boolean> {
+    try {
+      await this.db.selectFrom("counters").select("name").limit(1).execute();
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
   async close(): Promise<void> {
     await this.db.destroy();
   }

@@ -54,7 +54,7 @@ export function operationsV1(context: ControlContext, parts: ApiParts): Operatio
       summary: "Whether the server and its store work",
       scope: null,
       response: z.object({ databaseConnectivity: z.boolean() }),
-      handle: () => ({ databaseConnectivity: true }),
+      handle: async () => ({ databaseConnectivity: await context.healthy() }),
     }),
   ];
 }
