@@ -118,7 +118,7 @@ export class Commands {
   listKeys(filter: { user?: string | undefined } = {}): PreAuthKeyRecord[] {
     const owner = filter.user === undefined ? undefined : (this.findUser(filter.user)?.id ?? 0);
     return [...this.model.keys.values()]
-      .filter((key) => key.revokedAt === null && (owner === undefined || key.userId === owner))
+      .filter((key) => owner === undefined || key.userId === owner)
       .sort((a, b) => a.id - b.id);
   }
 
@@ -181,10 +181,21 @@ export class Commands {
   /** Nodes that joined with it stay. */
   async deleteKey(id: number): Promise<void> {
     this.key(id);
+    await this.removeKeys([id]);
+  }
+
+  /** Forgets keys that were revoked long ago. */
+  async sweep(): Promise<void> {
+    const before = this.context.now() - this.context.settings.preAuthKeys.revokedRetention;
+    const old = [...this.model.keys.values()].filter(({ revokedAt }) => revokedAt !== null && revokedAt <= before);
+    if (old.length > 0) await this.removeKeys(old.map(({ id }) => id));
+  }
+
+  private removeKeys(ids: readonly number[]): Promise<void> {
     const nodes = [...this.model.nodes.values()]
-      .filter((node) => node.authKeyId === id)
+      .filter((node) => node.authKeyId !== null && ids.includes(node.authKeyId))
       .map((node) => ({ ...node, authKeyId: null }));
-    await this.journal.commit({ nodes, keysRemoved: [id] });
+    return this.journal.commit({ nodes, keysRemoved: [...ids] });
   }
 
   /** `user`: id or name; none: all nodes. */
@@ -346,7 +357,8 @@ export class Commands {
       reusable: key.reusable,
       ephemeral: key.ephemeral,
       used: key.used,
-      expiration: timeOrNull(key.expiration),
+      // A revoked key is one that expired then, for those who know no more.
+      expiration: timeOrNull(key.revokedAt ?? key.expiration),
       createdAt: timeText(key.createdAt),
       aclTags: [...key.tags],
     };

@@ -10,7 +10,7 @@ import type { UpgradeHandler } from "../net/listener.ts";
 import { type Logger, newRequestId, whileServing } from "../net/logger.ts";
 import { Attempts } from "../net/ratelimit.ts";
 import type { RegisterResponse } from "../wire/tailcfg.ts";
-import { PolicyAccess } from "./access.ts";
+import { type AccessOptions, PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
 import { addCertificates, createProvider } from "./certs.ts";
@@ -142,13 +142,17 @@ export function openStore({ dataDir, settings, log }: ControlOptions): Promise<S
   });
 }
 
+export function accessOptions({ oidc, prefixes: { v4, v6 } }: ControlSettings): AccessOptions {
+  return { anyGroup: oidc.length > 0, prefixes: [v4, v6].filter((prefix) => prefix !== null) };
+}
+
 function openPolicy(policy: PolicyVersion, model: Model, { settings, log }: ControlOptions): PolicyAccess {
   const provided = settings.oidc.length > 0;
   const claimed = new Set([...model.users.values()].flatMap(({ groups }) => groups.map((group) => `group:${group}`)));
   // A stored policy was right when it was set: a group that its last user has left since does not stop the server.
   const isForeign = (group: string): boolean => provided || policy.version > 0 || claimed.has(group);
   try {
-    return new PolicyAccess(model, parsePolicy(policy.text, isForeign), log, provided);
+    return new PolicyAccess(model, parsePolicy(policy.text, isForeign), log, accessOptions(settings));
   } catch (error) {
     throw error instanceof PolicyError ? startProblem(policy, error) : error;
   }
@@ -298,7 +302,7 @@ class ControlServer implements Control {
     this.poke();
     this.readExtraRecords();
     await this.derpMaps.start();
-    this.probes.start();
+    this.probes.step();
     this.admin = await startAdmin(socketOf(this.options), this.apis.local);
     this.ticker = setInterval(() => {
       this.tick().catch((error: Error) => this.options.log?.(error.message));
@@ -412,6 +416,7 @@ class ControlServer implements Control {
   }
 
   async tick(): Promise<void> {
+    this.probes.step();
     const now = this.now();
     const nodes = [...this.model.nodes.values()];
     const flipped = nodes.filter((node) => node.expired !== isExpired(node, now));

@@ -113,9 +113,8 @@ export class OAuthClients {
     this.requireOwned(client.tags, bound);
     requireTags(granted, bound);
     const now = this.context.now();
-    const existing = this.tokensOf(client.prefix);
-    const gone = existing.filter(([, token]) => token.expiration <= now);
-    if (existing.length - gone.length >= MAX_TOKENS)
+    const alive = this.tokensOf(client.prefix).filter(([, token]) => token.expiration > now);
+    if (alive.length >= MAX_TOKENS)
       throw new CommandError(
         429,
         `this client has ${MAX_TOKENS} tokens: use those for the hour that they are good for`,
@@ -131,7 +130,6 @@ export class OAuthClients {
     };
     await this.context.journal.commit({
       documents: [
-        ...gone.map(([id]): DocumentChange => ({ kind: "oauthtoken", id, value: null })),
         { kind: "oauthtoken", id: prefix, value },
         { kind: "oauthclient", id: client.prefix, value: { ...client, lastSeen: now } },
       ],
@@ -159,6 +157,16 @@ export class OAuthClients {
         403,
         `"${refused}" is not a tag of this client: it has ${owned.join(", ") || "none"}, and no tag of those owns it (tagOwners)`,
       );
+  }
+
+  /** Forgets tokens that are over. */
+  async sweep(): Promise<void> {
+    const now = this.context.now();
+    const gone = [...this.context.model.documents("oauthtoken")].filter(([, token]) => token.expiration <= now);
+    if (gone.length === 0) return;
+    await this.context.journal.commit({
+      documents: gone.map(([id]): DocumentChange => ({ kind: "oauthtoken", id, value: null })),
+    });
   }
 
   private tokensOf(client: string): [string, OAuthTokenRecord][] {

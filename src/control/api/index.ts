@@ -32,6 +32,8 @@ export interface Apis {
   local: Hono;
   /** For the public listener. */
   remote: Hono;
+  /** Forgets keys and tokens that are long over. */
+  sweep(): Promise<void>;
 }
 
 /**
@@ -110,6 +112,10 @@ export function createApis(context: ControlContext, logins: Logins): Apis {
   return {
     local: app(() => SOCKET_CALLER),
     remote: app((c) => authenticate(c, credentials)).get("/version", (c) => c.json(VERSION)),
+    async sweep() {
+      await parts.commands.sweep();
+      await oauth.sweep();
+    },
   };
 }
 

@@ -26,7 +26,8 @@ export function dnsV2(context: ControlContext): Operation[] {
   const preferencesNow = () => ({ magicDNS: dns.magicDns });
   const searchPaths = z.object({ searchPaths: list });
   const searchPathsNow = () => ({ searchPaths: [...dns.searchDomains] });
-  const resolvers = (servers: readonly string[]) => servers.map((address) => ({ address }));
+  const resolvers = (servers: readonly string[]) =>
+    servers.map((address) => ({ address, ...(dns.useWithExitNode.includes(address) && { useWithExitNode: true }) }));
 
   return [
     operation({

@@ -129,7 +129,7 @@ export function policyV2(context: ControlContext): Operation[] {
       networkFlowLoggingOn: false,
       regionalRoutingOn: false,
       postureIdentityCollectionOn: false,
-      httpsEnabled: false,
+      httpsEnabled: settings.dns.certificates !== null,
     };
   }
 }

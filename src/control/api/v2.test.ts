@@ -1,5 +1,6 @@
 import { expect, test } from "bun:test";
 import { makeSettings, TestServer } from "../testing.ts";
+import type { ApiPreAuthKey } from "./shapes.ts";
 import { client } from "./testing.ts";
 import type { ApiDevice, ApiKeyV2 } from "./v2-shapes.ts";
 
@@ -182,10 +183,31 @@ test("a pre-auth key made here lets a node in, and is revoked for good", async (
   expect((await read()).key).toBeUndefined();
   expect((await s.api("DELETE", `${T}/keys/1`)).status).toBe(200);
   expect(await read()).toMatchObject({ invalid: true, revoked: expect.any(String) });
-  expect((await s.api("GET", `${T}/keys?all=true`)).body.keys).toEqual([]);
+  expect((await s.api("GET", `${T}/keys?all=true`)).body.keys).toMatchObject([{ id: "1", invalid: true }]);
+  const [listed] = (await s.server.admin<{ preAuthKeys: ApiPreAuthKey[] }>("GET", "/preauthkey")).preAuthKeys;
+  expect(Date.parse(listed!.expiration!)).toBeLessThanOrEqual(Date.now());
   const refused = await s.server.node("late").register({ authKey: made.key! });
   expect(refused.Error).toContain("revoked");
   expect((await s.api("DELETE", `${T}/keys/9`)).status).toBe(404);
+});
+
+test("a revoked key is known for a week, and then forgotten; its nodes stay", async () => {
+  let now = Date.now();
+  const settings = makeSettings({ policy: { mode: "database", path: "" } });
+  await using server = await TestServer.start({ settings, now: () => now });
+  const { apiKey } = await server.admin<{ apiKey: string }>("POST", "/apikey", {});
+  const api = client(server, apiKey);
+  const capabilities = { devices: { create: { reusable: true, tags: ["tag:a"] } } };
+  const made = (await api("POST", `${T}/keys`, { capabilities })).body as unknown as ApiKeyV2;
+  await server.join("web", made.key!);
+  await api("DELETE", `${T}/keys/1`);
+  now += settings.preAuthKeys.revokedRetention - 1;
+  await server.control.tick();
+  expect((await api("GET", `${T}/keys/1`)).status).toBe(200);
+  now += 1;
+  await server.control.tick();
+  expect((await api("GET", `${T}/keys/1`)).status).toBe(404);
+  expect((await api("GET", "/api/v2/device/1")).status).toBe(200);
 });
 
 test("settings and DNS are read; what the configuration says can be confirmed, nothing else set", async () => {
