@@ -60,7 +60,12 @@ export class Provider {
     const { issuer, clientId, clientSecret } = this.settings;
     try {
       const url = new URL(issuer);
-      const insecure = url.protocol === "http:" ? [client.allowInsecureRequests] : [];
+      const isPlain = url.protocol === "http:";
+      if (isPlain && !/^(localhost|127\.[\d.]+|\[::1\])$/.test(url.hostname))
+        this.log(
+          `warning: the identity provider ${issuer} is asked over plain HTTP: whoever is on the way can sign in as anybody`,
+        );
+      const insecure = isPlain ? [client.allowInsecureRequests] : [];
       const found = await client.discovery(url, clientId, undefined, undefined, {
         execute: insecure,
         timeout: TIMEOUT,

@@ -1,0 +1,105 @@
+import { expect, test } from "bun:test";
+import fc from "fast-check";
+import { identityOf, refusalOf, userFrom } from "./oidc.ts";
+import type { OidcSettings } from "./settings.ts";
+import { makeUser } from "./testing.ts";
+
+const TOKEN = { iss: "https://id.example.com/", sub: "42", exp: 1_900_000_000 };
+const SETTINGS: OidcSettings = {
+  id: "oidc",
+  name: "Example",
+  issuer: "https://id.example.com",
+  clientId: "weft",
+  clientSecret: "",
+  onlyStartIfAvailable: true,
+  useExpiryFromToken: false,
+  scope: ["openid"],
+  emailVerifiedRequired: true,
+  extraParams: {},
+  allowedDomains: [],
+  allowedUsers: [],
+  allowedGroups: [],
+  pkce: "S256",
+  groupsClaim: "groups",
+};
+const identity = (claims: Record<string, unknown>, settings: Partial<OidcSettings> = {}) =>
+  identityOf(claims, TOKEN, { ...SETTINGS, ...settings });
+
+test("domains, users and groups: each list that is not empty must be passed, and mail must be verified", () => {
+  const alice = { email: "alice@example.com", email_verified: true };
+  const eve = { email: "Eve@Example.com", email_verified: "true", groups: "staff" };
+  const bob = { email: "bob@other.org", email_verified: true };
+  const dora = { email: "dora@example.com", email_verified: "false", groups: ["staff", "ops"] };
+  const tricky = { email: "example.com@evil.org", email_verified: true };
+  const cases: [Partial<OidcSettings>, Record<string, unknown>, boolean][] = [
+    [{}, {}, true],
+    [{ allowedDomains: ["example.com"] }, alice, true],
+    [{ allowedDomains: ["Example.COM"] }, eve, true],
+    [{ allowedDomains: ["example.com"] }, bob, false],
+    [{ allowedDomains: ["example.com"] }, tricky, false],
+    [{ allowedDomains: ["example.com"] }, dora, false],
+    [{ allowedDomains: ["example.com"] }, {}, false],
+    [{ allowedDomains: ["example.com"], emailVerifiedRequired: false }, dora, true],
+    [{ allowedUsers: ["ALICE@example.com"] }, alice, true],
+    [{ allowedUsers: ["alice@example.com"] }, eve, false],
+    [{ allowedGroups: ["staff"] }, eve, true],
+    [{ allowedGroups: ["ops"] }, dora, true],
+    [{ allowedGroups: ["Staff"] }, eve, false],
+    [{ allowedGroups: ["staff"] }, alice, false],
+    [{ allowedGroups: ["staff"], allowedUsers: ["alice@example.com"] }, eve, false],
+    [{ allowedGroups: ["staff"], allowedDomains: ["example.com"] }, eve, true],
+  ];
+  for (const [settings, claims, passes] of cases)
+    expect([settings, claims, refusalOf(identity(claims, settings), { ...SETTINGS, ...settings }) === null]).toEqual([
+      settings,
+      claims,
+      passes,
+    ]);
+});
+
+test("who it is comes from the token alone, whatever else is claimed; names and pictures only in usable form", () => {
+  const claims = {
+    iss: "https://evil.org",
+    sub: "1",
+    name: "A",
+    preferred_username: "7 of 9",
+    picture: "javascript:x",
+  };
+  expect(identity(claims)).toEqual({
+    providerId: "https://id.example.com/42",
+    name: "",
+    displayName: "A",
+    email: "",
+    profilePicUrl: "",
+    groups: [],
+    expiry: 1_900_000_000_000,
+  });
+  expect(identity({ roles: ["b", "a", "a", 7, ""] }, { groupsClaim: "roles" }).groups).toEqual(["a", "b"]);
+});
+
+test("a known user keeps id and creation, and gets the rest anew; a new one gets the next id", () => {
+  const who = identity({ name: "New", email: "n@example.com", email_verified: true, groups: ["g"] });
+  const known = makeUser(5, { name: "old", email: "o@example.com", groups: ["h"], createdAt: 1 });
+  expect(userFrom(who, known, 9, 1000)).toMatchObject({
+    id: 5,
+    createdAt: 1,
+    name: "",
+    email: "n@example.com",
+    groups: ["g"],
+  });
+  expect(userFrom(who, undefined, 9, 1000)).toMatchObject({ id: 9, createdAt: 1000, provider: "oidc" });
+});
+
+test("whatever a provider claims, the identity is bounded and has the right types", () => {
+  const names = ["name", "preferred_username", "email", "email_verified", "picture", "groups"];
+  const value = fc.oneof(fc.jsonValue(), fc.string({ maxLength: 3000 }), fc.array(fc.string(), { maxLength: 2000 }));
+  fc.assert(
+    fc.property(fc.dictionary(fc.constantFrom(...names), value), (claims) => {
+      const { groups, ...texts } = identity(claims);
+      for (const text of Object.values(texts)) if (typeof text === "string") expect(text.length).toBeLessThan(2049);
+      expect(groups.length).toBeLessThanOrEqual(1000);
+      expect(groups.every((group) => typeof group === "string" && group.length <= 200)).toBe(true);
+    }),
+    { numRuns: 200, seed: 1 },
+  );
+});
