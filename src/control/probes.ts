@@ -19,7 +19,8 @@ export class Probes {
     this.prober = probeInterval === null ? null : new Prober({ interval: probeInterval, timeout: probeTimeout });
   }
 
-  start(): void {
+  /** Does what is due, and wakes for what comes next. */
+  step(): void {
     if (!this.prober || this.stopped) return;
     const { ctx, prober } = this;
     const { ask, sick } = prober.step(ctx.now(), ctx.access.routing.contested());
@@ -53,7 +54,7 @@ export class Probes {
     if (this.stopped) return;
     if (this.timer) clearTimeout(this.timer);
     const wait = Math.min(Math.max(this.prober!.wakeAt - this.ctx.now(), 10), MAX_SLEEP);
-    this.timer = setTimeout(() => this.start(), wait);
+    this.timer = setTimeout(() => this.step(), wait);
   }
 
   private found(nodeId: number, healthy: boolean): void {
