@@ -26,6 +26,25 @@ export function chacha20poly1305Seal(
   return take(s, plaintext.length + TAG_SIZE);
 }
 
+/** As `chacha20poly1305Seal`, into `out` from `at` on. Returns how many bytes that are. */
+export function chacha20poly1305SealInto(
+  key: Uint8Array,
+  nonce: Uint8Array,
+  plaintext: Uint8Array,
+  out: Uint8Array,
+  at: number,
+): number {
+  const length = plaintext.length + TAG_SIZE;
+  if (at + length > out.length) throw new RangeError(`${out.length} bytes have no room for ${length} from ${at} on`);
+  const s = place(key, nonce, NONCE_SIZE, plaintext, plaintext.length, NO_AAD);
+  s.asm.exports.aeadInit(s.state, s.key);
+  s.asm.exports.aeadSealNonce(s.message, plaintext.length, s.state, s.nonce, s.aad, 0);
+  out.set(s.u8.subarray(s.message, s.message + length), at);
+  s.u8.fill(0, s.message, s.message + length);
+  wipeKey(s);
+  return length;
+}
+
 /** Opens what `chacha20poly1305Seal` made. Null: forged, damaged, or another key, nonce or AAD. */
 export function chacha20poly1305Open(
   key: Uint8Array,

@@ -12,7 +12,7 @@
 // A record's nonce is 4 zero bytes and a 64-bit counter, BIG-endian (Noise itself says little-endian), from 0 in each
 // direction. No associated data, no rekeying. Record boundaries carry no meaning; an empty record is legal.
 // No I/O and no randomness here: ephemeral keys are handed in.
-import { chacha20poly1305Open, chacha20poly1305Seal } from "../crypto/aead.ts";
+import { chacha20poly1305Open, chacha20poly1305Seal, chacha20poly1305SealInto } from "../crypto/aead.ts";
 import { blake2s, hkdfBlake2s } from "../crypto/blake2s.ts";
 import { x25519, x25519Public } from "../crypto/x25519.ts";
 import type { EarlyNoise } from "./tailcfg.ts";
@@ -242,16 +242,12 @@ export class RecordSealer {
     const out = new Uint8Array(plaintext.length + records * (HEADER + TAG));
     let at = 0;
     for (let from = 0; from < plaintext.length; from += MAX_PLAINTEXT) {
-      const sealed = chacha20poly1305Seal(
-        this.key,
-        this.nonce.next(),
-        plaintext.subarray(from, Math.min(from + MAX_PLAINTEXT, plaintext.length)),
-      );
+      const part = plaintext.subarray(from, Math.min(from + MAX_PLAINTEXT, plaintext.length));
+      const sealed = chacha20poly1305SealInto(this.key, this.nonce.next(), part, out, at + HEADER);
       out[at] = TYPE_RECORD;
-      out[at + 1] = sealed.length >> 8;
-      out[at + 2] = sealed.length & 0xff;
-      out.set(sealed, at + HEADER);
-      at += HEADER + sealed.length;
+      out[at + 1] = sealed >> 8;
+      out[at + 2] = sealed & 0xff;
+      at += HEADER + sealed;
     }
     return out;
   }
