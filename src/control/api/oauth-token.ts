@@ -18,7 +18,6 @@ export function tokenOperation(credentials: Credentials): Operation {
     id: "getAccessToken",
     tag: "OAuth",
     summary: "An access token for a client (grant_type=client_credentials; client_id, client_secret, scope, tags)",
-    scope: null,
     anonymous: true,
     textBody: [FORM],
     body: z.string(),

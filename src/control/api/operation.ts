@@ -16,8 +16,8 @@ interface Described {
   id: string;
   tag: string;
   summary: string;
-  /** What an OAuth token must hold for it; null: any caller may. */
-  scope: Scope | null;
+  /** What an OAuth token must hold for it; absent: nothing, or what the operation asks for itself. */
+  scope?: Scope;
   /** It takes no credential of the API. */
   anonymous?: true;
   /** Media types of a body that is taken as text, in place of JSON. */
@@ -136,7 +136,7 @@ export function mount(options: MountOptions): Hono {
     app.on(entry.method, entry.path.replace(/\{(\w+)\}/g, ":$1"), async (c) => {
       try {
         const caller = entry.anonymous ? NOBODY : options.authenticate(c);
-        if (entry.scope !== null) requireScope(caller, entry.scope);
+        if (entry.scope) requireScope(caller, entry.scope);
         const answer = await entry.run(caller, c);
         return answer instanceof Response ? answer : c.json(answer as object);
       } catch (error) {

@@ -81,7 +81,6 @@ export function policyQuestions({ policies, access }: ControlContext): Operation
       id: "listPolicyVersions",
       tag: "Policy",
       summary: "Versions of the policy that are kept, newest first, with who set them and when",
-      scope: "policy_file:read",
       response: PolicyHistory,
       handle: () => ({
         versions: policies.history().map(({ version, updatedAt, by, etag, text }) => ({
@@ -99,7 +98,6 @@ export function policyQuestions({ policies, access }: ControlContext): Operation
       id: "explainPolicy",
       tag: "Policy",
       summary: "Which rules let a connection through, or come nearest to it",
-      scope: "policy_file:read",
       body: z.object({
         src: z.string().max(500).meta({ description: "A node, user, group, tag, autogroup or address." }),
         dst: z.string().max(500).meta({ description: 'The same, a host or a route, and a port: "server:22".' }),
@@ -114,7 +112,6 @@ export function policyQuestions({ policies, access }: ControlContext): Operation
       id: "tryPolicy",
       tag: "Policy",
       summary: "What another policy would change, pair by pair; nothing is changed",
-      scope: "policy_file:read",
       body: z.object({ policy: z.string() }),
       response: PolicyComparison,
       handle: ({ body }) => policyErrors(async () => access.try(body.policy), { conflict: 409 }),

@@ -31,6 +31,7 @@ import {
   User,
   userRef,
 } from "./shapes.ts";
+import { pings } from "./v1-pings.ts";
 import { policyQuestions } from "./v1-policy.ts";
 
 const nodeAnswer = z.object({ node: Node });
@@ -41,6 +42,7 @@ export function operationsV1(context: ControlContext, parts: ApiParts): Operatio
   return [
     ...users(parts),
     ...nodes(context, parts),
+    ...pings(context),
     ...preAuthKeys(parts),
     ...apiKeys(parts),
     ...policy(context),
@@ -52,7 +54,6 @@ export function operationsV1(context: ControlContext, parts: ApiParts): Operatio
       id: "health",
       tag: "Server",
       summary: "Whether the server and its store work",
-      scope: null,
       response: z.object({ databaseConnectivity: z.boolean() }),
       handle: async () => ({ databaseConnectivity: await context.healthy() }),
     }),
@@ -67,7 +68,6 @@ function users({ commands }: ApiParts): Operation[] {
       id: "listUsers",
       tag: "Users",
       summary: "Users, or those with this id, name or e-mail address",
-      scope: "users:read",
       query: page.extend({ id: idParam.shape.id.optional(), name: text.optional(), email: text.optional() }),
       response: z.object({ users: z.array(User), nextPageToken }),
       handle({ query }) {
@@ -81,7 +81,6 @@ function users({ commands }: ApiParts): Operation[] {
       id: "createUser",
       tag: "Users",
       summary: "Make a user",
-      scope: "users",
       body: z.object({
         name: text,
         displayName: text.optional(),
@@ -97,7 +96,6 @@ function users({ commands }: ApiParts): Operation[] {
       id: "renameUser",
       tag: "Users",
       summary: "Rename a user",
-      scope: "users",
       params: z.object({ oldId: idParam.shape.id, newName: text }),
       response: z.object({ user: User }),
       handle: async ({ params }) => ({ user: await commands.renameUser(params.oldId, params.newName) }),
@@ -108,7 +106,6 @@ function users({ commands }: ApiParts): Operation[] {
       id: "deleteUser",
       tag: "Users",
       summary: "Delete a user who has no nodes, and its pre-auth keys",
-      scope: "users",
       params: idParam,
       response: empty,
       async handle({ params }) {
@@ -127,7 +124,6 @@ function nodes(context: ControlContext, { commands }: ApiParts): Operation[] {
       id: "listNodes",
       tag: "Nodes",
       summary: "Nodes, or those of a user, by name or id",
-      scope: "devices:core:read",
       query: page.extend({ user: text.optional() }),
       response: z.object({ nodes: z.array(Node), nextPageToken }),
       handle({ query }) {
@@ -141,7 +137,6 @@ function nodes(context: ControlContext, { commands }: ApiParts): Operation[] {
       id: "getNode",
       tag: "Nodes",
       summary: "One node",
-      scope: "devices:core:read",
       params: idParam,
       response: nodeAnswer,
       handle: ({ params }) => ({ node: commands.apiNode(commands.node(params.id)) }),
@@ -152,7 +147,6 @@ function nodes(context: ControlContext, { commands }: ApiParts): Operation[] {
       id: "deleteNode",
       tag: "Nodes",
       summary: "Delete a node: its peers forget it at once",
-      scope: "devices:core",
       params: idParam,
       response: empty,
       async handle({ params }) {
@@ -166,7 +160,6 @@ function nodes(context: ControlContext, { commands }: ApiParts): Operation[] {
       id: "expireNode",
       tag: "Nodes",
       summary: "Let a node's key expire, now or at a time, or never",
-      scope: "devices:core",
       params: idParam,
       body: z.object({ expiry: timeIn.nullish(), disableExpiry: z.boolean().nullish() }),
       response: nodeAnswer,
@@ -181,7 +174,6 @@ function nodes(context: ControlContext, { commands }: ApiParts): Operation[] {
       id: "renameNode",
       tag: "Nodes",
       summary: "Give a node another name in MagicDNS",
-      scope: "devices:core",
       params: idParam.extend({ newName: text }),
       response: nodeAnswer,
       handle: async ({ params }) => ({
@@ -194,7 +186,6 @@ function nodes(context: ControlContext, { commands }: ApiParts): Operation[] {
       id: "setTags",
       tag: "Nodes",
       summary: "Replace a node's tags: it belongs to them from then on, and its key does not expire",
-      scope: "devices:core",
       params: idParam,
       body: z.object({ tags: tagsIn }),
       response: nodeAnswer,
@@ -206,7 +197,6 @@ function nodes(context: ControlContext, { commands }: ApiParts): Operation[] {
       id: "setApprovedRoutes",
       tag: "Nodes",
       summary: "Replace the routes that a node may serve",
-      scope: "devices:routes",
       params: idParam,
       body: z.object({ routes: z.array(text) }),
       response: nodeAnswer,
@@ -220,7 +210,6 @@ function nodes(context: ControlContext, { commands }: ApiParts): Operation[] {
       id: "backfillNodeIPs",
       tag: "Nodes",
       summary: "Give nodes the addresses that they lack since the prefixes were changed",
-      scope: "devices:core",
       query: z.object({ confirmed: z.enum(["true", "false"]).optional() }),
       response: z.object({ changes: z.array(z.string()) }),
       async handle({ query }) {
@@ -246,7 +235,6 @@ function preAuthKeys({ commands }: ApiParts): Operation[] {
       id: "listPreAuthKeys",
       tag: "Pre-auth keys",
       summary: "Pre-auth keys, or those of a user, by name or id; never the secret",
-      scope: "auth_keys:read",
       query: page.extend({ user: text.optional() }),
       response: z.object({ preAuthKeys: z.array(PreAuthKey), nextPageToken }),
       handle({ query }) {
@@ -260,7 +248,6 @@ function preAuthKeys({ commands }: ApiParts): Operation[] {
       id: "createPreAuthKey",
       tag: "Pre-auth keys",
       summary: "Make a pre-auth key; the answer holds it whole, this once. Without expiration it is good for an hour",
-      scope: "auth_keys",
       body: z.object({
         user: userRef.nullish(),
         reusable: z.boolean().nullish(),
@@ -286,7 +273,6 @@ function preAuthKeys({ commands }: ApiParts): Operation[] {
       id: "expirePreAuthKey",
       tag: "Pre-auth keys",
       summary: "Let a pre-auth key expire now, by its id or its text",
-      scope: "auth_keys",
       body: z.object({ id: id.transform(toId).optional(), key: text.optional() }),
       response: empty,
       async handle({ body }) {
@@ -300,7 +286,6 @@ function preAuthKeys({ commands }: ApiParts): Operation[] {
       id: "deletePreAuthKey",
       tag: "Pre-auth keys",
       summary: "Delete a pre-auth key; nodes that joined with it stay",
-      scope: "auth_keys",
       query: idParam,
       response: empty,
       async handle({ query }) {
@@ -319,7 +304,6 @@ function apiKeys({ apiKeys: keys }: ApiParts): Operation[] {
       id: "listApiKeys",
       tag: "API keys",
       summary: "API keys; never the secret",
-      scope: "all:read",
       query: page,
       response: z.object({ apiKeys: z.array(ApiKey), nextPageToken }),
       handle({ query }) {
@@ -333,7 +317,6 @@ function apiKeys({ apiKeys: keys }: ApiParts): Operation[] {
       id: "createApiKey",
       tag: "API keys",
       summary: "Make an API key; the answer holds it whole, this once. Without expiration it is good for 90 days",
-      scope: "all",
       body: z.object({ expiration: timeIn.nullable().optional().meta({ description: "null: it never expires" }) }),
       response: z.object({ apiKey: z.string() }),
       handle: async ({ body }) => ({ apiKey: (await keys.create(body.expiration)).text }),
@@ -344,7 +327,6 @@ function apiKeys({ apiKeys: keys }: ApiParts): Operation[] {
       id: "expireApiKey",
       tag: "API keys",
       summary: "Let an API key expire now",
-      scope: "all",
       body: keyReference,
       response: empty,
       async handle({ body }) {
@@ -358,7 +340,6 @@ function apiKeys({ apiKeys: keys }: ApiParts): Operation[] {
       id: "deleteApiKey",
       tag: "API keys",
       summary: 'Delete an API key by its prefix, or by ?id= with "-" in place of the prefix',
-      scope: "all",
       params: z.object({ prefix: text }),
       query: z.object({ id: idParam.shape.id.optional() }),
       response: empty,
@@ -383,7 +364,6 @@ function logins({ commands, logins: waiting }: ApiParts): Operation[] {
       id: "authRegister",
       tag,
       summary: "Let the machine in that waits under this id: it becomes a node of the user",
-      scope: "devices:core",
       body: authId.extend({ user: userRef }),
       response: nodeAnswer,
       handle: ({ body }) => register(body.authId, body.user),
@@ -394,7 +374,6 @@ function logins({ commands, logins: waiting }: ApiParts): Operation[] {
       id: "registerNode",
       tag,
       summary: "The same, as older command lines and UIs ask for it",
-      scope: "devices:core",
       query: z.object({ user: text, key: text }),
       response: nodeAnswer,
       handle: ({ query }) => register(query.key, query.user),
@@ -405,7 +384,6 @@ function logins({ commands, logins: waiting }: ApiParts): Operation[] {
       id: "authApprove",
       tag,
       summary: "Let the SSH session in that waits under this id",
-      scope: "devices:core",
       body: authId,
       response: empty,
       async handle({ body }) {
@@ -419,7 +397,6 @@ function logins({ commands, logins: waiting }: ApiParts): Operation[] {
       id: "authReject",
       tag,
       summary: "Refuse the machine or SSH session that waits under this id",
-      scope: "devices:core",
       body: authId,
       response: empty,
       async handle({ body }) {
@@ -433,7 +410,6 @@ function logins({ commands, logins: waiting }: ApiParts): Operation[] {
       id: "debugCreateNode",
       tag,
       summary: "Put a machine that does not exist among those that wait: for tests of a UI",
-      scope: "devices:core",
       body: z.object({ user: userRef, key: text, name: text, routes: z.array(text).max(100).nullish() }),
       response: nodeAnswer,
       handle: async ({ body }) => ({
@@ -455,7 +431,6 @@ function policy(context: ControlContext): Operation[] {
       id: "getPolicy",
       tag: "Policy",
       summary: "The policy in force, comments and all",
-      scope: "policy_file:read",
       response: Policy,
       handle: () => answer(context.policies.current()),
     }),
@@ -465,7 +440,6 @@ function policy(context: ControlContext): Operation[] {
       id: "setPolicy",
       tag: "Policy",
       summary: "Put another policy in force, where it is kept in the database",
-      scope: "policy_file",
       body: policyBody,
       response: Policy,
       handle: ({ body, caller }) =>
@@ -479,7 +453,6 @@ function policy(context: ControlContext): Operation[] {
       id: "checkPolicy",
       tag: "Policy",
       summary: "Whether a policy could be set: its words, the users that it names, and its tests",
-      scope: "policy_file:read",
       body: policyBody,
       response: empty,
       handle: ({ body }) =>

@@ -90,7 +90,6 @@ export function keysV2(context: ControlContext, { commands, oauth }: ApiParts): 
       id: "listTailnetKeys",
       tag,
       summary: "Pre-auth keys and OAuth clients, as far as the caller may see them; never a secret",
-      scope: null,
       params: tailnet,
       query: z.object({ all: text.optional() }),
       response: z.object({ keys: z.array(Key) }),
@@ -109,7 +108,6 @@ export function keysV2(context: ControlContext, { commands, oauth }: ApiParts): 
       tag,
       summary:
         "Make a pre-auth key (scope auth_keys) or an OAuth client (oauth_keys); the answer has its secret, this once",
-      scope: null,
       params: tailnet,
       body: keyIn,
       response: Key,
@@ -125,7 +123,6 @@ export function keysV2(context: ControlContext, { commands, oauth }: ApiParts): 
       id: "getKey",
       tag,
       summary: "One of them; never its secret",
-      scope: null,
       params,
       response: Key,
       handle({ params, caller }) {
@@ -160,7 +157,6 @@ export function keysV2(context: ControlContext, { commands, oauth }: ApiParts): 
       id: "deleteKey",
       tag,
       summary: "Revoke a pre-auth key, or delete an OAuth client with its tokens",
-      scope: null,
       params,
       response: empty,
       async handle({ params, caller }) {

@@ -363,3 +363,29 @@ test("each scope opens what belongs to it and nothing else; :read only reads", a
     expect([scope, opened]).toEqual([scope, expected]);
   }
 });
+
+test("every operation needs a scope, but those that look at the scopes themselves and the one that gives tokens", async () => {
+  await using s = await start();
+  const { paths } = (await s.api("GET", "/api/v2/openapi.json")).body as {
+    paths: Record<string, Record<string, { operationId: string; description?: string }>>;
+  };
+  const open = Object.values(paths)
+    .flatMap((methods) => Object.values(methods))
+    .filter(({ description }) => !description?.includes("scope"))
+    .map(({ operationId }) => operationId);
+  expect(open.sort()).toEqual(["createKey", "deleteKey", "getAccessToken", "getKey", "listTailnetKeys"]);
+  const nothing = await oauthClient(s, ["dns:read"]);
+  const key = (await s.api("POST", `${T}/keys`, { capabilities: { devices: { create: { tags: ["tag:a"] } } } })).body;
+  for (const [method, path, body] of [
+    ["GET", `${T}/keys`],
+    ["GET", `${T}/keys/${key.id}`],
+    ["GET", `${T}/keys/${nothing.id}`],
+    ["DELETE", `${T}/keys/${key.id}`],
+    ["DELETE", `${T}/keys/${nothing.id}`],
+    ["GET", `${T}/keys/none`],
+    ["POST", `${T}/keys`, { capabilities: { devices: { create: { tags: ["tag:a"] } } } }],
+    ["POST", `${T}/keys`, { keyType: "client", scopes: ["dns:read"] }],
+    ["PUT", `${T}/keys/${nothing.id}`, { keyType: "client", scopes: ["dns"] }],
+  ] as const)
+    expect([method, path, (await nothing.bearer(method, path, body)).status]).toEqual([method, path, 403]);
+});
