@@ -4,6 +4,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { makeSettings, TestServer } from "../control/testing.ts";
+import { listen } from "../net/listener.ts";
 import { adminMain, commandOf } from "./admin.ts";
 import { UsageError } from "./flags.ts";
 
@@ -193,6 +194,27 @@ test("from elsewhere by URL and key, from flags or environment, with the same re
   expect(await refusal(run(["users", "list", "--api-key", key]))).toMatchObject({ status: 2 });
   expect(await refusal(run(["users", "list", "--address", "ftp://x", "--api-key", key]))).toMatchObject({ status: 2 });
   expect(await refusal(run(["users", "list", "--address", "http://[", "--api-key", key]))).toMatchObject({ status: 2 });
+});
+
+const noOpenssl = Bun.which("openssl") === null;
+if (noOpenssl) console.error("SKIP: openssl is absent: no certificate for the command line to doubt");
+test.skipIf(noOpenssl)("a certificate that nobody vouches for is refused, unless --insecure says so", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "weft-admin-"));
+  const [certFile, keyFile] = [join(folder, "cert"), join(folder, "key")];
+  const args = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
+  Bun.spawnSync(["openssl", ...args, "-subj", "/CN=weft", "-keyout", keyFile, "-out", certFile]);
+  const tls = { cert: await Bun.file(certFile).text(), key: await Bun.file(keyFile).text() };
+  const { app, upgrades } = server.control;
+  const listener = await listen({ host: "127.0.0.1", port: 0, tls, app, upgrades });
+  try {
+    const key = await local("apikeys", "create");
+    const remote = ["users", "list", "--address", `127.0.0.1:${listener.port}`, "--api-key", key];
+    expect(await refusal(run(remote))).toMatchObject({ status: 1, message: expect.stringContaining("--insecure") });
+    expect(await run([...remote, "--insecure"])).toBe(await local("users", "list"));
+  } finally {
+    await listener.close();
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test("who does not answer, answers something else, or not in time is named in a sentence", async () => {
