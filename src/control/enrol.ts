@@ -52,8 +52,10 @@ export class Enrolment {
     // A container that restarts must not suffer for its neighbours.
     const isAttempt = input.authKey !== "" && !this.ctx.model.nodeByKey(input.nodeKey);
     const wait = isAttempt ? this.attempts.wait(address, now) : 0;
-    if (wait > 0)
-      throw new BadRequest(`too many wrong pre-auth keys from ${address}: wait ${Math.ceil(wait / 1000)} seconds`, 429);
+    if (wait > 0) {
+      const seconds = Math.ceil(wait / 1000);
+      throw new BadRequest(`too many wrong pre-auth keys from ${address}: wait ${seconds} seconds`, 429, seconds);
+    }
     let plan: Registration;
     try {
       plan = planRegister(this.ctx, input, machineKey);

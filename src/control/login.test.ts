@@ -110,6 +110,31 @@ test("one machine that asks again and again keeps eight logins, and pushes nobod
   expect(server.control.logins.get(other.id)).not.toBeNull();
 });
 
+test("a flood of machines that want in pushes out nobody who waits, stays bounded, and the rest goes on", async () => {
+  const settings = makeSettings({ login: { expiry: 60_000, maxPending: 50 } });
+  await using server = await TestServer.start({ settings });
+  const alice = await server.user("alice");
+  const member = await server.join("member", await server.key({ user: alice }));
+  const map = await member.stream();
+  const honest = server.node("honest");
+  const { url, id } = await startLogin(honest);
+  const waiting = honest.register({ followup: url });
+  await isWaiting(server, 2);
+  const flood = Array.from({ length: 10 }, async (_, i) => {
+    const node = server.node(`flood-${i}`);
+    for (let n = 0; n < 30; n++) {
+      node.rotate();
+      await startLogin(node);
+    }
+  });
+  expect((await member.lite({ Endpoints: ["192.0.2.1:1"] })).status).toBe(200);
+  await Promise.all(flood);
+  expect(server.control.logins.list()).toHaveLength(50);
+  await server.control.logins.complete(id, alice, "cli");
+  expect(await waiting).toMatchObject({ Error: "", AuthURL: "" });
+  await until(() => map.peer("honest"), "the new peer");
+});
+
 test("a login expires: its client gets a new address, and nobody can complete it", async () => {
   let now = Date.parse("2030-01-01T00:00:00Z");
   await using server = await TestServer.start({ now: () => now });

@@ -103,8 +103,10 @@ export async function handleMachineRequest(
       }
     }
   } catch (error) {
-    if (error instanceof BadRequest) respond(stream, error.status, error.message);
-    else respond(stream, 500, "internal error: the operator finds the reason in the log");
+    if (error instanceof BadRequest) {
+      const { retryAfter } = error;
+      respond(stream, error.status, error.message, undefined, retryAfter > 0 ? { "retry-after": `${retryAfter}` } : {});
+    } else respond(stream, 500, "internal error: the operator finds the reason in the log");
     if (!(error instanceof BadRequest) && !(error instanceof Abandoned)) throw error;
   }
 }
@@ -125,9 +127,10 @@ export function respond(
   status: number,
   body = "",
   type = "text/plain; charset=utf-8",
+  headers: Record<string, string> = {},
 ): void {
   if (stream.destroyed || stream.closed || stream.headersSent) return;
-  stream.respond({ ":status": status, ...(body && { "content-type": type }) });
+  stream.respond({ ":status": status, ...(body && { "content-type": type }), ...headers });
   stream.end(body);
 }
 

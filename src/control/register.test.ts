@@ -1,7 +1,8 @@
 // What becomes of a machine that registers again: spec/headscale-features.md, section 7.5, row by row, and section 22.3.
 import { expect, test } from "bun:test";
+import { once } from "node:events";
 import { loginIdOf } from "./login.ts";
-import { makeSettings, type RegisterOptions, type TestNode, TestServer, until } from "./testing.ts";
+import { makeSettings, type RegisterOptions, type TestNode, TestServer, until, WebSocketNode } from "./testing.ts";
 
 const LOGOUT = "1970-01-01T00:02:03Z";
 const START = Date.parse("2030-01-01T00:00:00Z");
@@ -151,6 +152,11 @@ test("a node key of another machine is refused and logged, and those who try on 
   thief.rotate();
   for (let i = 0; i < 5; i++) expect((await thief.register({ authKey: made })).Error).toContain("does not know");
   expect(thief.register({ authKey: made })).rejects.toThrow("429: too many wrong pre-auth keys");
+  const socket = await WebSocketNode.connect(t.server);
+  const stream = socket.open("/machine/register", { Version: 138, NodeKey: thief.nodeKey, Auth: { AuthKey: made } });
+  const [headers] = (await once(stream, "response")) as [Record<string, string>];
+  expect(headers).toMatchObject({ ":status": 429, "retry-after": "1" });
+  socket.close();
   expect(lines.join("\n")).toContain("wrong attempts at the pre-auth key");
   // Whoever is in stays in.
   expect(await node.register({ authKey })).toMatchObject({ Error: "" });

@@ -10,6 +10,8 @@ export class BadRequest extends Error {
   constructor(
     message: string,
     readonly status: 400 | 403 | 404 | 409 | 413 | 429 | 501 | 503 = 400,
+    /** Seconds to wait before the next attempt; 0: as the client likes. */
+    readonly retryAfter = 0,
   ) {
     super(message);
   }
