@@ -185,4 +185,15 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("routes of official clients",
     await run(client, "set", "--exit-node=");
     await seenAs(client.host, INTERNET_6, client.host.ip6);
   }, 90_000);
+
+  test("a node is asked by the server: whether it is there, how it reaches another one, and what its client says", async () => {
+    const { id } = await nodeOf(client);
+    const found = await box.admin<{ latencySeconds: number }>("debug", "ping", "-i", id);
+    expect(found.latencySeconds).toBeGreaterThan(0);
+    const path = await box.admin<{ error: string; latencySeconds: number }>("debug", "ping", "-i", id, near.ip4);
+    expect(path).toMatchObject({ error: "", latencySeconds: expect.any(Number) });
+    const prefs = await box.admin<{ status: number; body: string }>("debug", "c2n", "-i", id, "/debug/prefs");
+    expect(prefs.status).toBe(200);
+    expect(JSON.parse(prefs.body)).toMatchObject({ RouteAll: true });
+  }, 60_000);
 });

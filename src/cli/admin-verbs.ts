@@ -462,6 +462,37 @@ const debug: Record<string, Verb> = {
       return { value: node, text: "Node created: it waits under its key" };
     },
   }),
+  ping: verb({
+    usage: "-i ID [IP] [-t disco|TSMP|ICMP|peerapi]",
+    positional: 1,
+    flags: { identifier, type: { kind: TEXT, short: "t" } },
+    async run({ api }, flags) {
+      const id = wantedId(flags.identifier, "node", "debug ping -i ID");
+      const body = { ip: flags._[0], type: flags.type };
+      const found = await api.call<{
+        latencySeconds: number | null;
+        error: string;
+        endpoint: string;
+        derpRegion: string;
+      }>("POST", `/v1/node/${id}/ping`, body);
+      const latency = found.latencySeconds === null ? "" : ` in ${(found.latencySeconds * 1000).toFixed(1)} ms`;
+      const way = found.endpoint || (found.derpRegion && `relay ${found.derpRegion}`);
+      const text = found.error || `Node ${id} answers${latency}${way ? ` via ${way}` : ""}`;
+      return { value: found, text };
+    },
+  }),
+  c2n: verb({
+    usage: "-i ID PATH",
+    positional: 1,
+    flags: { identifier },
+    async run({ api }, flags) {
+      const path = flags._[0];
+      if (path === undefined) throw new UsageError("which request? `debug c2n -i ID /debug/health`");
+      const id = wantedId(flags.identifier, "node", "debug c2n -i ID PATH");
+      const found = await api.call<{ status: number; body: string }>("POST", `/v1/node/${id}/c2n`, { path });
+      return { value: found, text: `${found.status}\n${found.body}` };
+    },
+  }),
 };
 
 /** By the words that people type. */

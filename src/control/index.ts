@@ -21,7 +21,7 @@ import type { DebugPages } from "./debug.ts";
 import { DerpMaps } from "./derpmap.ts";
 import { configOf, dnsConfigOf, ExtraRecordsFile } from "./dns.ts";
 import { Enrolment } from "./enrol.ts";
-import { addFeatures, type ClientHealth } from "./features.ts";
+import { addFeatures, type ClientHealth, clientAudit } from "./features.ts";
 import { addIdTokens } from "./idtoken.ts";
 import { Journal } from "./journal.ts";
 import { Logins } from "./login.ts";
@@ -391,6 +391,8 @@ class ControlServer implements Control {
             expiresAt: iso(expiresAt),
           })),
       },
+      health: { title: "What clients say is wrong with them", read: () => this.health.list() },
+      "client-audit": { title: "What users said when they disconnected", read: () => clientAudit(context) },
       connections: { title: "Noise connections", read: () => this.noise.list() },
     };
   }
