@@ -224,3 +224,14 @@ test("a client that reads nothing costs no memory, and catches up with few messa
   expect(messages).toBeLessThan(15);
   reader.close();
 });
+
+test("a connection with thousands of requests goes on, and so does the map stream on it", async () => {
+  await using server = await TestServer.start();
+  const authKey = await server.key({ user: await server.user("alice"), reusable: true });
+  const node = await server.join("busy", authKey);
+  const stream = await node.stream();
+  for (let round = 0; round < 75; round++)
+    await Promise.all(Array.from({ length: 16 }, (_, i) => node.lite({ Endpoints: [`192.0.2.${i}:${1000 + round}`] })));
+  expect(stream.ended).toBe(false);
+  expect(server.control.stats()).toMatchObject({ connections: 1, maps: 1 });
+}, 30_000);
