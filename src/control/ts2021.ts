@@ -14,7 +14,7 @@ import { type WebSocket, WebSocketServer } from "ws";
 import { formatKey, randomBytes } from "../crypto/keys.ts";
 import { x25519Public } from "../crypto/x25519.ts";
 import { clientAddressOf } from "../net/client-address.ts";
-import { refuseUpgrade, type UpgradeHandler } from "../net/listener.ts";
+import { endSoon, refuseUpgrade, type UpgradeHandler } from "../net/listener.ts";
 import { NoiseDuplex } from "../net/noise-duplex.ts";
 import { encodeHandshakeError, INITIATION_LENGTH, NoiseError, respondToInitiation } from "../wire/noise.ts";
 
@@ -187,7 +187,7 @@ export class NoiseServer {
       });
     } catch (error) {
       const message = error instanceof NoiseError ? error.message : "the handshake failed";
-      socket.end(Buffer.concat([prefix, encodeHandshakeError(message)]));
+      endSoon(socket, Buffer.concat([prefix, encodeHandshakeError(message)]));
       return;
     }
     const duplex = new NoiseDuplex({

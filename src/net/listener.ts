@@ -3,7 +3,7 @@
 //
 //   head          16 KiB, within 10 s of the connection (of the answer before, 60 s); then the whole request within 30 s
 //   body          1 MiB
-//   connections   4096 that have not become an upgrade; more are closed at once
+//   connections   4096 that have not become an upgrade; for one more, the one goes that has been without a whole head for longest
 // An upgraded socket leaves all of these behind: whoever takes it sets the limits of its protocol.
 //
 // TLS ends in a node:tls server, which hands plain sockets to node:http: its certificate can be replaced while it runs, and it
@@ -89,12 +89,8 @@ export async function listen(options: ListenOptions): Promise<Listener> {
   const patience = new Patience(limits);
   const take = (socket: Duplex) => {
     socket.on("error", () => {});
-    if (patience.size >= limits.connections) {
-      socket.destroy();
-      return false;
-    }
-    patience.begin(socket);
-    return true;
+    if (!patience.makeRoom()) socket.destroy();
+    else patience.begin(socket);
   };
   server.on("clientError", (_error, socket: Duplex) => socket.destroy());
   // A body that is cut off raises an error on the request; without a listener it would end the process.
@@ -198,7 +194,7 @@ function tlsFront(
   certificate: Certificate,
   limits: ListenLimits,
   server: Server,
-  take: (socket: Duplex) => boolean,
+  take: (socket: Duplex) => void,
 ) {
   checkCertificate(certificate);
   const { challenge } = options;
@@ -231,37 +227,54 @@ function tlsFront(
 /** How long each connection may take for what it does now: the one clock of connections that are still HTTP. */
 class Patience {
   readonly #deadlines = new Map<Duplex, number>();
+  /** Those of which a whole head is awaited, longest first: strangers who hold many of them must not shut others out. */
+  readonly #headless = new Set<Duplex>();
   readonly #timer: ReturnType<typeof setInterval>;
 
   constructor(private readonly limits: ListenLimits) {
     this.#timer = setInterval(() => this.#look(), Math.min(1000, limits.headTimeout / 4));
   }
 
-  get size(): number {
-    return this.#deadlines.size;
+  /** False: there are too many, and all of them are at work. */
+  makeRoom(): boolean {
+    if (this.#deadlines.size < this.limits.connections) return true;
+    const [oldest] = this.#headless;
+    if (!oldest) return false;
+    this.end(oldest);
+    oldest.destroy();
+    return true;
   }
 
   begin(socket: Duplex): void {
-    this.#set(socket, this.limits.headTimeout);
-    socket.on("close", () => this.#deadlines.delete(socket));
+    this.#wait(socket, this.limits.headTimeout);
+    socket.on("close", () => this.end(socket));
   }
 
   /** The head is there; then the body, then the answer (which may take its time), then the wait for the next head. */
   request(request: IncomingMessage, response: NodeJS.EventEmitter): void {
     const { socket, headers } = request;
+    this.#headless.delete(socket);
     const isWhole = headers["transfer-encoding"] === undefined && !Number(headers["content-length"] ?? 0);
     this.#set(socket, isWhole ? Number.POSITIVE_INFINITY : this.limits.requestTimeout);
     request.once("end", () => this.#set(socket, Number.POSITIVE_INFINITY));
-    response.once("close", () => this.#set(socket, this.limits.keepAliveTimeout));
+    response.once("close", () => this.#wait(socket, this.limits.keepAliveTimeout));
   }
 
   end(socket: Duplex): void {
+    this.#headless.delete(socket);
     this.#deadlines.delete(socket);
   }
 
   close(): void {
     clearInterval(this.#timer);
     for (const socket of this.#deadlines.keys()) socket.destroy();
+  }
+
+  /** For a head. */
+  #wait(socket: Duplex, ms: number): void {
+    if (socket.destroyed) return;
+    this.#headless.add(socket);
+    this.#set(socket, ms);
   }
 
   #set(socket: Duplex, ms: number): void {
@@ -284,9 +297,23 @@ export function refuseUpgrade(socket: Duplex, status: number, message: string): 
     503: "Service Unavailable",
   };
   const body = `${message}\n`;
-  socket.end(
+  endSoon(
+    socket,
     `HTTP/1.1 ${status} ${reasons[status] ?? "Error"}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
   );
+}
+
+/** Milliseconds that a peer has to take the last bytes and to close. */
+const LINGER = 2_000;
+
+/** The last word to a stranger, who may never close his end: the socket is gone soon after in any case. */
+export function endSoon(socket: Duplex, last: string | Uint8Array): void {
+  socket.on("error", () => {});
+  socket.resume();
+  socket.end(last);
+  const timer = setTimeout(() => socket.destroy(), LINGER);
+  timer.unref();
+  socket.on("close", () => clearTimeout(timer));
 }
 
 function listenProblem({ host, port }: ListenOptions, error: NodeJS.ErrnoException): string {
