@@ -303,6 +303,50 @@ policy: { mode: file, path: ${policy} }
     expect(node.user.name).toBe("alice");
   }, 90_000);
 
+  test("TestTagsAuthKeyWithoutUserInheritsTags, AuthKeyWithTagRequestDifferentTag, Issue2978, AdminOverrideReauthPreserves, AuthKeyConvertToUserViaCLIRegister (#3038)", async () => {
+    await logout(current);
+    const { preAuthKey } = await api<{ preAuthKey: { key: string } }>(box, "POST", "/api/v1/preauthkey", {
+      aclTags: ["tag:web"],
+      reusable: true,
+    });
+    const upByKey = (...flags: string[]) =>
+      current.host.run(
+        current.cli(
+          "up",
+          `--login-server=${box.url}`,
+          `--auth-key=${preAuthKey.key}`,
+          `--hostname=${current.name}`,
+          ...["--accept-dns=false", "--reset", "--timeout=15s"],
+          ...flags,
+        ),
+      );
+    const tagsAre = (tags: string[]) =>
+      until(`the client says that its tags are ${tags}`, async () => {
+        const self = (await current.status())!.Self as unknown as { Tags?: string[] };
+        if (JSON.stringify(self.Tags ?? []) !== JSON.stringify(tags)) throw new Error(`now ${self.Tags}`);
+        return true;
+      });
+    expect((await upByKey()).code).toBe(0);
+    await tagsAre(["tag:web"]);
+    const { id } = await nodeOf(current);
+
+    await api(box, "POST", `/api/v1/node/${id}/tags`, { tags: ["tag:other"] });
+    await tagsAre(["tag:other"]);
+    expect((await upByKey("--force-reauth")).code).toBe(0);
+    expect(await nodeOf(current)).toMatchObject({ id, tags: ["tag:other"] });
+
+    const other = await upByKey("--force-reauth", "--advertise-tags=tag:other");
+    expect(other.code).not.toBe(0);
+    expect(other.stderr + other.stdout).toContain("requested tags [tag:other] are invalid or not permitted");
+
+    const { url, up } = await begin(current, box, "--force-reauth", "--advertise-tags=");
+    await admit(box, url, users.carol!);
+    await finished(current, up);
+    const node = await nodeOf(current);
+    expect(node.tags).toEqual([]);
+    expect(node.user.name).toBe("carol");
+  }, 90_000);
+
   test("TestOIDCFollowUpUrl: when its login has expired, the client has a fresh address by itself, which works", async () => {
     await logout(current);
     const { url, up } = await begin(current, strict, "--force-reauth");
