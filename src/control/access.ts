@@ -36,6 +36,8 @@ function attributesOf({ hostinfo, attributes }: NodeRecord): Record<string, stri
   const version = /^\d+\.\d+\.\d+/.exec(hostinfo.IPNVersion ?? "")?.[0];
   return {
     ...attributes,
+    "node:tsAutoUpdate": hostinfo.AllowsUpdate === true,
+    "node:tsStateEncrypted": hostinfo.StateEncrypted === true,
     ...(hostinfo.OS && { "node:os": hostinfo.OS.toLowerCase() }),
     ...(hostinfo.OSVersion && { "node:osVersion": hostinfo.OSVersion }),
     ...(version && {
@@ -78,6 +80,15 @@ function saysNothing(policy: Policy): boolean {
   return !(accesses || ssh.length || nodeAttributes.length || randomizeClientPort || disableIPv4 || oneCGNAT !== null);
 }
 
+export interface AccessOptions {
+  /** An identity provider may name groups that nobody has yet. */
+  anyGroup?: boolean;
+  /** Where addresses of nodes come from; Tailscale's ranges when absent. */
+  prefixes?: readonly string[];
+  /** Nodes can get certificates. */
+  https?: boolean;
+}
+
 export class PolicyAccess implements Access {
   /** Who serves which routes. */
   readonly routing: Routing;
@@ -105,8 +116,7 @@ export class PolicyAccess implements Access {
     private readonly model: Model,
     private policy: Policy,
     private readonly log: Log = () => {},
-    /** An identity provider may name groups that nobody has yet. */
-    private readonly anyGroup = false,
+    private readonly options: AccessOptions = {},
   ) {
     this.routing = new Routing(model);
     this.open = new OpenAccess(model, this.routing);
@@ -126,7 +136,7 @@ export class PolicyAccess implements Access {
   /** Reads a policy; groups that it does not define are known when some user has them from its identity provider. */
   private parse(text: string): Policy {
     const claimed = new Set([...this.model.users.values()].flatMap(({ groups }) => groups));
-    return parsePolicy(text, (name) => this.anyGroup || claimed.has(name.slice("group:".length)));
+    return parsePolicy(text, (name) => this.options.anyGroup || claimed.has(name.slice("group:".length)));
   }
 
   /** All that can be wrong with a policy for this tailnet, its own tests among it. Throws PolicyError. */
@@ -230,7 +240,9 @@ export class PolicyAccess implements Access {
       const more = approvals(node).filter((route) => !active.includes(route));
       return { ...policyNode(node), routes: [...active, ...more] };
     });
-    return { users: this.policyUsers(), nodes, primaries: this.routing.primaries };
+    const { prefixes, https = false } = this.options;
+    const primaries = this.routing.primaries;
+    return { users: this.policyUsers(), nodes, primaries, https, ...(prefixes && { prefixes }) };
   }
 
   /** Any answer for any viewer may be another one from now on. */

@@ -142,8 +142,9 @@ export function openStore({ dataDir, settings, log }: ControlOptions): Promise<S
   });
 }
 
-export function accessOptions({ oidc, prefixes: { v4, v6 } }: ControlSettings): AccessOptions {
-  return { anyGroup: oidc.length > 0, prefixes: [v4, v6].filter((prefix) => prefix !== null) };
+export function accessOptions({ oidc, dns, prefixes: { v4, v6 } }: ControlSettings): AccessOptions {
+  const prefixes = [v4, v6].filter((prefix) => prefix !== null);
+  return { anyGroup: oidc.length > 0, prefixes, https: dns.certificates !== null };
 }
 
 function openPolicy(policy: PolicyVersion, model: Model, { settings, log }: ControlOptions): PolicyAccess {

@@ -56,19 +56,16 @@ export type DnsProviderSettings = (
       server: string;
       /** The zone that holds the names; usually the base domain. */
       zone: string;
-      tsig: {
-        name: string;
-        algorithm: "hmac-sha256" | "hmac-sha384" | "hmac-sha512" /** Base64. */;
-        secret: string;
-      } | null;
+      /** `secret` is Base64. Null: the server knows this one by its address. */
+      tsig: { name: string; algorithm: "hmac-sha256" | "hmac-sha384" | "hmac-sha512"; secret: string } | null;
     }
   | {
       kind: "exec";
-      /** Program and arguments; the name and value of the record, or "cleanup" for value's end, follow. */
+      /** Program and arguments; the name and value of the record follow. */
       command: readonly string[];
     }
 ) & {
-  /** Name servers that must show a record before a node is told that it is there, "192.0.2.53:53"; empty: those of `server`. */
+  /** Name servers that must show a record before a node is told that it is there, "192.0.2.53:53". Empty: `server`, or the word of the program. */
   resolvers: readonly string[];
   /** How long that may take. */
   timeout: Millis;
