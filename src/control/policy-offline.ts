@@ -1,8 +1,7 @@
 // The policy of a server that is not running: the store is opened directly. For an operator whose server does not start
 // because of its policy, and for questions about a copy of the data.
 import { PolicyAccess } from "./access.ts";
-import type { ControlOptions } from "./index.ts";
-import { openStore } from "./index.ts";
+import { accessOptions, type ControlOptions, openStore } from "./index.ts";
 import { Journal } from "./journal.ts";
 import { Model } from "./model.ts";
 import { type Policy, PolicyError, parsePolicy } from "./policy/index.ts";
@@ -24,9 +23,8 @@ export async function openPoliciesOffline(
   model.apply(await store.load());
   const journal = new Journal(model, (changes) => store.write(changes), { onApplied() {}, onDurable() {} });
   const { settings } = options;
-  const provided = settings.oidc.length > 0;
   const current = loadPolicy(settings.policy, model);
-  const open = (policy: Policy) => new PolicyAccess(model, policy, () => {}, provided);
+  const open = (policy: Policy) => new PolicyAccess(model, policy, () => {}, accessOptions(settings));
   // What is in force does not matter to a check, and it may be what is wrong.
   const access = open(parsePolicy(""));
   const policies = new PolicyStore({ settings, model, journal, access, now: Date.now, log() {}, poke() {} }, current);

@@ -17,7 +17,7 @@ function tailnet(policy: object, users: UserRecord[], anyGroup = false) {
   const lines: string[] = [];
   const claimed = new Set(users.flatMap(({ groups }) => groups.map((group) => `group:${group}`)));
   const parsed = parsePolicy(JSON.stringify(policy), (name) => anyGroup || claimed.has(name));
-  const access = new PolicyAccess(model, parsed, (line) => lines.push(line), anyGroup);
+  const access = new PolicyAccess(model, parsed, (line) => lines.push(line), { anyGroup });
   return {
     access,
     lines,

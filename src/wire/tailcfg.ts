@@ -305,6 +305,8 @@ export interface Hostinfo {
   WireIngress?: Opt<boolean>;
   IngressEnabled?: Opt<boolean>;
   AllowsUpdate?: Opt<boolean>;
+  /** The client's keys are encrypted on its disk. */
+  StateEncrypted?: Opt<boolean>;
   Machine?: Opt<string>;
   GoArch?: Opt<string>;
   GoVersion?: Opt<string>;

@@ -148,8 +148,16 @@ function setOf(...texts: string[]): RangeSet {
   return RangeSet.of(texts.map((text) => parseRange(text)!));
 }
 
-/** What "*" means as a source, but for routes: the addresses of nodes. ChromeOS keeps 100.115.92.0/23 for itself. */
-export const TAILNET: RangeSet = setOf("100.64.0.0/10", "fd7a:115c:a1e0::/48").without(setOf("100.115.92.0/23"));
+/** ChromeOS keeps these for itself. */
+const CHROME_OS = setOf("100.115.92.0/23");
+
+/** What "*" means as a source, but for routes: the addresses of nodes. */
+export function tailnetRanges(prefixes: readonly string[]): RangeSet {
+  return setOf(...prefixes).without(CHROME_OS);
+}
+
+/** Where nothing else is chosen. */
+export const TAILNET: RangeSet = tailnetRanges(["100.64.0.0/10", "fd7a:115c:a1e0::/48"]);
 
 /** autogroup:internet: public unicast. */
 export const INTERNET: RangeSet = setOf("0.0.0.0/0", "2000::/3").without(

@@ -7,8 +7,8 @@ import { Bits } from "./bits.ts";
 import { type Place, PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { isExitRoute, Resolver, type SubnetRoute } from "./resolve.ts";
-import { Compiler, itemsAt, type NamedSources, type Reuse, type Rule } from "./rules.ts";
-import { hasSSHCheck, type SSHDecision, sshDecisionFor, sshMembership, sshRulesFor } from "./ssh.ts";
+import { Compiler, itemsAt, Meter, type NamedSources, type Reuse, type Rule } from "./rules.ts";
+import { checkSSHSize, hasSSHCheck, type SSHDecision, sshDecisionFor, sshMembership, sshRulesFor } from "./ssh.ts";
 import type { Policy, PolicyNode, PortRange, Selector, SSHRule, Tailnet } from "./types.ts";
 
 export interface PeerView {
@@ -81,7 +81,8 @@ export class Compiled {
     before: { compiled: Compiled; changed: ReadonlySet<number> } | null = null,
   ) {
     this.resolver = new Resolver(policy, tailnet, strict);
-    const compiler = new Compiler(this.resolver, before && this.reusable(before.compiled, before.changed));
+    const meter = new Meter();
+    const compiler = new Compiler(this.resolver, meter, before && this.reusable(before.compiled, before.changed));
     this.named = compiler.named;
     const accesses = policy.accesses ?? [
       {
@@ -99,7 +100,8 @@ export class Compiled {
     this.rules = compiler.rules.filter((rule) => rule.source.texts.length > 0);
     this.destinations = this.rules.map(({ addresses }) => RangeSet.of(addresses.map(({ range }) => range)));
     if (strict) checkDomains(this.resolver);
-    this.capabilityLists = this.attributes();
+    this.capabilityLists = this.attributes(meter);
+    checkSSHSize(this.resolver);
     this.onlyIPv6 = policy.disableIPv4 ? this.resolver.all : new Bits(this.resolver.nodes.length);
     if (!policy.disableIPv4 && policy.nodeAttributes.length > 0)
       for (const [i, list] of this.capabilityLists.entries())
@@ -335,16 +337,17 @@ export class Compiled {
     return this.capabilityLists[this.index(nodeId)]!;
   }
 
-  private attributes(): tc.CapMap[] {
+  private attributes(meter: Meter): tc.CapMap[] {
     const { policy, resolver } = this;
     const common: tc.CapMap = {};
     if (policy.randomizeClientPort) common["randomize-client-port"] = null;
     if (policy.oneCGNAT !== null) common[`one-cgnat?v=${policy.oneCGNAT}`] = null;
     if (policy.nodeAttributes.length === 0) return resolver.nodes.map(() => common);
     const lists = resolver.nodes.map((): tc.CapMap => ({ ...common }));
-    for (const { target, attributes, app } of policy.nodeAttributes) {
+    for (const { target, attributes, app, index, place } of policy.nodeAttributes) {
       const nodes = new Bits(resolver.nodes.length);
       for (const selector of target) nodes.addAll(resolver.targets(selector));
+      meter.spend(nodes.count * (attributes.length + Object.keys(app).length), `nodeAttrs[${index}]`, place);
       for (const i of nodes) {
         const list = lists[i]!;
         for (const name of attributes) {

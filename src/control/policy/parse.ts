@@ -102,7 +102,7 @@ class Parser implements Definitions {
       accesses: this.sections.has("grants") || this.sections.has("acls") ? accesses : null,
       approvers: this.approvers(),
       ssh: list("ssh", (entry, index) => this.ssh(entry, index)),
-      nodeAttributes: list("nodeAttrs", (entry) => this.nodeAttribute(entry)),
+      nodeAttributes: list("nodeAttrs", (entry, index) => this.nodeAttribute(entry, index)),
       tests: list("tests", (entry) => this.test(entry)),
       sshTests: list("sshTests", (entry) => this.sshTest(entry)),
       randomizeClientPort: flag("randomizeClientPort"),
@@ -211,7 +211,7 @@ class Parser implements Definitions {
         if (verb === "remove") {
           set = RangeSet.of([...set.ranges, ...pending]).without(RangeSet.of(ranges));
           pending = [];
-        } else pending.push(...ranges);
+        } else for (const range of ranges) pending.push(range);
       }
       set = RangeSet.of([...set.ranges, ...pending]);
       open.delete(name);
@@ -431,7 +431,7 @@ class Parser implements Definitions {
     return { routes, exitNode: exitNode ? approvers(exitNode, "autoApprovers.exitNode") : [] };
   }
 
-  private nodeAttribute(entry: Value): NodeAttribute {
+  private nodeAttribute(entry: Value, index: number): NodeAttribute {
     const fields = fieldsOf(entry, "nodeAttrs", ["target", "attr", "app", "ipPool"]);
     const target = (fields.get("target")?.strings("target") ?? []).map(({ text, at: place }) => {
       const selector = at(place, () => parseSelector(text, this));
@@ -450,7 +450,14 @@ class Parser implements Definitions {
         throw place.wrong(`ipPool: ${JSON.stringify(text)} is no part of the tailnet's addresses`);
       return range;
     });
-    return { target, attributes, app: this.capabilities(fields.get("app"), true), ipPool };
+    return {
+      index,
+      place: this.placeOf(entry),
+      target,
+      attributes,
+      app: this.capabilities(fields.get("app"), true),
+      ipPool,
+    };
   }
 
   // ---- SSH ----
@@ -567,9 +574,17 @@ class Parser implements Definitions {
     const fields = fieldsOf(entry, "tests", names);
     const words = (...keys: string[]): string[] =>
       keys.flatMap((key) => fields.get(key)?.strings(key) ?? []).map(({ text }) => text);
-    if (fields.has("srcPostureAttrs"))
-      throw fields.get("srcPostureAttrs")!.wrong("srcPostureAttrs is not supported in tests");
+    const attributes: Record<string, string | number | boolean> = {};
+    for (const [name, value, place] of fields.get("srcPostureAttrs")?.entries("srcPostureAttrs") ?? []) {
+      const plain = value.plain();
+      if (!/^[a-zA-Z]+:[a-zA-Z0-9_]{1,64}$/.test(name))
+        throw place.wrong(`srcPostureAttrs: ${JSON.stringify(name)} is no attribute: write one like "node:os"`);
+      if (typeof plain !== "string" && typeof plain !== "number" && typeof plain !== "boolean")
+        throw value.wrong(`srcPostureAttrs[${JSON.stringify(name)}] must be a string, a number, true or false`);
+      attributes[name] = plain;
+    }
     return {
+      srcPostureAttrs: attributes,
       src: (fields.get("src") ?? fields.get("user"))?.string("src") ?? "",
       accept: words("accept", "allow"),
       deny: words("deny"),

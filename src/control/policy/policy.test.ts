@@ -89,6 +89,27 @@ describe("HuJSON", () => {
     expect(refusal(() => new Compiled(parsePolicy(text), CROWD)).message).toMatch(message);
   });
 
+  test("what explodes is refused with the entry that did it, whichever section it stands in", () => {
+    const many = Array.from({ length: 500 }, (_, i) => ({ id: i + 1, name: `u${i + 1}`, email: "" }));
+    const crowd = { users: many, nodes: many.map(({ id }) => node(id, { userId: id })) };
+    const times = <T>(count: number, entry: T): T[] => Array.from({ length: count }, () => entry);
+    const self = { action: "accept", src: ["autogroup:member"], dst: times(20, "autogroup:self:*") };
+    const drive = { src: ["autogroup:member"], dst: ["autogroup:self"], app: { "tailscale.com/cap/drive": [{}] } };
+    const ssh = { action: "accept", src: ["autogroup:member"], dst: ["autogroup:member"], users: ["root"] };
+    const cases: [object, RegExp][] = [
+      [{ acls: times(1000, self) }, /at acls\[\d+\]/],
+      [{ grants: times(3000, drive) }, /at grants\[\d+\]/],
+      [{ nodeAttrs: times(1000, { target: ["*"], attr: times(20, "x") }) }, /at nodeAttrs\[\d+\]/],
+      [{ ssh: times(2000, ssh) }, /more than 500000 sources at ssh\[1000\]/],
+      [{ tests: times(5000, { src: "*", accept: ["*:22"] }) }, /the tests take more than 20000000 steps/],
+    ];
+    for (const [policy, message] of cases) {
+      const error = refusal(() => checkPolicy(JSON.stringify(policy), crowd));
+      expect(error.message).toMatch(message);
+      if (!("tests" in policy)) expect(error.place).not.toBeNull();
+    }
+  });
+
   test("IP sets that double at each step stay small", () => {
     const ipsets = Object.fromEntries(
       Array.from({ length: 60 }, (_, i) => [
@@ -188,6 +209,13 @@ describe("packet filters", () => {
   });
 });
 
+test("any node is a source also where addresses come from a prefix of one's own", () => {
+  const own = { ...HOME, prefixes: ["10.9.0.0/16", "fd00:9::/64"] };
+  const policy = parsePolicy('{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}');
+  const sources = new Compiled(policy, own).packetFilter(1)[0]!.SrcIPs;
+  expect(sources).toEqual(["10.9.0.0/16", "192.168.7.0/24", "fd00:9::/64"]);
+});
+
 describe("routes", () => {
   test("a subnet is shown to whom the policy lets in, an exit node to whom it lets out", () => {
     const compiled = compile({
@@ -284,6 +312,19 @@ describe("tests of the policy", () => {
     const sshTests = [{ src: "alice@", dst: ["tag:server"], check: ["deploy"], deny: ["root"] }];
     expect(() => check({ acls, ssh, tests, sshTests })).not.toThrow();
     expect(() => check({ acls, ssh, tests, sshTests }, { users: HOME.users, nodes: [] })).not.toThrow();
+  });
+
+  test("a test says which device it imagines where rules ask for postures", () => {
+    const policy = {
+      postures: { "posture:mac": ["node:os == 'macos'", "node:tsVersion >= '1.90'"] },
+      acls: [{ ...acls[0]!, srcPosture: ["posture:mac"] }],
+    };
+    const mac = { "node:os": "macos", "node:tsVersion": "1.100.1" };
+    const test = (srcPostureAttrs: object) => ({ src: "alice@", srcPostureAttrs, accept: ["tag:server:22"] });
+    expect(() => check({ ...policy, tests: [test(mac)] })).not.toThrow();
+    for (const other of [{ "node:os": "linux" }, { ...mac, "node:tsVersion": "1.9" }, {}])
+      expect(refusal(() => check({ ...policy, tests: [test(other)] })).message).toBe("test(s) failed");
+    expect(refusal(() => check({ ...policy, tests: [test({ os: "x" })] })).message).toContain('"os" is no attribute');
   });
 
   test("what fails is named, test by test", () => {

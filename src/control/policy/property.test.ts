@@ -1,7 +1,7 @@
 // Random text never does worse than a PolicyError; random policies keep the promises that hold for all of them.
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { Compiled, checkPolicy, PolicyError, parsePolicy, why } from "./index.ts";
+import { Compiled, checkPolicy, compare, PolicyError, parsePolicy, why } from "./index.ts";
 import { node, passes } from "./testing.ts";
 import type { Tailnet } from "./types.ts";
 
@@ -229,6 +229,63 @@ describe("any policy", () => {
       }),
       { numRuns: 200 },
     );
+  });
+
+  test("means the same in any order of its rules and of the words in them", () => {
+    fc.assert(
+      fc.property(policies, tailnets, ports, fc.nat(), (policy, tailnet, port, turn) => {
+        const turned = <T>(list: readonly T[]): T[] => list.map((_, i) => list[(i + turn) % list.length]!);
+        const other = {
+          ...policy,
+          acls: turned(policy.acls.map((acl) => ({ ...acl, src: turned(acl.src), dst: turned(acl.dst) }))),
+          grants: turned(policy.grants.map((grant) => ({ ...grant, src: turned(grant.src), dst: turned(grant.dst) }))),
+        };
+        const [a, b] = [policy, other].map((each) => compiledOf({ ...each, ssh: [] }, tailnet));
+        expect(a === null).toBe(b === null);
+        if (!a || !b) return;
+        for (const src of tailnet.nodes) {
+          expect(a.peers(src.id)).toEqual(b.peers(src.id));
+          for (const dst of tailnet.nodes) {
+            const [one, two] = [a, b].map((each) => passes(each.packetFilter(dst.id), src.ipv6, dst.ipv6, port, 17));
+            expect(one).toBe(two!);
+          }
+        }
+      }),
+      { numRuns: 150 },
+    );
+  });
+
+  test("another policy changes what `compare` says, and nothing else", () => {
+    let changed = 0;
+    fc.assert(
+      fc.property(policies, policies, tailnets, (one, two, tailnet) => {
+        const [before, after] = [one, two].map((each) => compiledOf({ ...each, ssh: [] }, tailnet));
+        if (!before || !after) return;
+        const { pairs } = compare(before, after);
+        const nodes = pairs.filter(({ dst }) => !/^(route |the internet)/.test(dst.names[0]!));
+        for (const src of tailnet.nodes) {
+          for (const dst of tailnet.nodes) {
+            if (src === dst) continue;
+            const says = nodes.some(
+              (row) => row.src.names.includes(`node ${src.id}`) && row.dst.names.includes(`node ${dst.id}`),
+            );
+            const differs = [22, 53, 80, 85, 443, 9999].some((port) =>
+              [6, 17].some((protocol) => {
+                const open = (each: Compiled) => passes(each.packetFilter(dst.id), src.ipv4, dst.ipv4, port, protocol);
+                return open(before) !== open(after);
+              }),
+            );
+            if (differs) {
+              changed++;
+              expect(says).toBe(true);
+            }
+          }
+        }
+        expect(compare(before, before)).toMatchObject({ same: true, pairs: [], changes: [] });
+      }),
+      { numRuns: 150 },
+    );
+    expect(changed).toBeGreaterThan(50);
   });
 
   test("has SSH rules only from nodes of its sources", () => {

@@ -1,6 +1,6 @@
 // Selectors of a policy -> users, nodes and addresses of a tailnet. Nodes are numbered by their place in the tailnet,
 // sorted by id; sets of them are bitmaps.
-import { addressNumber, overlaps, parseRange, type Range, RangeSet, TAILNET } from "./addresses.ts";
+import { addressNumber, overlaps, parseRange, type Range, RangeSet, TAILNET, tailnetRanges } from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { PolicyError } from "./error.ts";
 import { rolesOf } from "./selectors.ts";
@@ -44,6 +44,9 @@ export class Resolver {
   private readonly claimed = new Map<string, number[]>();
   private readonly usersById = new Map<number, PolicyUser>();
   private readonly cache = new Map<string, Bits>();
+  private readonly groups = new Map<string, ReadonlySet<number>>();
+  /** Where addresses of nodes come from. */
+  readonly own: RangeSet;
 
   constructor(
     readonly policy: Policy,
@@ -51,6 +54,7 @@ export class Resolver {
     /** Whether a name that means two users is an error; else it means nobody. */
     private readonly strict = true,
   ) {
+    this.own = tailnet.prefixes ? tailnetRanges(tailnet.prefixes) : TAILNET;
     this.nodes = [...tailnet.nodes].sort((a, b) => a.id - b.id);
     this.all = Bits.all(this.nodes.length);
     this.tagged = new Bits(this.nodes.length);
@@ -162,8 +166,13 @@ export class Resolver {
           this.tailnet.users.filter(({ email }) => domainOf(email) === selector.domain).map(({ id }) => id),
         );
       case "group": {
-        const members = (this.policy.groups.get(selector.name) ?? []).flatMap((member) => [...this.users(member)!]);
-        return new Set([...members, ...(this.claimed.get(selector.name) ?? [])]);
+        let found = this.groups.get(selector.name);
+        if (!found) {
+          const members = (this.policy.groups.get(selector.name) ?? []).flatMap((member) => [...this.users(member)!]);
+          found = new Set([...members, ...(this.claimed.get(selector.name) ?? [])]);
+          this.groups.set(selector.name, found);
+        }
+        return found;
       }
       case "autogroup": {
         const roles = rolesOf(selector.name);
@@ -203,7 +212,7 @@ export class Resolver {
   ranges(selector: Selector): RangeSet {
     switch (selector.kind) {
       case "any":
-        return RangeSet.of([...TAILNET.ranges, ...this.routes.map(({ range }) => range)]);
+        return RangeSet.of([...this.own.ranges, ...this.routes.map(({ range }) => range)]);
       case "range":
         return RangeSet.of([selector.range]);
       case "ipset":

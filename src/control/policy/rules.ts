@@ -1,16 +1,31 @@
 // Entries of `grants` and `acls` -> rules: who (a source, resolved), what (protocol and ports, or capabilities), and which
 // nodes enforce it. Rules with the same sources, protocol and routers are one, as the hosted service merges them.
 import { createHash } from "node:crypto";
-import { addressNumber, EVERYTHING, formatRange, INTERNET, type Range, RangeSet, TAILNET } from "./addresses.ts";
+import { addressNumber, EVERYTHING, formatRange, INTERNET, type Range, RangeSet } from "./addresses.ts";
 import { Bits } from "./bits.ts";
-import { PolicyError } from "./error.ts";
+import { type Place, PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { meetsPosture } from "./postures.ts";
 import type { Resolver } from "./resolve.ts";
 import type { Access, CapabilityValues, PortRange, Selector } from "./types.ts";
 
 /** Sources and destinations that all rules of a policy may have together, each counted at each node that it reaches. */
-export const MAX_ENTRIES = 4_000_000;
+const MAX_ENTRIES = 4_000_000;
+
+/** Bounds what a policy expands to. */
+export class Meter {
+  private entries = 0;
+
+  /** Throws PolicyError. `where`: the entry of the policy that is being expanded. */
+  spend(count: number, where: string, place: Place | null): void {
+    this.entries += count;
+    if (this.entries <= MAX_ENTRIES) return;
+    throw new PolicyError(
+      `the policy expands to more than ${MAX_ENTRIES} sources and destinations at ${where}: use fewer or wider ones`,
+      place,
+    );
+  }
+}
 
 export interface Source {
   /** As in SrcIPs: sorted, each once. Packet filters share it; nobody changes it. */
@@ -85,41 +100,38 @@ interface Owner {
 
 export class Compiler {
   readonly rules: Rule[] = [];
-  private entries = 0;
   private readonly sources = new Map<string, Source>();
   private readonly bySelectors = new Map<string, Source>();
   private readonly merged = new Map<string, Rule>();
   readonly named = new Map<string, { nodes: Bits; source: Source }>();
+  private readonly ownersBySource = new Map<string, readonly Owner[]>();
+  private part = "";
 
   constructor(
     private readonly resolver: Resolver,
+    private readonly meter: Meter,
     private readonly reuse: Reuse | null = null,
   ) {}
 
-  private charge(count: number, access: Access): void {
-    this.entries += count;
-    if (this.entries <= MAX_ENTRIES) return;
-    const where = `${access.section}[${access.index}]`;
-    throw new PolicyError(
-      `the policy expands to more than ${MAX_ENTRIES} sources and destinations at ${where}: use fewer or wider ones`,
-      access.place,
-    );
+  private charge(count: number, { section, index, place }: Access): void {
+    this.meter.spend(count, `${section}[${index}]`, place);
   }
 
   add(access: Access): void {
+    this.part = `${access.section}${access.index}`;
     const plain = access.dst.filter((selector) => !isAutogroup(selector, "self"));
     const self = plain.length < access.dst.length;
     // What goes to a user's own nodes is a rule for each user.
     const owners = self ? this.owners(access) : [];
     const source = plain.length > 0 ? this.source(access.src, access) : null;
     for (const { protocol, dst } of access.openings) {
-      const rule = source && this.rule(source, protocol, access.via);
+      const rule = source && this.rule(source, protocol, access.via, access);
       for (const { selector, ports } of dst) {
         if (isAutogroup(selector, "self")) continue;
         if (rule && source!.texts.length > 0) this.place(rule, selector, ports, access);
       }
       for (const { source: own, nodes } of owners) {
-        const ownRule = this.rule(own, protocol, []);
+        const ownRule = this.rule(own, protocol, [], access);
         for (const { selector, ports } of dst) {
           if (isAutogroup(selector, "self")) this.placeAt(ownRule, nodes, ports, access);
         }
@@ -139,22 +151,28 @@ export class Compiler {
       .sort()
       .map((name) => ({ [COMPANIONS[name]!]: null }));
     if (plain.length > 0) {
-      const rule = this.newRule(this.source(access.src, access), null, access.via, capabilities);
+      const rule = this.newRule(this.source(access.src, access), null, access.via, capabilities, access);
       if (rule.source.texts.length > 0) for (const selector of plain) this.place(rule, selector, NO_PORTS, access);
       // Behind a router is nobody who could be told.
       for (const companion of access.via.length === 0 ? companions : []) {
-        const back = this.newRule(this.source(plain, access, false), null, [], companion);
+        const back = this.newRule(this.source(plain, access, false), null, [], companion, access);
         if (back.source.texts.length === 0) continue;
         if (access.postures.length > 0) this.placeAt(back, [...rule.source.nodes], NO_PORTS, access);
         else for (const selector of access.src) this.place(back, selector, NO_PORTS, access);
       }
     }
     for (const { owner, source, nodes } of owners) {
-      const rule = this.newRule(source, null, [], capabilities);
+      const rule = this.newRule(source, null, [], capabilities, access);
       this.placeAt(rule, nodes, NO_PORTS, access);
       for (const companion of companions) {
         const bits = Bits.of(this.resolver.nodes.length, nodes);
-        const back = this.newRule(this.sourceOfNodes(bits, access, `companion of ${owner}`), null, [], companion);
+        const back = this.newRule(
+          this.sourceOfNodes(bits, access, `companion of ${owner}`),
+          null,
+          [],
+          companion,
+          access,
+        );
         this.placeAt(back, [...source.nodes], NO_PORTS, access);
       }
     }
@@ -213,7 +231,7 @@ export class Compiler {
       const set = resolver.ranges(selector);
       for (const range of set.ranges) ranges.push(range);
       // "*" lists routes one by one, also where one covers another.
-      for (const text of selector.kind === "any" ? TAILNET.texts() : set.texts()) texts.add(text);
+      for (const text of selector.kind === "any" ? resolver.own.texts() : set.texts()) texts.add(text);
       for (const range of selector.kind === "any" ? [] : set.ranges) {
         for (const node of resolver.nodesIn(range)) nodes.add(node);
         for (const node of resolver.routersOf(range)) nodes.add(node);
@@ -226,6 +244,8 @@ export class Compiler {
 
   /** `key`: what the nodes stand for. */
   private sourceOfNodes(nodes: Bits, access: Access, key: string): Source {
+    const done = this.named.get(key);
+    if (done) return done.source;
     const before = this.reuse?.named.get(key);
     const isSame = before?.nodes.equals(nodes) && !nodes.overlaps(this.reuse!.changed);
     const source = isSame
@@ -257,7 +277,17 @@ export class Compiler {
   }
 
   /** For autogroup:self: each user among the sources, and that user's own nodes. */
-  private owners(access: Access): Owner[] {
+  private owners(access: Access): readonly Owner[] {
+    const key = JSON.stringify([access.src.map(({ text }) => text), access.postures]);
+    let owners = this.ownersBySource.get(key);
+    if (!owners) {
+      owners = this.findOwners(access);
+      this.ownersBySource.set(key, owners);
+    }
+    return owners;
+  }
+
+  private findOwners(access: Access): Owner[] {
     const fit = this.qualifies(access);
     const users = new Set<number>();
     for (const selector of access.src) {
@@ -267,8 +297,9 @@ export class Compiler {
     }
     return [...users]
       .sort((a, b) => a - b)
-      .map((id) => {
+      .map((id): Owner => {
         const nodes = this.resolver.nodesOfUser(id);
+        this.charge(1, access);
         const fitting = fit ? nodes.filter((node) => fit.has(node)) : nodes;
         const bits = Bits.of(this.resolver.nodes.length, fitting);
         return { owner: id, source: this.sourceOfNodes(bits, access, `${id} ${access.postures.join(" ")}`), nodes };
@@ -278,11 +309,11 @@ export class Compiler {
 
   // ---- rules ----
 
-  private rule(source: Source, protocol: number | null, via: readonly string[]): Rule {
-    const key = JSON.stringify([source.id, protocol, [...via].sort()]);
+  private rule(source: Source, protocol: number | null, via: readonly string[], access: Access): Rule {
+    const key = `${source.id} ${protocol} ${via.length > 1 ? [...via].sort().join() : via}`;
     let rule = this.merged.get(key);
     if (!rule) {
-      rule = this.newRule(source, protocol, via, null);
+      rule = this.newRule(source, protocol, via, null, access);
       this.merged.set(key, rule);
     }
     return rule;
@@ -293,7 +324,10 @@ export class Compiler {
     protocol: number | null,
     via: readonly string[],
     capabilities: Readonly<Record<string, CapabilityValues>> | null,
+    access: Access,
   ): Rule {
+    // Each rule has two bitmaps of the nodes.
+    this.charge(this.resolver.nodes.length >>> 7, access);
     const rule: Rule = {
       source,
       protocol,
@@ -322,14 +356,14 @@ export class Compiler {
 
   /** Named nodes: both of their addresses. */
   private placeAt(rule: Rule, nodes: Iterable<number>, ports: readonly PortRange[], access: Access): void {
-    rule.parts.push(`${access.section}${access.index}`);
+    rule.parts.push(this.part);
     const item: Item = { order: rule.size++, text: null, range: null, ports, access };
     for (const node of nodes) this.put(rule, node, item);
   }
 
   private place(rule: Rule, selector: Selector, ports: readonly PortRange[], access: Access): void {
     const { resolver } = this;
-    rule.parts.push(`${access.section}${access.index} ${selector.text}`);
+    rule.parts.push(this.part, selector.text);
     const viaFits = (node: number): boolean => rule.via.length === 0 || resolver.hasTag(node, rule.via);
     if (isAutogroup(selector, "internet")) {
       this.charge(ports.length, access);

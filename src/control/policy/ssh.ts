@@ -1,6 +1,7 @@
 // Entries of `ssh` -> SSHPolicy rules of one node (spec/ts2021-control-protocol.md, section 20).
 import { createHash } from "node:crypto";
 import { Bits } from "./bits.ts";
+import { PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { meetsPosture } from "./postures.ts";
 import type { Resolver } from "./resolve.ts";
@@ -85,6 +86,22 @@ function findSources(entry: SSHEntry, resolver: Resolver): Bits {
     entry.postures.some((name) => meetsPosture(resolver.nodes[i]!, postures.get(name) ?? [])),
   );
   return Bits.of(resolver.nodes.length, fit);
+}
+
+/** Sources of all entries together that one node may be told of. */
+const MAX_SOURCES = 500_000;
+
+/** Throws PolicyError. */
+export function checkSSHSize(resolver: Resolver): void {
+  let count = 0;
+  for (const entry of resolver.policy.ssh) {
+    count += sourcesOf(entry, resolver).count;
+    if (count <= MAX_SOURCES) continue;
+    throw new PolicyError(
+      `the SSH rules expand to more than ${MAX_SOURCES} sources at ssh[${entry.index}]: use fewer or narrower ones`,
+      entry.place,
+    );
+  }
 }
 
 function rulesOf(entry: SSHEntry, node: number, resolver: Resolver): SSHRule[] {

@@ -11,27 +11,48 @@ import { admitsLogin } from "./ssh.ts";
 import type { Policy, PolicyNode, PolicyTest, Selector, SSHRule, SSHTest, Tailnet } from "./types.ts";
 
 const FAILED = "test(s) failed";
-/** Tests times rules: bounds the time of a check. */
+/** Rules, and words of bitmaps, that all tests look at together: bounds the time of a check. */
 const MAX_STEPS = 20_000_000;
 const TCP = 6;
 const UDP = 17;
 const SCTP = 132;
 
+/** What tests may cost. */
+class Budget {
+  private steps = 0;
+
+  spend(steps: number): void {
+    this.steps += steps;
+    if (this.steps > MAX_STEPS)
+      throw new PolicyError(
+        `the tests take more than ${MAX_STEPS} steps on this tailnet: use fewer, or narrower src and dst in them`,
+      );
+  }
+}
+
 /** Throws PolicyError with "test(s) failed" and what failed. */
 export function runTests(policy: Policy, tailnet: Tailnet): void {
   if (policy.tests.length === 0 && policy.sshTests.length === 0) return;
-  const compiled = new Compiled(policy, withStandIns(policy, tailnet));
-  const entries = policy.tests.length + policy.sshTests.length;
-  if (entries * (compiled.rules.length + policy.ssh.length) > MAX_STEPS) {
-    throw new PolicyError(
-      `${entries} tests of ${compiled.rules.length} rules are more than can be run: use fewer tests`,
-    );
-  }
+  const all = withStandIns(policy, tailnet);
+  const compiled = new Compiled(policy, all);
+  const budget = new Budget();
   const failures = [
-    ...policy.tests.map((test) => ({ user: test.src, errors: testErrors(test, compiled) })),
-    ...policy.sshTests.map((test) => ({ user: test.src, errors: sshTestErrors(test, compiled) })),
+    ...policy.tests.map((test) => ({ user: test.src, errors: testErrors(test, compiled, all, budget) })),
+    ...policy.sshTests.map((test) => ({ user: test.src, errors: sshTestErrors(test, compiled, budget) })),
   ].filter(({ errors }: TestFailure) => errors.length > 0);
   if (failures.length > 0) throw new PolicyError(FAILED, null, failures);
+}
+
+/** The policy as it is for devices with other attributes: a test says which ones its source has. */
+function withAttributes(test: PolicyTest, compiled: Compiled, tailnet: Tailnet, budget: Budget): Compiled {
+  const source = partyOf(test.src.trim(), compiled);
+  if (Object.keys(test.srcPostureAttrs).length === 0 || typeof source === "string") return compiled;
+  const { resolver, policy } = compiled;
+  budget.spend(100 * (resolver.nodes.length + compiled.rules.length));
+  const nodes = resolver.nodes.map((node, i) =>
+    source.nodes.has(i) ? { ...node, attributes: test.srcPostureAttrs } : node,
+  );
+  return new Compiled(policy, { ...tailnet, nodes });
 }
 
 function selectorOf(word: string, policy: Policy): Selector | string {
@@ -139,7 +160,8 @@ function ownsAddress(
   });
 }
 
-function testErrors(test: PolicyTest, compiled: Compiled): string[] {
+function testErrors(test: PolicyTest, real: Compiled, tailnet: Tailnet, budget: Budget): string[] {
+  const compiled = withAttributes(test, real, tailnet, budget);
   const errors: string[] = [];
   if (test.accept.length === 0 && test.deny.length === 0) return ["the test names neither accept nor deny"];
   let protocol: number | null = null;
@@ -158,7 +180,7 @@ function testErrors(test: PolicyTest, compiled: Compiled): string[] {
     [test.deny, "Drop"],
   ] as const) {
     for (const word of words) {
-      const why = judge(word.trim(), want, source, protocol, compiled);
+      const why = judge(word.trim(), want, source, protocol, compiled, budget);
       if (why !== null) errors.push(`address ${JSON.stringify(word)}: ${why}`);
     }
   }
@@ -172,6 +194,7 @@ function judge(
   source: Party,
   protocol: number | null,
   compiled: Compiled,
+  budget: Budget,
 ): string | null {
   const { resolver } = compiled;
   let split: ReturnType<typeof splitPorts>;
@@ -182,12 +205,14 @@ function judge(
   }
   const { host, ports } = split;
   if (ports.length !== 1 || ports[0]!.first !== ports[0]!.last) return "a test wants a single port";
-  const results: boolean[] = [];
+  let all = true;
+  let some = false;
   const check = (from: Party, node: number | null, address: Range | null): void => {
+    budget.spend(compiled.rules.length + (resolver.nodes.length >>> 6) + 4);
     const { nodes, allows } = reach(compiled, { node, address }, protocol, ports[0]!.first);
     const byAddress = from.address !== null && allows(from.address);
-    if (from.nodes.isEmpty) results.push(byAddress);
-    for (const each of from.nodes) results.push(byAddress || nodes.has(each));
+    all &&= byAddress || (!from.nodes.isEmpty && nodes.covers(from.nodes));
+    some ||= byAddress || nodes.overlaps(from.nodes);
   };
   const selector = selectorOf(host, compiled.policy);
   if (typeof selector !== "string" && isAutogroup(selector, "self")) {
@@ -203,8 +228,8 @@ function judge(
     if (target.nodes.isEmpty) check(source, null, target.address);
     for (const node of target.nodes) check(source, node, target.address);
   }
-  if (want === "Accept" && !results.every(Boolean)) return "want: Accept, got: Drop";
-  if (want === "Drop" && results.some(Boolean)) return "want: Drop, got: Accept";
+  if (want === "Accept" && !all) return "want: Accept, got: Drop";
+  if (want === "Drop" && some) return "want: Drop, got: Accept";
   return null;
 }
 
@@ -221,7 +246,7 @@ function verdictOf(rules: readonly SSHRule[], addresses: readonly string[], logi
   return "deny";
 }
 
-function sshTestErrors(test: SSHTest, compiled: Compiled): string[] {
+function sshTestErrors(test: SSHTest, compiled: Compiled, budget: Budget): string[] {
   const { resolver } = compiled;
   const wants = [
     ...test.accept.map((login) => ({ login, want: "accept" as Verdict })),
@@ -244,6 +269,7 @@ function sshTestErrors(test: SSHTest, compiled: Compiled): string[] {
       const owner = resolver.tagged.has(from) ? null : resolver.nodes[from]!.userId;
       const targets = target ? target.nodes : owner === null ? [] : resolver.nodesOfUser(owner);
       for (const node of targets) {
+        budget.spend(compiled.policy.ssh.length * (1 + (resolver.nodes.length >>> 3)));
         const rules = compiled.sshRules(resolver.nodes[node]!.id);
         for (const { login, want } of wants) {
           const got = verdictOf(rules, resolver.addressesOf(from), login);

@@ -62,6 +62,8 @@ export interface SSHEntry {
 }
 
 export interface NodeAttribute {
+  readonly index: number;
+  readonly place: Place;
   readonly target: readonly Selector[];
   readonly attributes: readonly string[];
   readonly app: Readonly<Record<string, CapabilityValues>>;
@@ -70,6 +72,8 @@ export interface NodeAttribute {
 
 export interface PolicyTest {
   readonly src: string;
+  /** Attributes that the source has for postures. */
+  readonly srcPostureAttrs: Readonly<Record<string, string | number | boolean>>;
   readonly accept: readonly string[];
   readonly deny: readonly string[];
   readonly proto: string;
@@ -150,6 +154,8 @@ export interface Tailnet {
   readonly nodes: readonly PolicyNode[];
   /** Which node serves a prefix that several have, where the election is over; the lowest id otherwise. */
   readonly primaries?: ReadonlyMap<string, number>;
+  /** Where addresses of nodes come from. Absent: Tailscale's ranges. */
+  readonly prefixes?: readonly string[];
   /** Mail domains of the tailnet, for "localpart:*@domain". Absent: those of its users. */
   readonly domains?: readonly string[];
   /** Nodes can get certificates. */
