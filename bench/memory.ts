@@ -53,8 +53,14 @@ async function underLoad(on: Wire, impl: Implementation, options: BenchOptions, 
     report.add({ case: `tunnel, MTU ${options.mtu ?? DEFAULT_MTU}`, impl, metric, unit: "MB" }, ...values);
   add("idle", now());
 
+  const own = () => megabytes(Math.max(...[a, b].map(({ pid }) => rss(pid) - rss(pid, "RssFile"))));
   const samples: number[] = [];
-  const timer = setInterval(() => samples.push(now()), quick ? 100 : 60_000 / SAMPLES_PER_MINUTE);
+  const ownSamples: number[] = [];
+  const sample = () => {
+    samples.push(now());
+    ownSamples.push(own());
+  };
+  const timer = setInterval(sample, quick ? 100 : 60_000 / SAMPLES_PER_MINUTE);
   try {
     await load({ from: a.host, to: b.host, address: b.ip4, seconds, streams: 4 });
   } finally {
@@ -71,11 +77,12 @@ async function underLoad(on: Wire, impl: Implementation, options: BenchOptions, 
       ...samples.slice(minute * SAMPLES_PER_MINUTE, (minute + 1) * SAMPLES_PER_MINUTE),
     );
   // Flat: the last fifth of the time beside the fifth that follows the half.
-  const part = (from: number) => {
-    const first = Math.floor(samples.length * from);
-    return quartiles(samples.slice(first, Math.max(first + 1, Math.ceil(samples.length * (from + 0.2)))))[1];
+  const part = (of: number[], from: number) => {
+    const first = Math.floor(of.length * from);
+    return quartiles(of.slice(first, Math.max(first + 1, Math.ceil(of.length * (from + 0.2)))))[1];
   };
-  add("growth in the second half", part(0.8) - part(0.5));
+  add("growth in the second half", part(samples, 0.8) - part(samples, 0.5));
+  add("growth in the second half, without the program's code", part(ownSamples, 0.8) - part(ownSamples, 0.5));
 }
 
 async function manyPeers(

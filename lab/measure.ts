@@ -172,10 +172,15 @@ export async function udpFlow(
   });
 }
 
-/** Resident memory of a process in kB; 0 when it is gone. */
-export function rss(pid: number): number {
+/**
+ * Resident memory of a process in kB; 0 when it is gone. RssFile of it is the program's code, which the kernel maps as it is
+ * used and takes back when it likes.
+ */
+export function rss(pid: number, field: "VmRSS" | "RssFile" = "VmRSS"): number {
   try {
-    return Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0);
+    return Number(
+      new RegExp(`^${field}:\\s+(\\d+) kB$`, "m").exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0,
+    );
   } catch {
     return 0;
   }
