@@ -28,7 +28,7 @@ test("health follows the store, here and in the API", async () => {
 
 test("version, icon, robots and the captive portal's challenge", async () => {
   expect(await (await app().request("/version")).json()).toMatchObject({
-    version: expect.stringMatching(/^\d+\.\d+\.\d+/),
+    version: expect.stringMatching(/^weft-\d+\.\d+\.\d+/),
   });
   expect((await app().request("/favicon.ico")).headers.get("Content-Type")).toBe("image/svg+xml");
   expect(await (await app().request("/robots.txt")).text()).toContain("Disallow: /");

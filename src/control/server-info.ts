@@ -29,7 +29,8 @@ export function addServerInfo(app: Hono, info: ServerInfo): void {
   });
   app.get("/version", (c) =>
     c.json({
-      version: manifest.version,
+      // UIs written for Headscale take a number as a version of that, and do without what it lacked; a word is all that is new.
+      version: `weft-${manifest.version}`,
       bun: Bun.version,
       os: process.platform,
       arch: process.arch,

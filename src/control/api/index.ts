@@ -1,7 +1,6 @@
 // The HTTP APIs: one implementation for the admin socket, whose callers may do everything, and for the public listener,
 // whose callers show a key.
 import { type Context, Hono } from "hono";
-import manifest from "../../../package.json" with { type: "json" };
 import { Attempts } from "../../net/ratelimit.ts";
 import { ApiKeys } from "../apikeys.ts";
 import { Commands } from "../commands.ts";
@@ -35,18 +34,6 @@ export interface Apis {
   /** Forgets keys and tokens that are long over. */
   sweep(): Promise<void>;
 }
-
-/**
- * At /version, in Headscale's shape. UIs that were written for it take a number as a version of Headscale, and do without
- * what that version lacked; from a word they expect all that is new.
- */
-const VERSION = {
-  version: `weft-${manifest.version}`,
-  commit: "",
-  buildTime: "",
-  go: { version: "", os: process.platform, arch: process.arch },
-  dirty: false,
-};
 
 const BEARER = {
   bearer: { type: "http", scheme: "bearer", description: "An API key: `weft apikeys create`." },
@@ -111,7 +98,7 @@ export function createApis(context: ControlContext, logins: Logins): Apis {
   };
   return {
     local: app(() => SOCKET_CALLER),
-    remote: app((c) => authenticate(c, credentials)).get("/version", (c) => c.json(VERSION)),
+    remote: app((c) => authenticate(c, credentials)),
     async sweep() {
       await parts.commands.sweep();
       await oauth.sweep();
