@@ -125,3 +125,149 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("a policy between a Weft node
     await until("current reaches weft", async () => (await connects(current, weft.ip4, PORTS[0]!)) || null);
   }, 120_000);
 });
+
+// Each policy says who reaches whom on which port; all pairs are tried, so what is not named must be closed.
+describe.skipIf(skip(cannotUseNamespaces, absent))(
+  "Headscale's scenarios of policies (section 22.1), in the database",
+  () => {
+    const dir = tempDir("policy-db");
+    const file = join(dir.path, "policy.hujson");
+    let lab: Lab;
+    let box: Box;
+    let members: Record<"alice" | "bob" | "server", Member>;
+    const TAGS = { "tag:server": [], "tag:other": [] };
+    const [WEB, SSH] = PORTS as [number, number];
+
+    const set = async (policy: object): Promise<void> => {
+      writeFileSync(file, JSON.stringify({ tagOwners: TAGS, ...policy }));
+      await box.admin("policy", "set", "-f", file);
+    };
+    const allow = (src: string[], dst: string[], more: object = {}) => ({
+      ...more,
+      acls: [{ action: "accept", src, dst }],
+    });
+    /** "alice>server:7001" and so on: these, and no other. */
+    const reaches = (...want: string[]) =>
+      until(`they reach ${want.join(" ") || "nobody"}`, async () => {
+        const tries = Object.entries(members).flatMap(([src, from]) =>
+          Object.entries(members)
+            .filter(([dst]) => dst !== src)
+            .flatMap(([dst, to]) =>
+              PORTS.map(async (port) => ((await connects(from, to.ip4, port)) ? `${src}>${dst}:${port}` : "")),
+            ),
+        );
+        const got = (await Promise.all(tries)).filter(Boolean).sort().join(" ");
+        if (got !== [...want].sort().join(" ")) throw new Error(`they reach ${got || "nobody"}`);
+        return true;
+      });
+    const both = (pair: string) => PORTS.map((port) => `${pair}:${port}`);
+
+    beforeAll(async () => {
+      lab = await Lab.create("policydb");
+      const boxHost = await lab.host("box");
+      const tls = await certificate(dir.path, boxHost.ip4);
+      const env = { SSL_CERT_FILE: tls.ca };
+      box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--policy-mode", "database"] });
+      await set({});
+      const key = async (...args: string[]) => (await box.admin<{ key: string }>("preauthkeys", "create", ...args)).key;
+      const user = async (name: string) => `${(await box.admin<{ id: string }>("users", "create", name)).id}`;
+      members = {
+        alice: new Tailscaled(await lab.host("alice"), join(dir.path, "alice"), "1.102.5", env),
+        bob: new Tailscaled(await lab.host("bob"), join(dir.path, "bob"), "1.80.3", env),
+        server: new Tailscaled(await lab.host("server"), join(dir.path, "server"), "1.102.5", env),
+      };
+      await Promise.all([
+        members.alice.up(box.url, await key("--user", await user("alice"))),
+        members.bob.up(box.url, await key("--user", await user("bob"))),
+        members.server.up(box.url, await key("--tags", "tag:server")),
+      ]);
+      await Promise.all(Object.values(members).map(listenOn));
+    }, 120_000);
+
+    afterAll(async () => {
+      await Promise.all(Object.values(members ?? {}).map((member) => member.stop()));
+      await box?.stop();
+      await lab?.close();
+      dir[Symbol.dispose]();
+    }, 60_000);
+
+    test("ACLAllowUser80Dst, ACLAllowUserDst, ACLAllowStarDst: one user, one port or all, one way", async () => {
+      await set(allow(["alice@"], [`bob@:${WEB}`]));
+      await reaches(`alice>bob:${WEB}`);
+      await set(allow(["alice@"], ["bob@:*"]));
+      await reaches(...both("alice>bob"));
+      await set(allow(["alice@"], ["*:*"]));
+      await reaches(...both("alice>bob"), ...both("alice>server"));
+    }, 60_000);
+
+    test("ACLDenyAllPort80: a port that no rule names is closed", async () => {
+      await set(allow(["*"], [`*:${SSH}`]));
+      await reaches(
+        ...["alice>bob", "alice>server", "bob>alice", "bob>server", "server>alice", "server>bob"].map(
+          (pair) => `${pair}:${SSH}`,
+        ),
+      );
+    }, 60_000);
+
+    test("ACLNamedHostsCanReach, ACLDevice1CanAccessDevice2: hosts, addresses, users, groups and tags name the same machines", async () => {
+      const { alice, server } = members;
+      const definitions = {
+        hosts: { laptop: alice.ip4, machine: `${server.ip4}/32` },
+        groups: { "group:people": ["alice@", "nobody@", "gone@example.com"] },
+      };
+      for (const [src, dst] of [
+        ["laptop", "machine"],
+        [alice.ip4, server.ip4],
+        ["alice@", "tag:server"],
+        ["group:people", "machine"],
+      ] as const) {
+        await set(allow([src], [`${dst}:*`], definitions));
+        await reaches(...both("alice>server"));
+      }
+    }, 90_000);
+
+    test("ACLAutogroupMember, ACLAutogroupTagged, ACLAutogroupSelf", async () => {
+      await set(allow(["autogroup:member"], ["autogroup:member:*"]));
+      await reaches(...both("alice>bob"), ...both("bob>alice"));
+      await set(allow(["autogroup:member"], ["autogroup:tagged:*"]));
+      await reaches(...both("alice>server"), ...both("bob>server"));
+      await set(allow(["autogroup:member"], ["autogroup:self:*"]));
+      await reaches();
+    }, 90_000);
+
+    test("ACLTagPropagation, ACLTagPropagationPortSpecific: a tag that is changed opens and closes at once", async () => {
+      await set({
+        acls: [
+          { action: "accept", src: ["alice@"], dst: [`tag:server:${WEB}`] },
+          { action: "accept", src: ["alice@"], dst: [`tag:other:${SSH}`] },
+        ],
+      });
+      await reaches(`alice>server:${WEB}`);
+      const nodes = await box.admin<{ id: string; ipAddresses: string[] }[]>("nodes", "list");
+      const { id } = nodes.find(({ ipAddresses }) => ipAddresses.includes(members.server.ip4))!;
+      await box.admin("nodes", "tag", "-i", id, "-t", "tag:other");
+      await reaches(`alice>server:${SSH}`);
+      await box.admin("nodes", "tag", "-i", id, "-t", "tag:server");
+      await reaches(`alice>server:${WEB}`);
+    }, 90_000);
+
+    test("ACLPolicyPropagationOverTime, PolicyUpdateWhileRunningWithCLIInDatabase: policies that come and go, each in force at once", async () => {
+      for (let round = 0; round < 3; round++) {
+        await set(allow(["autogroup:member"], ["autogroup:self:*"]));
+        await reaches();
+        await set(allow(["bob@"], ["tag:server:*"]));
+        await reaches(...both("bob>server"));
+      }
+    }, 90_000);
+
+    test("ACLGroupAfterUserDeletion: a member who is deleted takes nothing from the others", async () => {
+      await box.admin("users", "create", "carol");
+      await set(
+        allow(["group:team"], [`group:team:${WEB}`], { groups: { "group:team": ["alice@", "carol@", "bob@"] } }),
+      );
+      await reaches(`alice>bob:${WEB}`, `bob>alice:${WEB}`);
+      await box.admin("users", "destroy", "-n", "carol", "--force");
+      await reaches(`alice>bob:${WEB}`, `bob>alice:${WEB}`);
+    }, 60_000);
+  },
+);
