@@ -148,18 +148,22 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
     });
     /** "alice>server:7001" and so on: these, and no other. */
     const reaches = (...want: string[]) =>
-      until(`they reach ${want.join(" ") || "nobody"}`, async () => {
-        const tries = Object.entries(members).flatMap(([src, from]) =>
-          Object.entries(members)
-            .filter(([dst]) => dst !== src)
-            .flatMap(([dst, to]) =>
-              PORTS.map(async (port) => ((await connects(from, to.ip4, port)) ? `${src}>${dst}:${port}` : "")),
-            ),
-        );
-        const got = (await Promise.all(tries)).filter(Boolean).sort().join(" ");
-        if (got !== [...want].sort().join(" ")) throw new Error(`they reach ${got || "nobody"}`);
-        return true;
-      });
+      until(
+        `they reach ${want.join(" ") || "nobody"}`,
+        async () => {
+          const tries = Object.entries(members).flatMap(([src, from]) =>
+            Object.entries(members)
+              .filter(([dst]) => dst !== src)
+              .flatMap(([dst, to]) =>
+                PORTS.map(async (port) => ((await connects(from, to.ip4, port)) ? `${src}>${dst}:${port}` : "")),
+              ),
+          );
+          const got = (await Promise.all(tries)).filter(Boolean).sort().join(" ");
+          if (got !== [...want].sort().join(" ")) throw new Error(`they reach ${got || "nobody"}`);
+          return true;
+        },
+        40,
+      );
     const both = (pair: string) => PORTS.map((port) => `${pair}:${port}`);
 
     beforeAll(async () => {
