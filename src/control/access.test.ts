@@ -197,7 +197,9 @@ test("a change concerns those whose rules name the changed node, and nobody else
   expect(concerned({ nodes: [makeNode(8, { userId: 2 })] })).toEqual([1, 2, 3, 4, 5, 6, 8]);
   expect(concerned({ nodes: [makeNode(8, { userId: null, tags: ["tag:a"] })] })).toEqual([1, 3, 5, 8]);
   expect(concerned({ nodesRemoved: [2] })).toEqual([4, 6]);
-  // Routes, users and policies may concern anybody.
+  // Who comes, and new pictures of others, mean nothing to the policy; a word that means another user may concern anybody.
+  expect(concerned({ users: [makeUser(9, { name: "u9" }), { ...USERS[1]!, displayName: "U" }] })).toEqual([]);
+  expect(concerned({ users: [makeUser(7, { name: "u2", providerId: "idp/7" })] })).toEqual([1, 3, 4, 5, 6, 8]);
   expect(concerned({ users: [{ ...USERS[0]!, name: "other" }] })).toEqual([1, 3, 4, 5, 6, 8]);
   access.replace(POLICIES[0]!);
   expect(concerned()).toEqual([1, 3, 4, 5, 6, 8]);

@@ -173,11 +173,25 @@ export class PolicyAccess implements Access {
       else this.inputs.set(id, input);
       this.changed.add(id);
     }
-    const users = [...this.model.users.values()];
-    if (users.length !== this.users.length || users.some((user, i) => user !== this.users[i])) {
-      this.users = users;
-      this.compiled = null;
+    const { users: before = [], usersRemoved: added = [] } = effect.undo;
+    if (before.length + added.length === 0) return;
+    this.users = [...this.model.users.values()];
+    const isMoved = before.some((user) => this.changesMeaning(user, this.model.users.get(user.id)));
+    if (isMoved || added.some((id) => this.changesMeaning(undefined, this.model.users.get(id)))) this.compiled = null;
+  }
+
+  /** Whether a word of the policy may mean another user now: somebody who comes or goes matters by a shared name alone. */
+  private changesMeaning(before: UserRecord | undefined, after: UserRecord | undefined): boolean {
+    const wordsOf = ({ name, email, providerId }: UserRecord): string[] =>
+      [`${name}@`, name, email, providerId].map((word) => word.toLowerCase()).filter((word) => /[^@]/.test(word));
+    if (before && after) {
+      const form = (user: UserRecord) => JSON.stringify([wordsOf(user), user.groups]);
+      return form(before) !== form(after);
     }
+    const user = before ?? after;
+    if (!user) return false;
+    const words = new Set(wordsOf(user));
+    return this.users.some((other) => other.id !== user.id && wordsOf(other).some((word) => words.has(word)));
   }
 
   /** Whether the policy knows this tag. Where there is no policy at all, any tag will do. */
