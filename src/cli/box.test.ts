@@ -1,8 +1,18 @@
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
+import { connect as tlsConnect } from "node:tls";
 import { TestNode, until } from "../control/testing.ts";
 import { formatKey, randomBytes } from "../crypto/keys.ts";
 
@@ -329,3 +339,112 @@ test("a policy file is in force from the start, read again on SIGHUP, and kept w
   await until(() => a!.peer("b") && b!.peer("a"), "both to see each other");
   for (const node of nodes) node.close();
 });
+
+test("a box by its file: TLS that is replaced while it runs, hosts, ids, metrics, and no secret in the log", async () => {
+  const pair = (name: string) => {
+    const files = { cert: join(folder, `${name}.pem`), key: join(folder, `${name}.key`) };
+    const made = Bun.spawnSync([
+      ...["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"],
+      ...["-keyout", files.key, "-out", files.cert, "-subj", `/CN=${name}`],
+    ]);
+    expect(made.exitCode).toBe(0);
+    return files;
+  };
+  const [first, second] = [pair("first"), pair("second")];
+  copyFileSync(first.cert, join(folder, "tls.pem"));
+  copyFileSync(first.key, join(folder, "tls.key"));
+  const [port, metricsPort] = [await freePort(), await freePort()];
+  const file = join(folder, "config.yaml");
+  const oidcSecret = "0idc-geheim-0idc";
+  writeFileSync(join(folder, "secret"), oidcSecret, { mode: 0o600 });
+  writeFileSync(
+    file,
+    `server_url: https://weft.example.com:${port}
+listen_addr: 127.0.0.1:${port}
+metrics_listen_addr: 127.0.0.1:${metricsPort}
+data_dir: data
+tls_cert_path: tls.pem
+tls_key_path: tls.key
+log: {level: trace, format: json}
+oidc:
+  issuer: http://127.0.0.1:1
+  client_id: weft
+  client_secret_path: secret
+  only_start_if_oidc_is_available: false
+`,
+  );
+  const child = Bun.spawn([process.execPath, RUN, "weft", "serve", "-c", file, "--stun", "off"], {
+    stdout: "pipe",
+    stderr: "pipe",
+    stdin: "ignore",
+  });
+  running.push(child);
+  const log = new Response(child.stderr).text();
+  const ready = await child.stdout.getReader().read();
+  expect(new TextDecoder().decode(ready.value)).toStartWith(`box ready: https://weft.example.com:${port}`);
+
+  const nameOf = () =>
+    new Promise<string>((resolveName, reject) => {
+      const socket = tlsConnect({ host: "127.0.0.1", port, rejectUnauthorized: false }, () => {
+        resolveName(String(socket.getPeerCertificate().subject.CN));
+        socket.destroy();
+      });
+      socket.on("error", reject);
+    });
+  expect(await nameOf()).toBe("first");
+  copyFileSync(second.cert, join(folder, "tls.pem"));
+  copyFileSync(second.key, join(folder, "tls.key"));
+  child.kill("SIGHUP");
+  const deadline = performance.now() + 5000;
+  while ((await nameOf()) !== "second" && performance.now() < deadline) await Bun.sleep(20);
+  expect(await nameOf()).toBe("second");
+
+  const get = (path: string, headers: Record<string, string> = {}) =>
+    fetch(`https://127.0.0.1:${port}${path}`, { headers, tls: { rejectUnauthorized: false } });
+  const evil = await get("/apple", { Host: "evil.example" });
+  expect([evil.status, evil.headers.get("X-Frame-Options")]).toEqual([421, "DENY"]);
+  const page = await get("/apple", { Host: "weft.example.com" });
+  expect([page.status, page.headers.get("X-Content-Type-Options")]).toEqual([200, "nosniff"]);
+  const requestId = page.headers.get("X-Request-Id")!;
+  expect((await get("/key?v=140", { Host: "evil.example" })).status).toBe(200);
+  expect(await (await fetch(`http://127.0.0.1:${metricsPort}/metrics`)).text()).toContain("weft_map_streams 0");
+  const config = await fetch(`http://127.0.0.1:${metricsPort}/debug/config`);
+  expect(await config.text()).not.toContain(oidcSecret);
+
+  // Every kind of secret is made, and used rightly and wrongly.
+  await weft("users", "create", "alice");
+  const authKey = (await weft("preauthkeys", "create", "--user", "1")).stdout.trim();
+  const apiKey = (await weft("apikeys", "create")).stdout.trim();
+  const wrongKey = `${apiKey.slice(0, -4)}AAAA`;
+  for (const key of [apiKey, wrongKey])
+    await get("/api/v1/node", { Authorization: `Bearer ${key}`, Host: "weft.example.com" });
+  const keyFiles = ["noise_private.key", "derp_private.key"].map((name) =>
+    readFileSync(join(folder, "data", name), "utf8"),
+  );
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+  const text = await log;
+  const secretOf = (key: string) => key.slice(key.lastIndexOf("-") + 1);
+  const secrets = [
+    oidcSecret,
+    ...[authKey, apiKey, wrongKey].map(secretOf),
+    ...keyFiles.map((key) => key.trim().slice(8)),
+  ];
+  for (const secret of secrets) {
+    expect(secret.length).toBeGreaterThan(10);
+    expect(text).not.toContain(secret);
+  }
+  const events = text
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+  expect(events).toContainEqual(
+    expect.objectContaining({
+      msg: "GET /apple",
+      request: requestId,
+      client: "127.0.0.1",
+      status: 200,
+      level: "debug",
+    }),
+  );
+}, 30_000);

@@ -1,5 +1,5 @@
 import { afterAll, expect, test } from "bun:test";
-import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { TestServer } from "../control/testing.ts";
@@ -44,6 +44,20 @@ test("configtest names what is wrong with configuration, certificates, secrets a
   const oidc = "oidc:\n  issuer: https://id.example.com\n  client_id: a\n  client_secret_path: secret\n";
   expect(await wrong("d.yaml", oidc)).toContain("everybody on this machine may use it (mode 644)");
 }, 20_000);
+
+test("the example configuration and the service of packaging/ are right", async () => {
+  const packaging = resolve(import.meta.dir, "../../packaging");
+  expect(await weft("configtest", "-c", packaging.concat("/config.example.yaml"))).toMatchObject({
+    status: 0,
+    stderr: "",
+  });
+  const unit = readFileSync(join(packaging, "weft.service"), "utf8");
+  const commands = [...unit.matchAll(/^Exec\w+=\S+ run weft (\S+) (--\S+)/gm)].map(([, verb, flag]) => [verb, flag]);
+  expect(commands).toEqual([
+    ["configtest", "--config"],
+    ["serve", "--config"],
+  ]);
+});
 
 test("health: 0 while the server works, 1 when nobody answers", async () => {
   await using server = await TestServer.start();
