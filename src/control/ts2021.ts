@@ -72,6 +72,7 @@ export class NoiseServer {
   private readonly http2: Http2Server;
   private readonly webSockets: WebSocketServer;
   private readonly connections = new Set<Watched>();
+  private readonly byMachine = new Map<string, Set<Watched>>();
   private readonly bySession = new WeakMap<ServerHttp2Session, Watched>();
   /** Whose `session` event is due: it fires while the connection is handed to node:http2. */
   private connecting: Watched | null = null;
@@ -212,7 +213,7 @@ export class NoiseServer {
     };
     this.connections.add(connection);
     duplex.on("close", () => this.forget(connection));
-    this.limitMachine(connection.machineKey);
+    this.limitMachine(connection);
     this.connecting = connection;
     try {
       this.http2.emit("connection", duplex);
@@ -221,9 +222,11 @@ export class NoiseServer {
     }
   }
 
-  private limitMachine(machineKey: string): void {
-    const own = [...this.connections].filter((connection) => connection.machineKey === machineKey);
-    if (own.length > MAX_PER_MACHINE) this.drop(own[0]!);
+  private limitMachine(connection: Watched): void {
+    const own = this.byMachine.get(connection.machineKey) ?? new Set();
+    this.byMachine.set(connection.machineKey, own.add(connection));
+    const [oldest] = own;
+    if (own.size > MAX_PER_MACHINE) this.drop(oldest!);
   }
 
   private onSession(session: ServerHttp2Session): void {
@@ -292,6 +295,9 @@ export class NoiseServer {
 
   private forget(connection: Watched): void {
     this.connections.delete(connection);
+    const own = this.byMachine.get(connection.machineKey);
+    own?.delete(connection);
+    if (own?.size === 0) this.byMachine.delete(connection.machineKey);
     connection.session?.destroy();
   }
 }
