@@ -10,6 +10,7 @@ import { peer } from "../test/lib/peers.ts";
 import { Counters, LoadNode } from "./lib/control-load.ts";
 import { commit, machine } from "./lib/machine.ts";
 import { progress, Report, rowsTable, writeReport } from "./lib/report.ts";
+import { attempt } from "./lib/turns.ts";
 
 const POLICIES = ["allow-all", "groups", "self", "tags"] as const;
 type PolicyName = (typeof POLICIES)[number];
@@ -101,7 +102,7 @@ export async function main(argv: string[]): Promise<number> {
         const server = await start();
         progress(`control: ${server.impl}, ${nodes} nodes, ${policy}`);
         try {
-          await new Run(server, nodes, policy, settings, report).all();
+          await attempt(report, server.impl, () => new Run(server, nodes, policy, settings, report).all());
         } finally {
           await server.close();
         }
