@@ -167,11 +167,7 @@ test("filter", async () => {
 
 test("control: nodes that see all others, and nodes that see their own class", async () => {
   const rows = await quick("control", "--nodes", "60", "--churn", "1", "--policy", "allow-all,self");
-  for (const metric of [
-    "join: every node knows every other",
-    "change: reaches a node, median",
-    "join: server CPU",
-  ])
+  for (const metric of ["join: every node knows every other", "change: reaches a node, median", "join: server CPU"])
     positive(rows, metric, "storm: everybody has a full netmap");
   const ended = rows.filter((row) => row.metric.endsWith("streams that the server ended"));
   expect(ended.map(({ case: name, median }) => [name, median])).toEqual([
