@@ -1,8 +1,10 @@
 // What a server is told to do: flags over environment over file over defaults, every mistake named with its place, all of them
 // at once. The file has Headscale's keys (config-keys.ts); a server that is given none runs by its flags and defaults.
+
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
+import { recordProblem } from "../control/dns.ts";
 import {
   type ControlSettings,
   type DnsProviderSettings,
@@ -498,6 +500,10 @@ class Collected {
       );
     if (v["dns.extra_records"]?.length && v["dns.extra_records_path"])
       this.problem("dns.extra_records_path", "and dns.extra_records exclude each other: keep the records in one place");
+    for (const record of v["dns.extra_records"] ?? []) {
+      const problem = recordProblem(record);
+      if (problem) this.problem("dns.extra_records", `has an ${problem}`);
+    }
     return {
       magicDns: v["dns.magic_dns"] ?? true,
       overrideLocalDns: v["dns.override_local_dns"] ?? nameservers.length > 0,
