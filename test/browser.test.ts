@@ -1,6 +1,7 @@
 // Login by an identity provider in a real browser: official clients, oidc-provider and Chromium, each on a host of its own
 // (spec/headscale-features.md, section 22.4: TestOIDCAuthenticationPingAll, TestOIDCMultipleOpenedLoginUrls,
-// TestOIDCFollowUpUrl, TestOIDCReloginSameNodeNewUser, TestOIDCExpireNodesBasedOnTokenExpiry).
+// TestOIDCFollowUpUrl, TestOIDCReloginSameNodeNewUser, TestOIDCExpireNodesBasedOnTokenExpiry, TestOIDCExpiryAfterRestart;
+// 22.9: TestSSHCheckModeOIDC).
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -15,6 +16,13 @@ import { missing } from "./lib/peers.ts";
 const CHROMIUM = "/usr/bin/chromium";
 const noBrowser = existsSync(CHROMIUM) ? null : `${CHROMIUM} is absent (apt package chromium)`;
 const absent = missing([["tailscaled", "1.102.5"]]);
+const noSSH = Bun.which("ssh") ? null : "ssh is absent (package openssh-client)";
+
+const POLICY = JSON.stringify({
+  tagOwners: { "tag:server": [] },
+  acls: [{ action: "accept", src: ["*"], dst: ["*:*"] }],
+  ssh: [{ action: "check", src: ["alice@example.com"], dst: ["tag:server"], users: ["root"] }],
+});
 
 interface ListedNode {
   id: string;
@@ -32,6 +40,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
   let person: Host;
   let alice: Tailscaled;
   let bob: Tailscaled;
+  let server: Tailscaled;
 
   const nodeOf = async (member: Tailscaled): Promise<ListedNode> => {
     const nodes = await box.admin<ListedNode[]>("nodes", "list");
@@ -71,6 +80,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
     const script = join(import.meta.dir, "lib/idp.ts");
     provider = new Daemon(providerHost, [process.execPath, script, providerHost.ip4, "9000", callback, "3600"]);
     await until("the identity provider is ready", () => provider.output().includes("ready"));
+    const policy = join(dir.path, "policy.hujson");
+    writeFileSync(policy, POLICY);
     const file = join(dir.path, "config.yaml");
     writeFileSync(
       file,
@@ -81,6 +92,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
   scope: [openid, profile, email, groups]
   use_expiry_from_token: true
   pkce: { enabled: true }
+policy: { mode: file, path: ${policy} }
 `,
       { mode: 0o600 },
     );
@@ -88,11 +100,12 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
     const env = { SSL_CERT_FILE: tls.ca };
     alice = new Tailscaled(await lab.host("alice"), join(dir.path, "alice"), "1.102.5", env);
     bob = new Tailscaled(await lab.host("bob"), join(dir.path, "bob"), "1.102.5", env);
-    await Promise.all([alice.start(), bob.start()]);
+    server = new Tailscaled(await lab.host("server"), join(dir.path, "server"), "1.102.5", env);
+    await Promise.all([alice.start(), bob.start(), server.up(box.url, await box.key("--tags", "tag:server"))]);
   }, 120_000);
 
   afterAll(async () => {
-    await Promise.all([alice?.stop(), bob?.stop()]);
+    await Promise.all([alice?.stop(), bob?.stop(), server?.stop()]);
     await box?.stop();
     provider?.kill("SIGTERM");
     await lab?.close();
@@ -117,6 +130,11 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
     const left = Date.parse(node.expiry!) - Date.now();
     expect(left).toBeGreaterThan(3_000_000);
     expect(left).toBeLessThanOrEqual(3_600_000);
+    // ExpiryAfterRestart (#2862)
+    await alice.stop();
+    await alice.start();
+    await alice.running();
+    expect(await nodeOf(alice)).toMatchObject({ id: node.id, expiry: node.expiry });
   }, 60_000);
 
   test("with the same address in several tabs, the first one still works; the two machines reach each other", async () => {
@@ -130,6 +148,32 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
     });
     expect(received).toBe(2);
   }, 60_000);
+
+  test.skipIf(skip(noSSH))(
+    "TestSSHCheckModeOIDC: a session waits until its person has allowed it in the browser; nobody else can",
+    async () => {
+      const set = await server.host.run(server.cli("set", "--ssh", "--accept-risk=all"));
+      expect(set.code).toBe(0);
+      const options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=5"];
+      const command = ["ssh", "-F", "none", ...options.flatMap((option) => ["-o", option]), `root@${server.ip4}`, "id"];
+      const { session, url } = await until("a session waits", async () => {
+        const session = new Daemon(alice.host, command);
+        const url = await until("it ends or shows where to go", () => {
+          if (session.exitCode !== null) throw new Error(session.output());
+          return /https:\/\/\S+\/auth\/hskey-authreq-[0-9a-f]{24}(?=\s)/.exec(session.output())?.[0];
+        });
+        return { session, url };
+      });
+      await expect(visit(url, "bob")).rejects.toThrow("somebody else");
+      const seen = await visit(url, "alice");
+      expect(seen.question).toContain("Allow this SSH session?");
+      expect(seen.answer).toContain("The session goes on");
+      expect(seen.problems).toEqual([]);
+      expect(await session.exited).toBe(0);
+      expect(session.output()).toContain("uid=0(root)");
+    },
+    90_000,
+  );
 
   test("an address that waits no more leads nowhere, and the machine has a fresh one", async () => {
     const before = await nodeOf(alice);
