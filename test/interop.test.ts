@@ -15,6 +15,8 @@ interface ListedNode {
   user: { name: string };
   online: boolean;
   expiry: string | null;
+  approvedRoutes: string[];
+  subnetRoutes: string[];
 }
 
 const EPHEMERAL_TIMEOUT = 3;
@@ -76,6 +78,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     box = await Box.start(boxHost, join(dir.path, "box"), {
       tls,
       args: ["--ephemeral-timeout", `${EPHEMERAL_TIMEOUT}s`],
+      // Expiry and ephemeral nodes are to go by the same clock wherever the server stands (EphemeralInAlternateTimezone).
+      env: { TZ: "America/Los_Angeles" },
     });
     current = new Tailscaled(await lab.host("current"), join(dir.path, "current"), "1.102.5", env);
     old = new Tailscaled(await lab.host("old"), join(dir.path, "old"), "1.80.3", env);
@@ -205,6 +209,61 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     expect((await nodeOf(current)).id).toBe(before.id);
   }, 90_000);
 
+  test("TestAuthKeyLogoutAndReloginRoutesPreserved (#2896): approved routes are served again after a new login", async () => {
+    const route = "10.99.0.0/24";
+    await run(current, "set", `--advertise-routes=${route}`);
+    const { id } = await nodeOf(current);
+    await box.admin("nodes", "approve-routes", "-i", id, "-r", route);
+    await run(current, "logout");
+    await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
+    await up(current, key, `--advertise-routes=${route}`);
+    await current.running();
+    await until("the route is served again", async () => (await nodeOf(current)).subnetRoutes.includes(route));
+    expect(await nodeOf(current)).toMatchObject({ id, approvedRoutes: [route] });
+    await sees(old, current.ip4, "with the route", (peer) => (peer?.PrimaryRoutes as string[])?.includes(route));
+    await run(current, "set", "--advertise-routes=");
+  }, 60_000);
+
+  test("TestAuthKeyDeleteKey (#2830): a node outlives its key, also over a restart of the client", async () => {
+    const { name } = (await nodeOf(current)).user;
+    const made = await box.admin<{ id: string; key: string }>("preauthkeys", "create", "--user", name);
+    await run(current, "logout");
+    await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
+    await up(current, made.key);
+    await current.running();
+    const before = await nodeOf(current);
+    await box.admin("preauthkeys", "delete", "--id", made.id);
+    await current.stop();
+    await current.start();
+    await current.running();
+    expect((await nodeOf(current)).id).toBe(before.id);
+    await reach(old, current);
+  }, 60_000);
+
+  test("TestAPIAuthenticationBypass, …Curl (#2809): from elsewhere, without a good key, the API tells nothing but 401", async () => {
+    const name = (await nodeOf(current)).user.name;
+    const good = await box.admin<string>("apikeys", "create");
+    const paths = ["user", "node", "node/1", "preauthkey", "apikey", "policy"];
+    const ask = async (path: string, ...authorization: string[]): Promise<{ status: string; body: string }> => {
+      const header = authorization.flatMap((value) => ["-H", `Authorization: ${value}`]);
+      const curl = ["curl", "-s", "--cacert", join(dir.path, "ca.pem"), "-w", "\\n%{http_code}", ...header];
+      const { stdout } = await old.host.run([...curl, `${box.url}${path}`]);
+      const end = stdout.lastIndexOf("\n");
+      return { status: stdout.slice(end + 1), body: stdout.slice(0, end) };
+    };
+    expect(await ask("/api/v1/user", `Bearer ${good}`)).toEqual({ status: "200", body: expect.stringContaining(name) });
+    const secret = good.slice(0, -64);
+    const tries: string[][] = [[], ["Bearer "], ["Bearer x"], [`Bearer ${secret}${"0".repeat(64)}`], [`Basic ${good}`]];
+    for (const authorization of tries) {
+      for (const path of [...paths.map((each) => `/api/v1/${each}`), "/api/v2/tailnet/-/devices"]) {
+        const { status, body } = await ask(path, ...authorization);
+        // Who guesses keys is told to wait after some.
+        expect([path, ["401", "429"].includes(status)]).toEqual([path, true]);
+        for (const told of [name, current.ip4, "hskey-"]) expect(body).not.toContain(told);
+      }
+    }
+  }, 60_000);
+
   test("TestNodeOnlineStatus: offline some seconds after it is gone, online as soon as it is back", async () => {
     await run(old, "down");
     await sees(current, old.ip4, "offline", (peer) => peer?.Online === false);
@@ -213,7 +272,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     await sees(current, old.ip4, "online", (peer) => peer?.Online === true);
   }, 60_000);
 
-  test("TestEphemeral, TestEphemeral2006DeletedTooQuickly: it stays while it is back in time, and goes when it is away", async () => {
+  test("TestEphemeral, EphemeralInAlternateTimezone, Ephemeral2006DeletedTooQuickly: it stays while it is back in time, and goes when it is away", async () => {
     const ephemeral = await box.key("--ephemeral");
     const guest = new Tailscaled(await lab.host("guest"), join(dir.path, "guest"), "1.102.5", {
       SSL_CERT_FILE: join(dir.path, "ca.pem"),
@@ -232,4 +291,22 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     await until("the box has deleted it", async () => !(await nodes()).some((node) => node.id === id), 30);
     await sees(current, guest.ip4, "no more", (peer) => peer === null);
   }, 90_000);
+
+  test("Test2118DeletingOnlineNodePanics: a node that is deleted while it is there is gone at once, and everything goes on", async () => {
+    const guest = new Tailscaled(await lab.host("brief"), join(dir.path, "brief"), "1.80.3", {
+      SSL_CERT_FILE: join(dir.path, "ca.pem"),
+    });
+    await guest.up(box.url, key);
+    await reach(guest, current);
+    const { id } = await nodeOf(guest);
+    await box.admin("nodes", "delete", "-i", id, "--force");
+    await sees(current, guest.ip4, "no more", (peer) => peer === null);
+    await until("the client knows", async () => (await guest.status())?.BackendState === "NeedsLogin");
+    expect((await nodes()).map((node) => node.id)).not.toContain(id);
+    await up(guest, key, "--force-reauth");
+    await guest.running();
+    expect((await nodeOf(guest)).id).not.toBe(id);
+    await reach(guest, current);
+    await guest.stop();
+  }, 60_000);
 });

@@ -130,13 +130,13 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients sign in to 
     person = await lab.host("person");
     const tls = await certificate(dir.path, boxHost.ip4);
     env = { SSL_CERT_FILE: tls.ca };
-    const redirect = `https://${boxHost.ip4}:8443/oidc/callback`;
+    const redirects = [8443, 9443].map((port) => `https://${boxHost.ip4}:${port}/oidc/callback`);
     const idp = new Daemon(person, [
       process.execPath,
       resolve(import.meta.dir, "lib/idp.ts"),
       person.ip4,
       `${IDP_PORT}`,
-      redirect,
+      redirects.join(),
       `${TOKEN_SECONDS}`,
     ]);
     await until("the identity provider is ready", () => {
@@ -146,13 +146,14 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients sign in to 
     const policy = join(dir.path, "policy.hujson");
     writeFileSync(policy, POLICY);
     const config = join(dir.path, "config.yaml");
-    writeFileSync(
-      config,
-      `oidc:
+    const provider = `oidc:
   issuer: http://${person.ip4}:${IDP_PORT}
   client_id: weft
   client_secret: "a secret: with + signs / in it"
-  use_expiry_from_token: true
+`;
+    writeFileSync(
+      config,
+      `${provider}  use_expiry_from_token: true
   scope: [openid, profile, email, groups]
   pkce: { enabled: true, method: S256 }
 policy: { mode: file, path: ${policy} }
@@ -162,7 +163,8 @@ policy: { mode: file, path: ${policy} }
     const approving = join(dir.path, "approving.yaml");
     writeFileSync(
       approving,
-      "node: { needs_approval: true, expiry: 180d }\ntuning: { register_cache_expiration: 5s }\n",
+      `${provider}node: { needs_approval: true, expiry: 180d }\ntuning: { register_cache_expiration: 5s }\n`,
+      { mode: 0o600 },
     );
     box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--config", config] });
     strict = await Box.start(boxHost, join(dir.path, "strict"), {
@@ -354,12 +356,20 @@ policy: { mode: file, path: ${policy} }
     const fresh = await until("the client shows another address", () =>
       [...addresses()].find((other) => other !== url),
     );
-    expect(admit(strict, url, "1")).rejects.toThrow("404");
-    const { user } = await api<{ user: { id: string } }>(strict, "POST", "/api/v1/user", { name: "fred" });
-    await admit(strict, fresh, user.id);
+    await expect(admit(strict, url, "1")).rejects.toThrow("404");
+    await expect(signIn(url, "alice")).rejects.toThrow("no login as alice");
+    await until(
+      "alice has signed in at the address of the moment",
+      async () => (await signIn([...addresses()].at(-1) ?? fresh, "alice")).startsWith("200 "),
+      40,
+    );
+    const waiting = await until("her machine waits", async () => {
+      return (await nodes(strict)).find(({ user }) => user.name === "alice");
+    });
+    await api(strict, "POST", `/api/v2/device/${waiting.id}/authorized`, { authorized: true });
     await finished(current, up);
-    expect((await nodeOf(current, strict)).user.name).toBe("fred");
-  }, 60_000);
+    expect((await nodeOf(current, strict)).user.name).toBe("alice");
+  }, 90_000);
 
   test("machine approval: the client shows that it waits, and goes on by itself when it is let in; ExpiryAfterRestart (#2862)", async () => {
     await logout(current);

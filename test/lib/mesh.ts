@@ -57,6 +57,8 @@ export interface BoxOptions {
   /** More arguments for `bun run box`. */
   args?: string[];
   verb?: "box" | "control";
+  /** Added to this process's environment. */
+  env?: Record<string, string>;
 }
 
 export class Box {
@@ -81,19 +83,12 @@ export class Box {
 
   async start(): Promise<void> {
     const tls = this.options.tls ? ["--tls-cert", this.options.tls.cert, "--tls-key", this.options.tls.key] : [];
-    this.process = new Daemon(this.host, [
-      process.execPath,
-      run,
-      this.options.verb ?? "box",
-      "--data",
-      this.data,
-      "--listen",
-      this.listen,
-      "--url",
-      this.url,
-      ...tls,
-      ...(this.options.args ?? []),
-    ]);
+    const flags = ["--data", this.data, "--listen", this.listen, "--url", this.url, ...tls];
+    this.process = new Daemon(
+      this.host,
+      [process.execPath, run, this.options.verb ?? "box", ...flags, ...(this.options.args ?? [])],
+      this.options.env,
+    );
     await until("the box answers /key", async () => {
       if (this.process.exitCode !== null)
         throw new Error(`the box ended with ${this.process.exitCode}: ${this.process.output().slice(-500)}`);
