@@ -1,73 +1,18 @@
 // Weft nodes as guests: joined to an official headscale, relayed by an official derper, beside an official client.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { cpSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { ping, transferHash } from "../lab/measure.ts";
 import { type Host, Lab } from "../lab/network.ts";
-import {
-  cannotUseNamespaces,
-  certificate,
-  type Member,
-  pathIs,
-  skip,
-  Tailscaled,
-  tempDir,
-  until,
-  WeftNode,
-} from "./lib/mesh.ts";
+import { derpMapOf, startDerper } from "./lib/derper.ts";
+import { cannotUseNamespaces, type Member, pathIs, skip, Tailscaled, tempDir, until, WeftNode } from "./lib/mesh.ts";
 import { missing, peer } from "./lib/peers.ts";
 
 const absent = missing([["headscale"], ["derper", "1.102.5"], ["tailscaled", "1.102.5"]]);
 
-async function startDerper(host: Host, dir: string): Promise<string> {
-  const certs = join(dir, "certs");
-  mkdirSync(certs, { recursive: true });
-  const cert = await certificate(certs, host.ip4);
-  cpSync(cert.cert, join(certs, `${host.ip4}.crt`));
-  cpSync(cert.key, join(certs, `${host.ip4}.key`));
-  const derper = new Daemon(host, [
-    peer("derper", "1.102.5")!,
-    ...[
-      "-a",
-      ":443",
-      "-http-port",
-      "-1",
-      "-c",
-      join(dir, "derper.key"),
-      "-certmode",
-      "manual",
-      "-certdir",
-      certs,
-      "-hostname",
-      host.ip4,
-    ],
-  ]);
-  await until("derper listens", () => {
-    if (derper.exitCode !== null) throw new Error(derper.output());
-    return /serving on|listening|STUN/i.test(derper.output());
-  });
-  return cert.ca;
-}
-
 async function startHeadscale(host: Host, dir: string, derp: Host): Promise<{ url: string; key: string }> {
   const url = `http://${host.ip4}:8080`;
-  await Bun.write(
-    join(dir, "derp.yaml"),
-    `regions:
-  900:
-    regionid: 900
-    regioncode: lab
-    regionname: Lab
-    nodes:
-      - name: 900a
-        regionid: 900
-        hostname: ${derp.ip4}
-        ipv4: ${derp.ip4}
-        stunport: 3478
-        derpport: 443
-`,
-  );
+  await Bun.write(join(dir, "derp.yaml"), derpMapOf(derp));
   const config = join(dir, "config.yaml");
   await Bun.write(
     config,
@@ -124,7 +69,7 @@ else {
     beforeAll(async () => {
       lab = await Lab.create("headscale");
       const derp = await lab.host("derp");
-      const ca = await startDerper(derp, dir.path);
+      const { ca } = await startDerper(derp, dir.path);
       const { url, key } = await startHeadscale(await lab.host("hs"), dir.path, derp);
       const env = { SSL_CERT_FILE: ca };
       members = [

@@ -1,10 +1,22 @@
-// Control server and relay on hosts of their own: the relay asks the control server whom to admit.
+// Control server and relay on hosts of their own: the relay, Weft's or an official one, asks the control server whom to admit.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join, resolve } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { ping } from "../lab/measure.ts";
 import { Lab } from "../lab/network.ts";
-import { Box, cannotUseNamespaces, pathIs, skip, tempDir, until, WeftNode } from "./lib/mesh.ts";
+import { derpMapOf, startDerper } from "./lib/derper.ts";
+import {
+  Box,
+  cannotUseNamespaces,
+  type Member,
+  pathIs,
+  skip,
+  Tailscaled,
+  tempDir,
+  until,
+  WeftNode,
+} from "./lib/mesh.ts";
+import { missing } from "./lib/peers.ts";
 
 const run = resolve(import.meta.dir, "../tools/run.ts");
 
@@ -47,3 +59,53 @@ else {
     }, 60_000);
   });
 }
+
+const absent = missing([
+  ["derper", "1.102.5"],
+  ["tailscaled", "1.102.5"],
+]);
+describe.skipIf(skip(cannotUseNamespaces, absent))("control and an official derper", () => {
+  test("TestDERPVerifyEndpoint: it admits the nodes of the tailnet, which meet through it, and no strangers", async () => {
+    using dir = tempDir("verify");
+    await using lab = await Lab.create("verify");
+    const [controlHost, derpHost, stranger] = [
+      await lab.host("control"),
+      await lab.host("derp"),
+      await lab.host("stranger"),
+    ];
+    const file = (name: string) => join(dir.path, name);
+    await Bun.write(file("derp.yaml"), derpMapOf(derpHost));
+    await Bun.write(file("config.yaml"), `derp: { server: { enabled: false }, paths: [${file("derp.yaml")}] }\n`);
+    const control = await Box.start(controlHost, file("control"), {
+      verb: "control",
+      args: ["--config", file("config.yaml")],
+    });
+    const verify = ["-verify-client-url", `${control.url}/verify`, "-verify-client-url-fail-open=false"];
+    const derper = await startDerper(derpHost, dir.path, ...verify);
+    const env = { SSL_CERT_FILE: derper.ca };
+    const members: [Member, Member] = [
+      new Tailscaled(await lab.host("official"), file("official"), "1.102.5", env),
+      new WeftNode(await lab.host("weft"), file("weft"), env),
+    ];
+    const key = await control.key();
+    await Promise.all(members.map((member) => member.up(control.url, key)));
+    lab.blockUdp();
+    await pathIs("relay", ...members);
+    expect((await ping(members[0].host, members[1].ip4, { count: 5, intervalMs: 50 })).received).toBe(5);
+
+    const client = resolve(import.meta.dir, "../src/net/derp-client.ts");
+    const code = `
+      const { DerpClient } = await import(${JSON.stringify(client)});
+      const node = { Name: "900a", RegionID: 900, HostName: "${derpHost.ip4}", DERPPort: 443 };
+      const tls = { ca: await Bun.file(${JSON.stringify(derper.ca)}).text() };
+      new DerpClient({ privateKey: crypto.getRandomValues(new Uint8Array(32)), region: { RegionID: 900, Nodes: [node] }, tls,
+        onPacket() {}, onState: ({ connected, lastError }) => { console.log(connected, lastError); if (connected || lastError) process.exit(); } });`;
+    const { stdout } = await stranger.run([process.execPath, "-e", code]);
+    expect(stdout).toStartWith("false");
+    expect(derper.process.output()).toMatch(
+      new RegExp(`admission controller: .*${stranger.ip4.replaceAll(".", "\\.")}.* not allowed`),
+    );
+
+    await Promise.all([...members.map((member) => member.stop()), control.stop()]);
+  }, 120_000);
+});
