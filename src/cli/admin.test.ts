@@ -79,6 +79,104 @@ test("a node is tagged, gets routes, is shut out and let in", async () => {
   });
 });
 
+test("UserCreateCommand, UserCommand, UserCommandValidation: what a user is told by, found by, and refused for", async () => {
+  const details = ["-e", "alice@example.com", "-d", "Alice A.", "-p", "https://example.com/a.png"];
+  const alice = {
+    id: "1",
+    name: "alice",
+    email: "alice@example.com",
+    displayName: "Alice A.",
+    profilePicUrl: "https://example.com/a.png",
+  };
+  expect(await json("users", "create", "alice", ...details)).toMatchObject(alice);
+  await local("users", "create", "bob");
+  for (const filter of [
+    ["-i", "1"],
+    ["-n", "alice"],
+    ["-e", "alice@example.com"],
+  ]) {
+    const found = await json<object[]>("users", "list", ...filter);
+    expect([filter, found]).toEqual([filter, [expect.objectContaining(alice)]]);
+  }
+  expect(await json<object[]>("users", "list")).toHaveLength(2);
+  expect(await local("users", "list", "-n", "bob", "-o", "yaml")).toContain("- id: ");
+  const refused = [
+    ["create", "alice"],
+    ["create", "Not A Name!"],
+    ["rename", "-i", "2", "-r", "alice"],
+    ["destroy", "-i", "9", "--force"],
+  ];
+  for (const argv of refused) expect([argv, (await refusal(local("users", ...argv))).status]).toEqual([argv, 1]);
+  for (const argv of [["create"], ["destroy", "--force"]])
+    expect([argv, (await refusal(local("users", ...argv))).status]).toEqual([argv, 2]);
+  await server.join("web", await server.key({ user: 1 }));
+  expect((await refusal(local("users", "destroy", "-n", "alice", "--force"))).message).toContain("still has 1 node");
+  expect(await json<object[]>("users", "list")).toHaveLength(2);
+});
+
+test("NodeCommand, NodeRenameCommand, TaggedNodesCLIOutput: nodes are listed by user, tagged ones as nobody's, renamed, and deleted", async () => {
+  const [alice, bob] = [await server.user("alice"), await server.user("bob")];
+  await server.join("web", await server.key({ user: alice }));
+  await server.join("phone", await server.key({ user: bob }));
+  await server.join("server", await server.key({ aclTags: ["tag:a", "tag:b"] }));
+  const namesOf = async (...argv: string[]) =>
+    (await json<{ name: string }[]>("nodes", "list", ...argv)).map(({ name }) => name);
+  expect(await namesOf()).toEqual(["web", "phone", "server"]);
+  expect(await namesOf("-u", "bob")).toEqual(["phone"]);
+  const row = (await local("nodes", "list")).split("\n").find((line) => line.includes("server"))!;
+  expect(row.split("|").map((cell) => cell.trim())).toEqual(
+    expect.arrayContaining(["tagged-devices", "tag:a,tag:b", "100.64.0.3, fd7a:115c:a1e0::3", "N/A"]),
+  );
+
+  expect(await json("nodes", "rename", "-i", "1", "shop")).toMatchObject({ name: "web", givenName: "shop" });
+  expect(await json("nodes", "rename", "2", "x".repeat(63))).toMatchObject({ givenName: "x".repeat(63) });
+  for (const [name, reason] of [
+    ["x".repeat(64), "1 to 63 characters"],
+    ["Not_A_Label", "not a DNS label"],
+    ["shop", "taken by node 1"],
+  ] as const)
+    expect(await refusal(local("nodes", "rename", "-i", "2", name))).toEqual({
+      status: 1,
+      message: expect.stringContaining(reason),
+    });
+  expect((await refusal(local("nodes", "rename", "-i", "2"))).status).toBe(2);
+
+  expect(await local("nodes", "delete", "-i", "1", "--force")).toBe("Node deleted");
+  expect(await namesOf()).toEqual(["phone", "server"]);
+  for (const verb of ["delete", "expire", "rename", "tag", "approve-routes"]) {
+    const more = { rename: ["n"], tag: ["-t", "tag:a"], "approve-routes": ["-r", "10.0.0.0/8"] }[verb] ?? [];
+    const { status, message } = await refusal(local("nodes", verb, "-i", "1", ...more, "--force"));
+    expect([verb, status, message]).toEqual([verb, 1, expect.stringContaining("there is no node 1")]);
+  }
+});
+
+test("NodeExpireCommand, NodeExpireFlags: now, at a time, never", async () => {
+  await server.join("web", await server.key({ user: await server.user("alice") }));
+  const inAnHour = new Date(Date.now() + 3_600_000).toISOString();
+  expect(await json("nodes", "expire", "-i", "1", "-e", inAnHour)).toMatchObject({ expiry: inAnHour });
+  expect(await local("nodes", "list")).toMatch(/\| no$/m);
+  expect(await json("nodes", "expire", "-i", "1", "--disable")).toMatchObject({ expiry: null });
+  const { expiry } = await json<{ expiry: string }>("nodes", "expire", "-i", "1");
+  expect(Date.parse(expiry)).toBeLessThanOrEqual(Date.now());
+  expect(await local("nodes", "list")).toMatch(/\| yes$/m);
+  expect((await refusal(local("nodes", "expire", "-i", "1", "-e", "tomorrow"))).status).toBe(2);
+});
+
+test("PreAuthKeyCommand{, WithoutExpiry, ReusableEphemeral}, CorrectUserLoggedIn: for an hour and one use unless asked otherwise, and the node is the key's user's", async () => {
+  const [, bob] = [await server.user("alice"), await server.user("bob")];
+  type Key = { id: string; key: string; expiration: string };
+  const left = ({ expiration }: Key) => Math.round((Date.parse(expiration) - Date.now()) / 60_000);
+  const plain = await json<Key>("preauthkeys", "create", "-u", "alice");
+  expect([left(plain), plain]).toEqual([60, expect.objectContaining({ reusable: false, ephemeral: false })]);
+  const open = await json<Key>("preauthkeys", "create", "-u", `${bob}`, "--reusable", "--ephemeral", "-e", "24h");
+  expect([left(open), open]).toEqual([24 * 60, expect.objectContaining({ reusable: true, ephemeral: true })]);
+  await server.join("phone", open.key);
+  expect(await json("nodes", "list")).toMatchObject([{ user: { name: "bob" }, ephemeral: true }]);
+  for (const argv of [[], ["-u", "9"], ["-u", "alice", "--tags", "web"]])
+    expect([argv, (await refusal(local("preauthkeys", "create", ...argv))).status]).toEqual([argv, 1]);
+  expect((await refusal(local("preauthkeys", "create", "-u", "alice", "-e", "soon"))).status).toBe(2);
+});
+
 test("addresses that nodes lack are given once", async () => {
   await server.join("web", await server.key({ user: await server.user("alice") }));
   expect(await local("nodes", "backfillips")).toBe("Every node has the addresses that it should have");

@@ -76,6 +76,11 @@ test("a policy is set and got byte for byte, its versions are listed, and a wron
   expect((await weft("set", "-f", failing, ...data)).err).toBe(
     `${failing}: test(s) failed\n  alice@: address "alice@:22": want: Accept, got: Drop`,
   );
+  const failingSSH = file(
+    '{"acls": [], "ssh": [], "sshTests": [{"src": "alice@", "dst": ["alice@"], "accept": ["root"]}]}',
+  );
+  const refused = await weft("set", "-f", failingSSH, ...data);
+  expect([refused.status, refused.err]).toEqual([1, expect.stringContaining("test(s) failed")]);
   expect((await weft("get", ...data)).out).toBe(POLICY);
 });
 
