@@ -32,7 +32,8 @@ Simulated nodes join a control server, change, reconnect now and then, and recon
 const CLASSES = 50;
 /** Registrations at a time. */
 const PARALLEL = 16;
-const MESH_TIMEOUT = 600_000;
+/** Milliseconds until every node must know every other, after all streams are open. */
+const meshTimeout = (nodes: number) => 40_000 + 60 * nodes;
 const CHANGE_TIMEOUT = 30_000;
 
 interface Server {
@@ -307,7 +308,7 @@ class Run {
   }
 
   private async untilFull(): Promise<void> {
-    const deadline = performance.now() + MESH_TIMEOUT;
+    const deadline = performance.now() + meshTimeout(this.nodes.length);
     while (!this.nodes.every((node) => this.isFull(node))) {
       if (performance.now() > deadline) {
         const lacking = this.nodes.filter((node) => !this.isFull(node)).length;
