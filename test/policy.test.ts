@@ -213,10 +213,10 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
       );
     }, 60_000);
 
-    test("ACLNamedHostsCanReach, ACLDevice1CanAccessDevice2: hosts, addresses, users, groups and tags name the same machines", async () => {
+    test("ACLNamedHostsCanReach{, BySubnet}, ACLGroupWithUnknownUser, ACLDevice1CanAccessDevice2: hosts, addresses, users, groups and tags name the same machines", async () => {
       const { alice, server } = members;
       const definitions = {
-        hosts: { laptop: alice.ip4, machine: `${server.ip4}/32` },
+        hosts: { laptop: alice.ip4, machine: `${server.ip4}/32`, everything: "100.64.0.0/10" },
         groups: { "group:people": ["alice@", "nobody@", "gone@example.com"] },
       };
       for (const [src, dst] of [
@@ -228,6 +228,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
         await set(allow([src], [`${dst}:*`], definitions));
         await reaches(...both("alice>server"));
       }
+      await set(allow(["laptop"], [`everything:${WEB}`], definitions));
+      await reaches(`alice>bob:${WEB}`, `alice>server:${WEB}`);
     }, 90_000);
 
     test("ACLAutogroupMember, ACLAutogroupTagged, ACLAutogroupSelf", async () => {
@@ -264,14 +266,21 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
       }
     }, 90_000);
 
-    test("ACLGroupAfterUserDeletion: a member who is deleted takes nothing from the others", async () => {
+    test("ACLGroup{AfterUserDeletion, DeletionExactReproduction}, ACLDynamicUnknownUser{Addition, Removal}: members who go, and names that are nobody's, take nothing from the others", async () => {
       await box.admin("users", "create", "carol");
-      await set(
-        allow(["group:team"], [`group:team:${WEB}`], { groups: { "group:team": ["alice@", "carol@", "bob@"] } }),
-      );
+      const team = (...names: string[]) =>
+        set(allow(["group:team"], [`group:team:${WEB}`], { groups: { "group:team": names } }));
+      await team("alice@", "carol@", "bob@");
       await reaches(`alice>bob:${WEB}`, `bob>alice:${WEB}`);
       await box.admin("users", "destroy", "-n", "carol", "--force");
       await reaches(`alice>bob:${WEB}`, `bob>alice:${WEB}`);
+      for (const names of [
+        ["alice@", "ghost@", "bob@"],
+        ["bob@", "alice@"],
+      ]) {
+        await team(...names);
+        await reaches(`alice>bob:${WEB}`, `bob>alice:${WEB}`);
+      }
     }, 60_000);
   },
 );
