@@ -48,14 +48,8 @@ export class Enrolment {
   }
 
   private plan(input: RegisterInput, { machineKey, address }: Connection): Registration {
+    const { model, log } = this.ctx;
     const now = this.ctx.now();
-    // A container that restarts must not suffer for its neighbours.
-    const isAttempt = input.authKey !== "" && !this.ctx.model.nodeByKey(input.nodeKey);
-    const wait = isAttempt ? this.attempts.wait(address, now) : 0;
-    if (wait > 0) {
-      const seconds = Math.ceil(wait / 1000);
-      throw new BadRequest(`too many wrong pre-auth keys from ${address}: wait ${seconds} seconds`, 429, seconds);
-    }
     let plan: Registration;
     try {
       plan = planRegister(this.ctx, input, machineKey);
@@ -63,8 +57,19 @@ export class Enrolment {
       if (error instanceof LoginRefused) return { kind: "answer", change: null, response: { Error: error.message } };
       throw error;
     }
-    if (plan.kind === "answer" && plan.isGuess) this.attempts.failed(address, now);
-    else if (isAttempt && plan.kind === "answer" && !plan.response.Error) this.attempts.succeeded(address);
+    if (plan.kind === "login") return plan;
+    if (plan.guess === undefined) {
+      if (plan.change && input.authKey !== "" && !model.nodeByKey(input.nodeKey)) this.attempts.succeeded(address);
+      return plan;
+    }
+    // Only who guesses waits: neighbours behind the same NAT, whose keys are right, must not suffer for it.
+    const wait = this.attempts.wait(address, now);
+    if (wait > 0) {
+      const seconds = Math.ceil(wait / 1000);
+      throw new BadRequest(`too many wrong pre-auth keys from ${address}: wait ${seconds} seconds`, 429, seconds);
+    }
+    this.attempts.failed(address, now);
+    log(`${address}: ${plan.guess}`);
     return plan;
   }
 

@@ -38,8 +38,8 @@ export type Registration =
       /** Null: the tailnet stays as it is. */
       change: Change | null;
       response: RegisterResponse;
-      /** What the client presented was made up: a key that never was, or somebody else's node key. */
-      isGuess?: boolean;
+      /** What the client presented was made up, for the log: a key that never was, or somebody else's node key. */
+      guess?: string;
     }
   | { kind: "login" };
 
@@ -62,10 +62,9 @@ export function planRegister(ctx: ControlContext, input: RegisterInput, machineK
   const now = ctx.now();
   const known = model.nodeByKey(input.nodeKey);
   if (known && known.machineKey !== machineKey) {
-    ctx.log(`${machineKey} presented the node key of node ${known.id}, which belongs to another machine: refused`);
     return {
       ...refuse("this node key belongs to another machine: log out and join again to get a new one"),
-      isGuess: true,
+      guess: `${machineKey} presented the node key of node ${known.id}, which belongs to another machine: refused`,
     };
   }
   if (input.expiry !== null && input.expiry <= now) return logout(known, now);
@@ -126,7 +125,7 @@ function admit(ctx: ControlContext, input: RegisterInput, machineKey: string, no
   if (!key)
     return {
       ...refuse("this server does not know this pre-auth key: check that it was copied whole (weft preauthkeys list)"),
-      isGuess: true,
+      guess: `${machineKey} presented a pre-auth key that never was: refused`,
     };
   const problem = keyProblem(key, now) ?? keyTagsProblem(input, key);
   if (problem) return refuse(problem);

@@ -1,5 +1,7 @@
 // Guessing costs time: failed attempts (API keys, auth ids, logins, pre-auth keys) are counted per address and in all, and
-// whoever failed too often waits, twice as long after each further failure. Pure: `now` comes from the caller.
+// whoever failed too often waits, twice as long after each further failure. All of these have 96 random bits or more, so
+// callers ask for the wait of wrong ones alone: a right one goes through, whatever others behind its address tried.
+// Pure: `now` comes from the caller.
 //
 //   per address   `free` failures cost nothing, then 1 s, 2 s, 4 s … up to `maxWait`; forgotten after `forgetAfter` of peace
 //   in all        more than `totalFailures` within `totalPeriod`: every address waits, but for those that succeeded lately
@@ -56,7 +58,7 @@ export class Attempts {
     this.#limits = { ...LIMITS, ...options.limits };
   }
 
-  /** Milliseconds that this address must wait before its next attempt; 0: it may try. */
+  /** Milliseconds that this address must wait before a wrong attempt of it is answered again; 0: it may try. */
   wait(address: string, now: number): number {
     const key = keyOf(address);
     const own = Math.max(0, (this.#failures.get(key)?.until ?? 0) - now);
@@ -99,7 +101,7 @@ export class Attempts {
     if (this.#period.failures < totalFailures || this.#period.isLogged) return;
     this.#period.isLogged = true;
     this.options.log?.(
-      `${totalFailures} wrong attempts at the ${this.options.what} from all addresses within ${totalPeriod} ms: only addresses that succeeded before may try until that time is over`,
+      `${totalFailures} wrong attempts at the ${this.options.what} from all addresses within ${totalPeriod} ms: until that time is over, wrong ones are answered only to addresses that had a right one before`,
     );
   }
 }

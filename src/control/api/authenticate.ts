@@ -1,5 +1,6 @@
 // Who is behind an HTTP request: API keys as Bearer, or as the user name of Basic as Tailscale's clients send them, and
-// access tokens of OAuth clients. Guessing costs time (net/ratelimit.ts); a secret that was good once is no guess.
+// access tokens of OAuth clients. Guessing costs time (net/ratelimit.ts); a secret that is good, or was once, is no guess
+// and never waits for those of its neighbours.
 import type { Context } from "hono";
 import { clientAddress } from "../../net/client-address.ts";
 import type { Attempts } from "../../net/ratelimit.ts";
@@ -16,33 +17,36 @@ export interface Credentials {
   log(line: string): void;
 }
 
-/** Throws CommandError: 401, or 429 while this address must wait. */
+/** Throws CommandError: 401, or 429 to a wrong key while this address must wait. */
 export function authenticate(c: Context, { apiKeys, oauth, attempts, now, log }: Credentials): Caller {
   const text = credential(c.req.header("Authorization") ?? "");
   if (text === null)
     throw new CommandError(401, "this needs an API key: send it as `Authorization: Bearer KEY` (weft apikeys create)");
-  const address = clientAddress(c);
-  const wait = attempts.wait(address, now());
-  if (wait > 0) throw tooMany(wait);
   const caller = text.startsWith("hskey-oauthtok-") ? byToken(oauth, text) : byKey(apiKeys, text);
   if (caller === null) {
-    attempts.failed(address, now());
-    log(`API: a wrong key from ${address}`);
+    noteGuess(c, "key", { attempts, now, log });
     throw new CommandError(401, "this API key or token is not known here: check that it was copied whole");
   }
   if (caller === "expired")
     throw new CommandError(401, "this API key or token has expired: make a new one (weft apikeys create)");
-  attempts.succeeded(address);
+  attempts.succeeded(clientAddress(c));
   return caller;
 }
 
-export function tooMany(wait: number): CommandError {
-  return new CommandError(
-    429,
-    `too many wrong keys from your address: try again in ${Math.ceil(wait / 1000)} s`,
-    undefined,
-    wait,
-  );
+/** A wrong secret was shown. Throws CommandError 429 while the address must wait. */
+export function noteGuess(
+  c: Context,
+  what: string,
+  { attempts, now, log }: Omit<Credentials, "apiKeys" | "oauth">,
+): void {
+  const address = clientAddress(c);
+  const wait = attempts.wait(address, now());
+  if (wait > 0) {
+    const message = `too many wrong keys from your address: try again in ${Math.ceil(wait / 1000)} s`;
+    throw new CommandError(429, message, undefined, wait);
+  }
+  attempts.failed(address, now());
+  log(`API: a wrong ${what} from ${address}`);
 }
 
 function byKey(apiKeys: ApiKeys, text: string): Caller | "expired" | null {

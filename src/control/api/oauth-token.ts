@@ -4,7 +4,7 @@ import type { Context } from "hono";
 import { z } from "zod";
 import { clientAddress } from "../../net/client-address.ts";
 import { CommandError } from "../errors.ts";
-import { basic, type Credentials, tooMany } from "./authenticate.ts";
+import { basic, type Credentials, noteGuess } from "./authenticate.ts";
 import { type Operation, operation } from "./operation.ts";
 
 const FORM = "application/x-www-form-urlencoded";
@@ -41,7 +41,8 @@ export function tokenOperation(credentials: Credentials): Operation {
   });
 }
 
-async function issue(body: string, c: Context, { oauth, attempts, now, log }: Credentials) {
+async function issue(body: string, c: Context, credentials: Credentials) {
+  const { oauth, attempts } = credentials;
   if (body.length > MAX_FORM) throw new CommandError(400, `the form is longer than ${MAX_FORM} bytes`);
   const form = new URLSearchParams(body);
   const grant = form.get("grant_type") ?? "client_credentials";
@@ -52,16 +53,12 @@ async function issue(body: string, c: Context, { oauth, attempts, now, log }: Cr
   const id = form.get("client_id") || decode(shown?.user ?? "");
   const secret = form.get("client_secret") || decode(shown?.password ?? "");
   if (secret === "") throw new CommandError(401, "client_id and client_secret are missing");
-  const address = clientAddress(c);
-  const wait = attempts.wait(address, now());
-  if (wait > 0) throw tooMany(wait);
   const client = oauth.authenticate(id, secret);
   if (!client) {
-    attempts.failed(address, now());
-    log(`API: a wrong OAuth client secret from ${address}`);
+    noteGuess(c, "OAuth client secret", credentials);
     throw new CommandError(401, "this OAuth client is not known here, or its secret is another");
   }
-  attempts.succeeded(address);
+  attempts.succeeded(clientAddress(c));
   const words = (name: string) => {
     const text = form.get(name)?.trim() ?? "";
     return text === "" ? null : text.split(/[\s,]+/);

@@ -92,8 +92,8 @@ test("API keys survive a restart, and when they were used is written at most onc
   expect((await client(second, apiKey)("GET", "/api/v1/user")).status).toBe(401);
 });
 
-test("wrong keys cost time and are logged, without the key; a right key waits as long from the same address", async () => {
-  let now = Date.parse("2026-11-21T12:00:00Z");
+test("wrong keys cost time and are logged, without the key; a right key from the same address never waits", async () => {
+  const now = Date.parse("2026-11-21T12:00:00Z");
   const lines: string[] = [];
   await using server = await TestServer.start({ now: () => now, log: (line) => lines.push(line) });
   const { apiKey, api } = await withKey(server);
@@ -101,12 +101,14 @@ test("wrong keys cost time and are logged, without the key; a right key waits as
   const guess = client(server, `hskey-api-${"1".repeat(12)}-${secret}`);
   const statuses: number[] = [];
   for (let i = 0; i < 8; i++) statuses.push((await guess("GET", "/api/v1/user")).status);
-  expect(statuses.slice(0, 6)).toEqual([401, 401, 401, 401, 401, 401]);
-  expect(statuses.slice(6)).toEqual([429, 429]);
-  expect((await api("GET", "/api/v1/user")).status).toBe(429);
-  now += 1_000;
+  expect(statuses).toEqual([401, 401, 401, 401, 401, 401, 429, 429]);
+  const token = await fetch(`${server.url}/api/v2/oauth/token`, {
+    method: "POST",
+    body: "client_id=x&client_secret=y",
+  });
+  expect([token.status, Number(token.headers.get("Retry-After"))]).toEqual([429, 1]);
   expect((await api("GET", "/api/v1/user")).status).toBe(200);
-  expect(lines.filter((line) => line.includes("127.0.0.1")).length).toBeGreaterThanOrEqual(6);
+  expect(lines.filter((line) => line.includes("wrong key from 127.0.0.1"))).toHaveLength(6);
   expect(lines.join("\n")).not.toContain(secret);
   expect(lines.join("\n")).not.toContain(apiKey.slice(-64));
 });

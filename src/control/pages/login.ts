@@ -268,21 +268,21 @@ ${this.description(login)}
 
   /** The login of this address; or the answer for those who guess, or come too late. */
   private async find(c: Context): Promise<PendingLogin | Response> {
-    const now = this.ctx.now();
     const address = clientAddress(c);
+    const login = this.logins.get(c.req.param("id") ?? "");
+    const kind = c.req.path.startsWith("/register/") ? "register" : "ssh-check";
+    if (login?.request.kind === kind) {
+      this.attempts.succeeded(address);
+      return login.verdict ? gone(c, login) : login;
+    }
+    const now = this.ctx.now();
     const wait = this.attempts.wait(address, now);
     if (wait > 0) {
       c.header("Retry-After", `${Math.ceil(wait / 1000)}`);
       return notice(c, 429, "Too many attempts", "Too many wrong addresses were tried. Wait a while, then try again.");
     }
-    const login = this.logins.get(c.req.param("id") ?? "");
-    const kind = c.req.path.startsWith("/register/") ? "register" : "ssh-check";
-    if (login?.request.kind !== kind) {
-      this.attempts.failed(address, now);
-      return gone(c, null);
-    }
-    this.attempts.succeeded(address);
-    return login.verdict ? gone(c, login) : login;
+    this.attempts.failed(address, now);
+    return gone(c, null);
   }
 
   private description({ request }: PendingLogin) {
