@@ -4,7 +4,7 @@ import { createInterface } from "node:readline/promises";
 import { AdminClient } from "./admin-client.ts";
 import { NOUNS, type Noun, type Session, type Verb } from "./admin-verbs.ts";
 import { type FlagSpec, type Flags, nearest, parseFlags, UsageError } from "./flags.ts";
-import { parseFormat, serialize } from "./output.ts";
+import { parseFormat, printable, serialize } from "./output.ts";
 
 /** One line for each command. */
 export const ADMIN_USAGE = Object.entries(NOUNS)
@@ -106,7 +106,7 @@ export async function adminMain(argv: string[]): Promise<number> {
   const format = parseFormat(flags.output);
   const api = AdminClient.open(flags, process.env, (line) => console.error(line));
   const result = await run({ api, confirm: confirmUnless(flags.force) }, flags);
-  console.log(format === "table" ? result.text : serialize(result.value, format));
+  console.log(format === "table" ? printable(result.text) : serialize(result.value, format));
   return 0;
 }
 

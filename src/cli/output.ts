@@ -17,12 +17,23 @@ export function parseFormat(text: string | undefined): Format {
 /** `value` as text of a machine format, without the last newline. */
 export function serialize(value: unknown, format: Exclude<Format, "table">): string {
   if (format === "yaml") return Bun.YAML.stringify(value, null, 2).trimEnd();
-  return format === "json" ? JSON.stringify(value, null, "\t") : JSON.stringify(value);
+  const text = format === "json" ? JSON.stringify(value, null, "\t") : JSON.stringify(value);
+  return text.replace(UNPRINTABLE, (c) =>
+    c === "\n" || c === "\t" ? c : `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
 }
 
-/** Columns of equal width, separated by " | ". Control characters in cells are shown as "?". */
+/** What drives a terminal, and what turns the direction of text: names of strangers must not change what a person sees. */
+const UNPRINTABLE = /[\p{Cc}\p{Bidi_Control}\u2028\u2029]/gu;
+
+/** Lines for a terminal, with "?" for what is not for people. */
+export function printable(text: string): string {
+  return text.replace(UNPRINTABLE, (c) => (c === "\n" || c === "\t" ? c : "?"));
+}
+
+/** Columns of equal width, separated by " | ". What does not belong into a line is shown as "?". */
 export function table(header: string[], rows: string[][]): string {
-  const cells = [header, ...rows].map((row) => row.map((cell) => cell.replace(/\p{Cc}/gu, "?")));
+  const cells = [header, ...rows].map((row) => row.map((cell) => cell.replace(UNPRINTABLE, "?")));
   const widths = header.map((_, column) => Math.max(...cells.map((row) => Bun.stringWidth(row[column] ?? ""))));
   return cells
     .map((row) =>

@@ -31,7 +31,7 @@ import { KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { Sweep } from "./map-sweep.ts";
 import { Metrics } from "./metrics.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
-import { farewell, type TailnetConfig, View } from "./netmap.ts";
+import { farewell, hasName, type TailnetConfig, View } from "./netmap.ts";
 import { LoginPages } from "./pages/login.ts";
 import { setupPages } from "./pages/setup.ts";
 import { Pings } from "./pings.ts";
@@ -62,6 +62,8 @@ export interface ControlOptions {
   /** Milliseconds of silence on a map stream before a keep-alive. Default 50 s, and up to 9 s more at random. */
   keepAlive?: { every: number; jitter: number };
   liveness?: Partial<Liveness>;
+  /** Noise connections of all machines. Default 20,000. */
+  maxConnections?: number;
   now?: () => Millis;
   /** A node was deleted: its key opens nothing any more. */
   onNodeRemoved?: (nodeKey: Uint8Array) => void;
@@ -217,6 +219,7 @@ class ControlServer implements Control {
       privateKey: noiseKey,
       now: this.now,
       ...(options.liveness && { liveness: options.liveness }),
+      ...(options.maxConnections && { maxConnections: options.maxConnections }),
       onRequest: (stream, headers, connection) => {
         const handlers: MachineHandlers = {
           register: async (body, _connection, signal) => {
@@ -299,6 +302,11 @@ class ControlServer implements Control {
 
   async start(): Promise<void> {
     await this.pages.start();
+    for (const node of this.model.nodes.values())
+      if (!hasName(node, this.config))
+        this.context.log(
+          `the name of node ${node.id} is no DNS name, so its peers are not told of it: weft nodes rename -i ${node.id} NAME`,
+        );
     await this.tick();
     this.poke();
     this.readExtraRecords();

@@ -157,6 +157,13 @@ function baseNode(node: NodeRecord, config: TailnetConfig): tc.Node {
   };
 }
 
+const MAX_FQDN = 253;
+
+/** Whether a node's name is one of DNS. Clients give up on a netmap with a peer of another: its peers are not told of it. */
+export function hasName({ givenName }: NodeRecord, { baseDomain }: TailnetConfig): boolean {
+  return givenName !== "" && givenName.length + 1 + baseDomain.length <= MAX_FQDN;
+}
+
 const peerForms = new WeakMap<TailnetConfig, WeakMap<NodeRecord, tc.Node>>();
 
 /** A node as its peers see it. Records are immutable, so the form is built once for all viewers. */
@@ -314,7 +321,7 @@ export class View {
     this.isAdmitted = self.authorized;
     this.toldProblem = routesProblem(self);
     const ids = self.authorized ? this.access.circle(self.id).ids.filter((id) => id !== self.id) : [];
-    const peers = ids.map((id) => model.nodes.get(id)!).filter((peer) => peer.authorized);
+    const peers = ids.map((id) => model.nodes.get(id)!).filter((peer) => this.isShown(peer));
     for (const peer of peers) this.known.add(peer.id);
     return {
       Node: selfNode(self, this.config, decision.self),
@@ -367,7 +374,7 @@ export class View {
       }
       const peer = model.nodes.get(id);
       const known = this.known.has(id);
-      if (!peer?.authorized || !self.authorized || !this.access.sees(self.id, id)) {
+      if (!peer || !this.isShown(peer) || !self.authorized || !this.access.sees(self.id, id)) {
         if (known) removed.push(id);
         this.known.delete(id);
         continue;
@@ -387,6 +394,10 @@ export class View {
     const profiles = this.newProfiles(visible, model);
     if (profiles.length > 0) message.UserProfiles = profiles;
     return Object.keys(message).length > 0 ? message : null;
+  }
+
+  private isShown(peer: NodeRecord): boolean {
+    return peer.authorized && hasName(peer, this.config);
   }
 
   private peer(node: NodeRecord): tc.Node {

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
-import { BadRequest, parseMap, parseRegister } from "./requests.ts";
+import { BadRequest, homeDerpOf, parseMap, parseRegister } from "./requests.ts";
 
 const NODE_KEY = `nodekey:${"ab".repeat(32)}`;
 const bytes = (value: unknown) => new TextEncoder().encode(typeof value === "string" ? value : JSON.stringify(value));
@@ -54,6 +54,9 @@ test("fields of the wrong form are refused with a sentence that names them", () 
     [{ NodeKey: "nodekey:ab" }, /NodeKey/],
     [{ NodeKey: NODE_KEY, Version: "1" }, /Version/],
     [{ NodeKey: NODE_KEY, Version: 1e300 }, /Version/],
+    // A column of PostgreSQL has 32 bits, and one row that it refuses spoils the transaction of others.
+    [{ NodeKey: NODE_KEY, Version: 2 ** 31 }, /Version/],
+    [{ NodeKey: NODE_KEY, Version: -1 }, /Version/],
     [{ NodeKey: NODE_KEY, Hostinfo: [] }, /Hostinfo/],
     [{ NodeKey: NODE_KEY, Hostinfo: { Hostname: 7 } }, /Hostname/],
     [{ NodeKey: NODE_KEY, Hostinfo: { RequestTags: "tag:x" } }, /RequestTags/],
@@ -67,6 +70,13 @@ test("fields of the wrong form are refused with a sentence that names them", () 
   expect(() => parseMap(bytes({ NodeKey: NODE_KEY, Endpoints: {} }))).toThrow(/Endpoints/);
   expect(() => parseMap(bytes({ NodeKey: NODE_KEY, Stream: "true" }))).toThrow(/Stream/);
   expect(() => parseRegister(Uint8Array.of(0x7b, 0xff, 0x7d))).toThrow(/not JSON/);
+});
+
+test("a home relay is one that a DERP map may have", () => {
+  const home = (PreferredDERP: unknown) => homeDerpOf({ NetInfo: { PreferredDERP } as object });
+  expect([900, 999_999_999].map(home)).toEqual([900, 999_999_999]);
+  expect([0, -1, 1.5, 2 ** 31, 2 ** 53, 1e300, "1", null, []].map(home)).toEqual(Array(9).fill(0));
+  expect(homeDerpOf({})).toBeNull();
 });
 
 test("whatever the bytes are, the answer is a value or a BadRequest", () => {

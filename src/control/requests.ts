@@ -51,6 +51,9 @@ const MAX_ENDPOINTS = 64;
 /** Of one node's Hostinfo as JSON: it goes to every peer. Real ones have 1 to 4 KB. */
 const MAX_HOSTINFO = 64 * 1024;
 const MAX_DEPTH = 32;
+/** Capability versions, which the handshake has in 16 bits, and numbers of relays: what the store's columns hold. */
+const MAX_VERSION = 0xffff;
+const MAX_REGION = 999_999_999;
 
 export type Fields = Record<string, unknown>;
 
@@ -88,6 +91,12 @@ export function integer(fields: Fields, name: string): number {
   const value = fields[name] ?? 0;
   if (!Number.isSafeInteger(value)) throw new BadRequest(`${name} is not a whole number`);
   return value as number;
+}
+
+function version(fields: Fields): number {
+  const value = integer(fields, "Version");
+  if (value < 0 || value > MAX_VERSION) throw new BadRequest(`Version ${value} is no capability version`);
+  return value;
 }
 
 export function text(fields: Fields, name: string, max: number): string {
@@ -142,7 +151,7 @@ function hostinfo(fields: Fields): Hostinfo | null {
 export function homeDerpOf(info: Hostinfo): number | null {
   if (!info.NetInfo) return null;
   const region = info.NetInfo.PreferredDERP;
-  return typeof region === "number" && Number.isSafeInteger(region) && region > 0 ? region : 0;
+  return typeof region === "number" && Number.isInteger(region) && region > 0 && region <= MAX_REGION ? region : 0;
 }
 
 /** Worth handing on to peers: an address and port, not IPv6 of one link. Sorted, each once. Null when there is no list. */
@@ -165,7 +174,7 @@ export function parseRegister(body: Uint8Array): RegisterInput {
   const auth = fields.Auth ?? {};
   if (typeof auth !== "object" || Array.isArray(auth)) throw new BadRequest("Auth is not an object");
   return {
-    version: integer(fields, "Version"),
+    version: version(fields),
     nodeKey: requiredNodeKey(fields),
     oldNodeKey: key(fields, "OldNodeKey", "nodekey:"),
     authKey: text(auth as Fields, "AuthKey", 1024),
@@ -179,7 +188,7 @@ export function parseRegister(body: Uint8Array): RegisterInput {
 export function parseMap(body: Uint8Array): MapInput {
   const fields = objectOf(body);
   return {
-    version: integer(fields, "Version"),
+    version: version(fields),
     nodeKey: requiredNodeKey(fields),
     discoKey: key(fields, "DiscoKey", "discokey:"),
     hostinfo: hostinfo(fields),

@@ -11,7 +11,7 @@ import { x25519Public } from "../crypto/x25519.ts";
 import { type Listener, listen } from "../net/listener.ts";
 import { NoiseDuplex } from "../net/noise-duplex.ts";
 import { type ControlStream, Ts2021Client } from "../net/ts2021-client.ts";
-import { NoiseInitiator, RESPONSE_LENGTH, readHandshakeReply } from "../wire/noise.ts";
+import { NoiseInitiator, type NoiseKeys, RESPONSE_LENGTH, RecordSealer, readHandshakeReply } from "../wire/noise.ts";
 import type * as tc from "../wire/tailcfg.ts";
 import type { ApiPreAuthKey, ApiUser } from "./api/shapes.ts";
 import { configOf } from "./dns.ts";
@@ -441,5 +441,64 @@ export class TestServer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop();
     rmSync(this.dataDir, { recursive: true, force: true });
+  }
+}
+
+/** Header lines of an upgrade to Noise. */
+export const HANDSHAKE_UPGRADE = "Upgrade: tailscale-control-protocol\r\nConnection: upgrade\r\n";
+
+/** Of a handshake with the server. */
+export function initiator(server: TestServer, machinePrivate = randomBytes(32)): NoiseInitiator {
+  return new NoiseInitiator({
+    version: 138,
+    machinePrivate,
+    ephemeralPrivate: randomBytes(32),
+    controlPublic: server.control.noisePublicKey,
+  });
+}
+
+/** An HTTP header line. */
+export function headerOf(initiation: Uint8Array): string {
+  return `X-Tailscale-Handshake: ${Buffer.from(initiation).toString("base64")}\r\n`;
+}
+
+/** A client of bytes: what it says is up to the test. */
+export class RawClient {
+  heard: Buffer = Buffer.alloc(0);
+  closed = false;
+  private constructor(readonly socket: Socket) {}
+
+  static async connect(server: TestServer): Promise<RawClient> {
+    const socket = connect(server.listener.port, "127.0.0.1");
+    const client = new RawClient(socket);
+    socket.on("data", (chunk: Buffer) => {
+      client.heard = Buffer.concat([client.heard, chunk]);
+    });
+    socket.on("error", () => {});
+    socket.on("close", () => {
+      client.closed = true;
+    });
+    await new Promise((resolve) => socket.on("connect", resolve));
+    return client;
+  }
+
+  /** Sends a request head and waits for the end of the connection. */
+  async ask(head: string): Promise<string> {
+    this.socket.write(`${head}\r\n`);
+    await until(() => this.closed, "the server to close");
+    return this.heard.toString("latin1");
+  }
+
+  async handshake(server: TestServer, machinePrivate?: Uint8Array): Promise<{ keys: NoiseKeys; sealer: RecordSealer }> {
+    const noise = initiator(server, machinePrivate);
+    this.socket.write(`POST /ts2021 HTTP/1.1\r\nHost: x\r\n${HANDSHAKE_UPGRADE}${headerOf(noise.initiation)}\r\n`);
+    const start = await until(() => {
+      const end = this.heard.indexOf("\r\n\r\n");
+      return end > 0 && this.heard.length >= end + 4 + RESPONSE_LENGTH && end + 4;
+    }, "the handshake response");
+    const reply = readHandshakeReply(new Uint8Array(this.heard.subarray(start)));
+    if (!reply || "error" in reply) throw new Error("refused");
+    const keys = noise.finish(reply.response);
+    return { keys, sealer: new RecordSealer(keys.send) };
   }
 }

@@ -1,64 +1,16 @@
 import { expect, test } from "bun:test";
-import { connect, type Socket } from "node:net";
 import fc from "fast-check";
 import { randomBytes } from "../crypto/keys.ts";
-import { NoiseInitiator, type NoiseKeys, RESPONSE_LENGTH, RecordSealer, readHandshakeReply } from "../wire/noise.ts";
-import { TestServer, until, WebSocketNode } from "./testing.ts";
-
-const UPGRADE = "Upgrade: tailscale-control-protocol\r\nConnection: upgrade\r\n";
-
-function initiator(server: TestServer, version = 138): NoiseInitiator {
-  return new NoiseInitiator({
-    version,
-    machinePrivate: randomBytes(32),
-    ephemeralPrivate: randomBytes(32),
-    controlPublic: server.control.noisePublicKey,
-  });
-}
-
-function headerOf(initiation: Uint8Array): string {
-  return `X-Tailscale-Handshake: ${Buffer.from(initiation).toString("base64")}\r\n`;
-}
-
-class RawClient {
-  heard: Buffer = Buffer.alloc(0);
-  closed = false;
-  private constructor(readonly socket: Socket) {}
-
-  static async connect(server: TestServer): Promise<RawClient> {
-    const socket = connect(server.listener.port, "127.0.0.1");
-    const client = new RawClient(socket);
-    socket.on("data", (chunk: Buffer) => {
-      client.heard = Buffer.concat([client.heard, chunk]);
-    });
-    socket.on("error", () => {});
-    socket.on("close", () => {
-      client.closed = true;
-    });
-    await new Promise((resolve) => socket.on("connect", resolve));
-    return client;
-  }
-
-  /** Sends a request head and waits for the end of the connection. */
-  async ask(head: string): Promise<string> {
-    this.socket.write(`${head}\r\n`);
-    await until(() => this.closed, "the server to close");
-    return this.heard.toString("latin1");
-  }
-
-  async handshake(server: TestServer): Promise<{ keys: NoiseKeys; sealer: RecordSealer }> {
-    const noise = initiator(server);
-    this.socket.write(`POST /ts2021 HTTP/1.1\r\nHost: x\r\n${UPGRADE}${headerOf(noise.initiation)}\r\n`);
-    const start = await until(() => {
-      const end = this.heard.indexOf("\r\n\r\n");
-      return end > 0 && this.heard.length >= end + 4 + RESPONSE_LENGTH && end + 4;
-    }, "the handshake response");
-    const reply = readHandshakeReply(new Uint8Array(this.heard.subarray(start)));
-    if (!reply || "error" in reply) throw new Error("refused");
-    const keys = noise.finish(reply.response);
-    return { keys, sealer: new RecordSealer(keys.send) };
-  }
-}
+import { NoiseInitiator } from "../wire/noise.ts";
+import {
+  headerOf,
+  initiator,
+  RawClient,
+  TestServer,
+  HANDSHAKE_UPGRADE as UPGRADE,
+  until,
+  WebSocketNode,
+} from "./testing.ts";
 
 test("/key tells the Noise key to those who say a version that can use it", async () => {
   await using server = await TestServer.start();

@@ -37,7 +37,7 @@ export interface Liveness {
 const LIVENESS: Liveness = { interval: 5_000, pingAfter: 20_000, pingTimeout: 15_000, idleTimeout: 120_000 };
 /** Connections of one machine; the oldest goes when there are more. Clients pool by authority and need two or three. */
 const MAX_PER_MACHINE = 8;
-/** Connections of all machines; more are refused. */
+/** Connections of all machines; for one more, the one goes that has been silent for longest without a request. */
 const MAX_CONNECTIONS = 20_000;
 
 /** One Noise connection. */
@@ -64,6 +64,8 @@ export interface NoiseServerOptions {
   privateKey: Uint8Array;
   now: () => number;
   liveness?: Partial<Liveness>;
+  /** Default 20,000. */
+  maxConnections?: number;
   /** A request inside Noise. Must answer or close the stream. */
   onRequest(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, connection: Connection): void;
 }
@@ -125,7 +127,7 @@ export class NoiseServer {
 
   readonly upgrade: UpgradeHandler = (request, socket, head) => {
     if (this.closed) refuseUpgrade(socket, 503, "the server is stopping");
-    else if (this.connections.size >= MAX_CONNECTIONS) refuseUpgrade(socket, 503, "too many connections");
+    else if (!this.makeRoom()) refuseUpgrade(socket, 503, "too many connections");
     else if (request.method === "GET") this.upgradeWebSocket(request, socket, head);
     else if (request.method === "POST") this.upgradePost(request, socket, head);
     else refuseUpgrade(socket, 405, "POST, or a WebSocket by GET");
@@ -220,6 +222,17 @@ export class NoiseServer {
     } finally {
       this.connecting = null;
     }
+  }
+
+  /** Strangers who hold connections must not shut others out. False: all are at work. */
+  private makeRoom(): boolean {
+    if (this.connections.size < (this.options.maxConnections ?? MAX_CONNECTIONS)) return true;
+    let victim: Watched | null = null;
+    for (const connection of this.connections)
+      if (connection.openStreams === 0 && (!victim || connection.lastHeard < victim.lastHeard)) victim = connection;
+    if (victim) this.forget(victim);
+    victim?.duplex.destroy();
+    return victim !== null;
   }
 
   private limitMachine(connection: Watched): void {

@@ -30,6 +30,12 @@ export type NoiseDuplexOptions =
       onEarlyPayload?: (early: EarlyNoise) => void;
     });
 
+/**
+ * Bytes that wait for the peer to read. What HTTP/2's windows let out stays far below it; replies that the peer provokes
+ * (to pings) have no window.
+ */
+const MAX_BACKLOG = 8 * 1024 * 1024;
+
 export class NoiseDuplex extends Duplex {
   private readonly socket: Duplex;
   private readonly sealer: RecordSealer;
@@ -117,6 +123,10 @@ export class NoiseDuplex extends Duplex {
 
   private onSocketData(chunk: Uint8Array): void {
     if (this.destroyed) return;
+    if (this.writableLength > MAX_BACKLOG) {
+      this.destroy(new Error("the peer asks for more and more, and reads nothing"));
+      return;
+    }
     let wantsMore = true;
     try {
       for (const plaintext of this.opener.push(chunk)) wantsMore = this.deliver(plaintext) && wantsMore;
