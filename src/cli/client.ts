@@ -10,6 +10,7 @@ import { VERSION } from "../node/version.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
 import { parseFlags, UsageError } from "./flags.ts";
 import { checkHostname, DEFAULT_SOCKET, readAuthKey } from "./node.ts";
+import { parseFormat, serialize } from "./output.ts";
 
 const CLIENT_VERBS = ["up", "down", "status", "ping", "ip", "netcheck", "version", "logout"] as const;
 type ClientVerb = (typeof CLIENT_VERBS)[number];
@@ -501,15 +502,17 @@ export function netcheckText(report: NetcheckJson, derpMap: DERPMap, now: Date):
   return lines.join("\n");
 }
 
-const VERSION_USAGE = `Usage: weft version [--daemon] [--json]`;
+const VERSION_USAGE = `Usage: weft version [--daemon] [--json | -o json|json-line|yaml]`;
 
 async function version(argv: string[]): Promise<number> {
-  const flags = parseFlags("weft version", argv, { ...COMMON, daemon: "boolean", json: "boolean" }, VERSION_USAGE);
+  const spec = { ...COMMON, daemon: "boolean", json: "boolean", output: { kind: "string", short: "o" } } as const;
+  const flags = parseFlags("weft version", argv, spec, VERSION_USAGE);
   if (flags.help) return print(VERSION_USAGE);
   const daemon = flags.daemon ? (await connect(flags).status(false)).Version : null;
-  if (flags.json) {
+  const format = flags.json ? "json" : parseFormat(flags.output);
+  if (format !== "table") {
     const about = { short: VERSION, long: VERSION, ...(daemon === null ? {} : { daemonLong: daemon }) };
-    return print(JSON.stringify(about, null, 2));
+    return print(serialize(about, format));
   }
   return print(daemon === null ? `${VERSION}\n  bun ${Bun.version}` : `Client: ${VERSION}\nDaemon: ${daemon}`);
 }

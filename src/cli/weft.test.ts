@@ -71,6 +71,13 @@ test("health: 0 while the server works, 1 when nobody answers", async () => {
   expect(gone.stderr).toContain("no control server answers at");
 }, 20_000);
 
+test("version: for people and for programs", async () => {
+  const { version } = JSON.parse(readFileSync(resolve(import.meta.dir, "../../package.json"), "utf8"));
+  expect((await weft("version")).stdout).toStartWith(`${version}\n`);
+  expect(JSON.parse((await weft("version", "-o", "json")).stdout)).toEqual({ short: version, long: version });
+  expect((await weft("version", "-o", "xml")).status).toBe(2);
+}, 20_000);
+
 test("generate prints a new private key each time", async () => {
   const [first, second] = [await weft("generate", "private-key"), await weft("gen", "private-key")];
   expect(first.stdout).toMatch(/^privkey:[0-9a-f]{64}\n$/);
