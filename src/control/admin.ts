@@ -4,6 +4,7 @@ import { createServer, type Server } from "node:http";
 import { dirname } from "node:path";
 import { createAdaptorServer } from "@hono/node-server";
 import type { Hono } from "hono";
+import { drain } from "../net/listener.ts";
 
 export interface Admin {
   close(): Promise<void>;
@@ -12,11 +13,12 @@ export interface Admin {
 /** Resolves when the socket answers. The caller holds the data folder's lock: a socket that is there is a leftover. */
 export async function startAdmin({ path, mode }: { path: string; mode: number }, app: Hono): Promise<Admin> {
   mkdirSync(dirname(path), { recursive: true, mode: 0o750 });
-  const server = createAdaptorServer({ fetch: app.fetch, createServer }) as Server;
+  const server = createAdaptorServer({ fetch: app.fetch, createServer, autoCleanupIncoming: false }) as Server;
   server.on("clientError", (_error, socket) => socket.destroy());
   server.prependListener("request", (request, response) => {
     request.on("error", () => {});
     response.on("error", () => {});
+    response.once("finish", () => drain(request));
   });
   rmSync(path, { force: true });
   await new Promise<void>((resolve, reject) => {

@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test";
+import { once } from "node:events";
 import { connect } from "node:net";
 import { connect as tlsConnect } from "node:tls";
 import { Hono } from "hono";
@@ -114,6 +115,72 @@ test("serves the app, bounds bodies, and keeps its errors to itself", async () =
   expect(logged).toEqual([expect.objectContaining({ level: "error", request: id, client: "127.0.0.1" })]);
   expect(logged[0]?.error).toContain("Error: secret");
   expect(await isAlive(server.port)).toBe(true);
+});
+
+/** Sends pieces, and waits after each of them for what is to be heard by then. */
+async function converse(port: number, turns: [bytes: string, heard: RegExp][], pause = 0): Promise<void> {
+  const socket = connect(port, "127.0.0.1");
+  let heard = "";
+  try {
+    for (const [bytes, expected] of turns) {
+      socket.write(bytes);
+      const deadline = performance.now() + 5000;
+      while (!expected.test(heard)) {
+        if (socket.destroyed || performance.now() > deadline)
+          throw new Error(`no ${expected}, heard ${JSON.stringify(heard)}`);
+        await Promise.race([once(socket, "data"), once(socket, "close"), Bun.sleep(5000)]).then((data) => {
+          heard += Array.isArray(data) && data[0] instanceof Uint8Array ? data[0].toString() : "";
+        });
+      }
+      await Bun.sleep(pause);
+    }
+  } finally {
+    socket.destroy();
+  }
+}
+
+test("an answer that does not wait for the body reaches a client that goes on sending, and the connection stays", async () => {
+  const refusing = app().post("/refuse", (c) => c.text("no", 401));
+  await using server = await serve({ app: refusing, limits: { bodyBytes: 1000 } });
+  const half = "x".repeat(1_500_000);
+  const chunk = `${half.length.toString(16)}\r\n${half}\r\n`;
+  const forms = [
+    [`Content-Length: ${half.length * 2}`, half, half],
+    ["Transfer-Encoding: chunked", chunk, `${chunk}0\r\n\r\n`],
+  ] as const;
+  const talks = ["/size", "/refuse"].flatMap((path) =>
+    forms.map(([header, first, rest]) =>
+      converse(
+        server.port,
+        [
+          [`POST ${path} HTTP/1.1\r\nHost: x\r\n${header}\r\n\r\n${first}`, /^HTTP\/1.1 4(13|01)/],
+          [`${rest}GET / HTTP/1.1\r\nHost: x\r\n\r\n`, /hello$/],
+        ],
+        // A slow client: longer than the half second that the HTTP library would wait for it.
+        600,
+      ),
+    ),
+  );
+  await Promise.all(talks);
+});
+
+test("a body without end behind its answer, or one that stops, is cut off", async () => {
+  await using server = await serve({ limits: { bodyBytes: 1000, requestTimeout: 300 } });
+  const { port } = server;
+  const stopped = await talk(port, "POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\nab");
+  expect(stopped).toContain("413");
+  const endless = connect(port, "127.0.0.1");
+  endless.on("error", () => {});
+  const closed = new Promise((resolve) => endless.on("close", resolve));
+  const piece = new Uint8Array(1 << 20);
+  const pump = () => {
+    while (!endless.destroyed && endless.write(piece));
+  };
+  endless.on("drain", pump);
+  endless.write("POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n");
+  pump();
+  await closed;
+  expect(await isAlive(port)).toBe(true);
 });
 
 test("who sends garbage, a head that is too long or never ends, or a body that never comes is cut off", async () => {

@@ -2,7 +2,7 @@
 // (ts2021, DERP, WebSocket). Strangers reach this: what they may send before it means something is bounded.
 //
 //   head          16 KiB, within 10 s of the connection (of the answer before, 60 s); then the whole request within 30 s
-//   body          1 MiB
+//   body          1 MiB; what comes behind an answer that did not wait for the body is read within the same 30 s, up to 32 MiB
 //   connections   4096 that have not become an upgrade; for one more, the one goes that has been without a whole head for longest
 // An upgraded socket leaves all of these behind: whoever takes it sets the limits of its protocol.
 //
@@ -82,6 +82,8 @@ export async function listen(options: ListenOptions): Promise<Listener> {
   const server = createAdaptorServer({
     fetch: guarded(options.app, limits, log).fetch,
     createServer: createHttpServer,
+    // It gives a client half a second; `drain` below gives it the time of a request.
+    autoCleanupIncoming: false,
     serverOptions: { maxHeaderSize: limits.headBytes },
   }) as Server;
   server.timeout = 0;
@@ -99,6 +101,7 @@ export async function listen(options: ListenOptions): Promise<Listener> {
     response.on("error", () => {});
     noteClient(request, trusted);
     patience.request(request, response);
+    response.once("finish", () => drain(request));
   });
   server.on("upgrade", (request: IncomingMessage, socket: Socket, head: Buffer) => {
     patience.end(socket);
@@ -257,7 +260,11 @@ class Patience {
     const isWhole = headers["transfer-encoding"] === undefined && !Number(headers["content-length"] ?? 0);
     this.#set(socket, isWhole ? Number.POSITIVE_INFINITY : this.limits.requestTimeout);
     request.once("end", () => this.#set(socket, Number.POSITIVE_INFINITY));
-    response.once("close", () => this.#wait(socket, this.limits.keepAliveTimeout));
+    // A body that nobody wanted (drain) still has the request's time.
+    response.once("close", () => {
+      if (request.complete) this.#wait(socket, this.limits.keepAliveTimeout);
+      else request.once("end", () => this.#wait(socket, this.limits.keepAliveTimeout));
+    });
   }
 
   end(socket: Duplex): void {
@@ -285,6 +292,25 @@ class Patience {
     const now = performance.now();
     for (const [socket, deadline] of this.#deadlines) if (deadline <= now) socket.destroy();
   }
+}
+
+/** Bytes of a body that are read behind an answer that did not wait for it. */
+const MAX_DRAIN = 32 * 1024 * 1024;
+
+/**
+ * Reads what is left of a body after its answer (413, 401 …): were the connection closed on a client that still sends, the
+ * reset would take the answer from it.
+ */
+export function drain(request: IncomingMessage): void {
+  if (request.complete || request.destroyed) return;
+  let bytes = 0;
+  // Whoever read before may have stopped half-way, and would hold the rest back.
+  request.removeAllListeners("data");
+  request.on("data", (chunk: Uint8Array) => {
+    bytes += chunk.length;
+    if (bytes > MAX_DRAIN) request.socket.destroy();
+  });
+  request.resume();
 }
 
 /** Answers an upgrade request in plain HTTP and closes. */
