@@ -66,6 +66,10 @@ describe("status", () => {
     ).toBe("a   bbb  c\naa  b    cc");
   });
 
+  test("a peer's name with escape sequences, line ends or turned text stays in its cell", () => {
+    expect(formatColumns([["\u001b[2Jevil\u202e\n", "x"]])).toBe("?[2Jevil??  x");
+  });
+
   test("while the node is not up one text stands for the table", () => {
     expect(stoppedText(full())).toBeNull();
     expect(stoppedText(full({ BackendState: "Stopped" }))).toBe("Weft is stopped.");

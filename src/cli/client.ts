@@ -10,7 +10,7 @@ import { VERSION } from "../node/version.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
 import { parseFlags, UsageError } from "./flags.ts";
 import { checkHostname, DEFAULT_SOCKET, readAuthKey } from "./node.ts";
-import { parseFormat, serialize } from "./output.ts";
+import { parseFormat, printableCell, serialize } from "./output.ts";
 
 const CLIENT_VERBS = ["up", "down", "status", "ping", "ip", "netcheck", "version", "logout"] as const;
 type ClientVerb = (typeof CLIENT_VERBS)[number];
@@ -326,7 +326,9 @@ function compareText(a: string, b: string): number {
   return a < b ? -1 : a > b ? 1 : 0;
 }
 
-export function formatColumns(rows: string[][]): string {
+/** What peers call themselves stays in its cell. */
+export function formatColumns(table: string[][]): string {
+  const rows = table.map((row) => row.map(printableCell));
   const widths: number[] = [];
   for (const row of rows) for (const [i, cell] of row.entries()) widths[i] = Math.max(widths[i] ?? 0, cell.length);
   return rows

@@ -31,9 +31,14 @@ export function printable(text: string): string {
   return text.replace(UNPRINTABLE, (c) => (c === "\n" || c === "\t" ? c : "?"));
 }
 
+/** The same for text that is a part of a line. */
+export function printableCell(text: string): string {
+  return text.replace(UNPRINTABLE, "?");
+}
+
 /** Columns of equal width, separated by " | ". What does not belong into a line is shown as "?". */
 export function table(header: string[], rows: string[][]): string {
-  const cells = [header, ...rows].map((row) => row.map((cell) => cell.replace(UNPRINTABLE, "?")));
+  const cells = [header, ...rows].map((row) => row.map(printableCell));
   const widths = header.map((_, column) => Math.max(...cells.map((row) => Bun.stringWidth(row[column] ?? ""))));
   return cells
     .map((row) =>

@@ -74,7 +74,8 @@ test("a node gets the https capability and its name to certify, and sets the rec
   );
   expect((await setDns(node, { Name: "a.net.test" })).status).toBe(403);
   expect((await setDns(node, { Type: "A" })).status).toBe(400);
-  expect((await setDns(node, { Value: "a b" })).status).toBe(400);
+  for (const Value of ["a b", "$(id)", "a;b", "a'b", "--file=/etc/passwd", ""])
+    expect((await setDns(node, { Value })).status).toBe(400);
   expect((await setDns(node, { Value: "x".repeat(256) })).status).toBe(400);
   expect(readFileSync(file, "utf8").split("\n")).toHaveLength(2);
 });

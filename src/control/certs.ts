@@ -149,7 +149,8 @@ export function addCertificates(ctx: ControlContext, machines: MachineRouter, pr
     if (asked !== name) throw new BadRequest(`this node may set ${name} alone, not ${JSON.stringify(asked)}`, 403);
     if (text(fields, "Type", 16).toUpperCase() !== "TXT") throw new BadRequest("Type must be TXT");
     const value = text(fields, "Value", 255);
-    if (!/^[!-~]+$/.test(value)) throw new BadRequest("Value must be printable ASCII without blanks");
+    // As ACME writes them (RFC 8555, section 8.4). Programs get it as an argument, and some are scripts of few quotes.
+    if (!/^[A-Za-z0-9_-]+$/.test(value)) throw new BadRequest("Value must be letters, digits, - and _, as ACME has it");
     if (pending.has(node.id) || pending.size >= MAX_PENDING)
       throw new BadRequest("a record of this node is being set already: try again later", 429);
     pending.add(node.id);

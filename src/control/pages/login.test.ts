@@ -100,6 +100,8 @@ test("whoever guesses addresses has to wait longer and longer; one that exists o
   const refused = await browser.open(`${ORIGIN}/register/hskey-authreq-${"0".repeat(24)}`);
   expect([refused.status, Number(refused.headers.get("retry-after"))]).toEqual([429, 1]);
   expect((await browser.open(url)).status).toBe(200);
+  // Anybody can start a login: its address buys no further guesses.
+  expect((await browser.open(`${ORIGIN}/register/hskey-authreq-${"0".repeat(24)}`)).status).toBe(429);
 });
 
 test("a user signs in at the provider, sees which machine is about to join, and lets it in", async () => {

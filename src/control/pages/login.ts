@@ -166,6 +166,8 @@ ${this.providers.length > ready.length ? html`<p>An identity provider does not a
       this.ctx.log(`${identity.providerId} (${identity.email}) was not let in: ${refusal}`);
       return notice(c, 403, "Not allowed", `Sorry, ${refusal}.`);
     }
+    // Not sooner: anybody gets a right address by starting a login, and with it could guess at others without a pause.
+    this.attempts.succeeded(clientAddress(c));
     const login = this.logins.get(journey.loginId);
     if (!login || login.verdict) return gone(c, login);
     const problem = this.ownerProblem(login, identity);
@@ -271,10 +273,7 @@ ${this.description(login)}
     const address = clientAddress(c);
     const login = this.logins.get(c.req.param("id") ?? "");
     const kind = c.req.path.startsWith("/register/") ? "register" : "ssh-check";
-    if (login?.request.kind === kind) {
-      this.attempts.succeeded(address);
-      return login.verdict ? gone(c, login) : login;
-    }
+    if (login?.request.kind === kind) return login.verdict ? gone(c, login) : login;
     const now = this.ctx.now();
     const wait = this.attempts.wait(address, now);
     if (wait > 0) {
