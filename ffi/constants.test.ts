@@ -41,7 +41,7 @@ const HEADERS = `
 `;
 
 // Younger than the oldest headers that a builder may have.
-const OPTIONAL = new Set(["TUN_F_USO4", "TUN_F_USO6", "VIRTIO_NET_HDR_GSO_UDP_L4"]);
+const OPTIONAL = new Set(["TUN_F_USO4", "TUN_F_USO6"]);
 
 // Ours that are layout, not C macros; checked by LAYOUT instead.
 const NOT_IN_C = new Set([

@@ -9,12 +9,9 @@ import { type Address, buffer, check, libc, orErrno } from "./libc.ts";
 
 export const EPOLLIN = 1;
 export const EPOLLOUT = 4;
-export const EPOLLERR = 8;
-export const EPOLLHUP = 16;
 
 const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;
-const EPOLL_CTL_MOD = 3;
 
 /** Bytes of one struct epoll_event, and where its token is. */
 export const EPOLL_EVENT_SIZE = arch().EPOLL_EVENT_SIZE;
@@ -35,10 +32,6 @@ function control(epoll: number, operation: number, fd: number, events: number, t
 
 export function epollAdd(epoll: number, fd: number, events: number, token: number): void {
   control(epoll, EPOLL_CTL_ADD, fd, events, token, "watch");
-}
-
-export function epollModify(epoll: number, fd: number, events: number, token: number): void {
-  control(epoll, EPOLL_CTL_MOD, fd, events, token, "change the watch on");
 }
 
 export function epollDelete(epoll: number, fd: number): void {

@@ -37,8 +37,6 @@ export interface Libc {
   setns(fd: number, type: number): number;
   unshare(flags: number): number;
   madvise(address: Address, length: number, advice: number): number;
-  prctl(option: number, a: number, b: number, c: number, d: number): number;
-  getppid(): number;
   flock(fd: number, operation: number): number;
   kill(pid: number, signal: number): number;
 }
@@ -68,8 +66,6 @@ const SYMBOLS = {
   setns: { args: ["i32", "i32"], returns: "i32" },
   unshare: { args: ["i32"], returns: "i32" },
   madvise: { args: ["ptr", "u64", "i32"], returns: "i32" },
-  prctl: { args: ["i32", "u32", "u32", "u32", "u32"], returns: "i32" },
-  getppid: { args: [], returns: "i32" },
   flock: { args: ["i32", "i32"], returns: "i32" },
   kill: { args: ["i32", "i32"], returns: "i32" },
 } as const;

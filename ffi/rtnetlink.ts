@@ -12,7 +12,6 @@ import { formatIP, formatPrefix, type IP } from "../src/wire/ip.ts";
 import { AF_INET, AF_INET6 } from "./constants.ts";
 import { buffer } from "./libc.ts";
 
-export const NLMSG_NOOP = 1;
 export const NLMSG_ERROR = 2;
 export const NLMSG_DONE = 3;
 export const RTM_NEWLINK = 16;
@@ -80,7 +79,6 @@ export const RTA_MULTIPATH = 9;
 export const RTA_TABLE = 15;
 export const RTNH_F_ONLINK = 4;
 export const RTM_F_CLONED = 0x200;
-export const RTPROT_KERNEL = 2;
 export const RTPROT_STATIC = 4;
 export const RT_SCOPE_UNIVERSE = 0;
 export const RT_SCOPE_LINK = 253;

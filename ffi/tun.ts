@@ -14,11 +14,7 @@ import { type Address, buffer, check, closeFd, cstring, errno, type Libc, libc, 
 
 export const VNET_HEADER_SIZE = 10;
 export const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1;
-export const VIRTIO_NET_HDR_GSO_NONE = 0;
 export const VIRTIO_NET_HDR_GSO_TCPV4 = 1;
-export const VIRTIO_NET_HDR_GSO_TCPV6 = 4;
-export const VIRTIO_NET_HDR_GSO_UDP_L4 = 5;
-export const VIRTIO_NET_HDR_GSO_ECN = 0x80;
 
 /** Room for the largest read: vnet header and a GSO packet of 65536 bytes, with a little to spare. */
 export const TUN_READ_SIZE = 65556;
@@ -26,7 +22,6 @@ export const TUN_READ_SIZE = 65556;
 export const TUNSETIFF = 0x400454ca;
 export const TUNSETOFFLOAD = 0x400454d0;
 export const TUNSETVNETHDRSZ = 0x400454d8;
-export const TUNGETIFF = 0x800454d2;
 export const SIOCGIFINDEX = 0x8933;
 
 export const IFF_TUN = 1;

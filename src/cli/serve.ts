@@ -19,10 +19,6 @@ export const STUN_PORT = 3478;
 /** 900 to 999 are for custom regions. */
 const REGION: RelayRegion = { id: 999, code: "weft", name: "Weft relay", ipv4: null, ipv6: null };
 
-export function defaultDataDir(): string {
-  return process.env.WEFT_DATA || "/var/lib/weft";
-}
-
 /** What box, control and relay have in common on their command lines. */
 export const SERVER_FLAGS = {
   config: { kind: "string", short: "c" },

@@ -2,12 +2,10 @@ import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import {
   constantTimeEqual,
-  formatBase64Key,
   formatKey,
   hex,
   isZeroKey,
   type KeyKind,
-  parseBase64Key,
   parseKey,
   randomBytes,
   unhex,
@@ -77,40 +75,6 @@ describe("Tailscale's text forms", () => {
 
   test("a key of another size is not formatted", () => {
     expect(() => formatKey("discokey", new Uint8Array(31))).toThrow("discokey has 31 bytes, it must have 32");
-    expect(() => formatBase64Key(new Uint8Array(33))).toThrow("33 bytes");
-  });
-});
-
-describe("WireGuard's text form", () => {
-  test("round trip, one text per key", () => {
-    fc.assert(
-      fc.property(key32, (bytes) => {
-        const text = formatBase64Key(bytes);
-        expect(text).toBe(Buffer.from(bytes).toString("base64"));
-        expect(plain(parseBase64Key(text))).toEqual(plain(bytes));
-        // The last digit's two unused bits make three more texts, which wg(8) refuses.
-        const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        for (let d = 1; d < 4; d++) {
-          const last = alphabet[alphabet.indexOf(text[42]!) + d]!;
-          expect(parseBase64Key(`${text.slice(0, 42)}${last}=`)).toBeNull();
-        }
-      }),
-      { numRuns: 50 },
-    );
-  });
-
-  test("anything else is null", () => {
-    const text = formatBase64Key(new Uint8Array(32).fill(7));
-    for (const bad of [
-      "",
-      text.slice(0, 43),
-      `${text}=`,
-      ` ${text}`,
-      `${text}\n`,
-      text.replace("B", "-"),
-      text.slice(1),
-    ])
-      expect(parseBase64Key(bad)).toBeNull();
   });
 });
 

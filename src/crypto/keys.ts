@@ -3,7 +3,6 @@
 // Tailscale's text forms (KIND ":" and 64 lower-case hex digits):
 //   mkey     machine key, public    nodekey  node key, public         discokey  disco key, public
 //   privkey  any of them, private   chalpub  challenge key, public    nlpub     tailnet-lock key, public
-// WireGuard's form (wg(8)): base64 of 32 bytes, 44 characters, the last one "=".
 
 /** What a key is: the prefix of its text form. */
 export type KeyKind = "mkey" | "nodekey" | "discokey" | "privkey" | "chalpub" | "nlpub";
@@ -20,19 +19,6 @@ export function formatKey(kind: KeyKind, bytes: Uint8Array): string {
 export function parseKey(kind: KeyKind, text: string): Uint8Array | null {
   if (text.length !== kind.length + 1 + 2 * KEY_SIZE || !text.startsWith(`${kind}:`)) return null;
   return unhex(text.slice(kind.length + 1));
-}
-
-/** WireGuard's text form of a 32-byte key. */
-export function formatBase64Key(bytes: Uint8Array): string {
-  if (bytes.length !== KEY_SIZE) throw new RangeError(`key has ${bytes.length} bytes, it must have ${KEY_SIZE}`);
-  return bytes.toBase64();
-}
-
-/** The 32 bytes of a key in WireGuard's text form; null if that is not what the text is. */
-export function parseBase64Key(text: string): Uint8Array | null {
-  // 43 digits, of which the last carries two bits that must be zero: one text per key.
-  if (!/^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$/.test(text)) return null;
-  return Uint8Array.fromBase64(text);
 }
 
 /** True for a key of zeros only, which in Tailscale's protocols means "none". The time does not depend on the bytes. */

@@ -5,7 +5,6 @@ import {
   buildCookieReply,
   buildInitiation,
   buildResponse,
-  buildTransport,
   COOKIE_REPLY_SIZE,
   INITIATION_SIZE,
   mac1Of,
@@ -15,7 +14,6 @@ import {
   parseCookieReply,
   parseInitiation,
   parseResponse,
-  parseTransport,
   RESPONSE_SIZE,
   tai64n,
 } from "./wireguard.ts";
@@ -55,17 +53,6 @@ describe("what was built is parsed back", () => {
         const built = buildCookieReply(message);
         expect(built.length).toBe(64);
         expect(parseCookieReply(built)).toEqual(message);
-      }),
-    );
-  });
-
-  test("transport", () => {
-    const counter = fc.bigInt({ min: 0n, max: 2n ** 64n - 1n });
-    const packet = fc.uint8Array({ minLength: 16, maxLength: 200 });
-    fc.assert(
-      fc.property(index, counter, packet, (receiver, counter, encryptedPacket) => {
-        const message = { receiver, counter, encryptedPacket };
-        expect(parseTransport(buildTransport(message))).toEqual(message);
       }),
     );
   });
@@ -130,11 +117,11 @@ describe("no message", () => {
     fc.assert(
       fc.property(some, ([type, body]) => {
         const message = Uint8Array.of(type, 0, 0, 0, ...body);
-        const parsed = [parseInitiation, parseResponse, parseCookieReply, parseTransport].map((parse) =>
-          parse(message),
-        );
+        const parsed = [parseInitiation, parseResponse, parseCookieReply].map((parse) => parse(message));
         const type2 = messageType(message);
-        expect(parsed.map((value, i) => (value ? i + 1 : 0)).filter(Boolean)).toEqual(type2 ? [type2] : []);
+        expect(parsed.map((value, i) => (value ? i + 1 : 0)).filter(Boolean)).toEqual(
+          type2 >= 1 && type2 <= 3 ? [type2] : [],
+        );
       }),
     );
   });

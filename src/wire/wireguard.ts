@@ -47,12 +47,6 @@ export interface CookieReply {
   encryptedCookie: Uint8Array;
 }
 
-export interface Transport {
-  receiver: number;
-  counter: bigint;
-  encryptedPacket: Uint8Array;
-}
-
 /** 1 to 4, or 0 when the bytes are no WireGuard message by their type and length. */
 export function messageType(bytes: Uint8Array): number {
   if (bytes.length < 4 || bytes[1] !== 0 || bytes[2] !== 0 || bytes[3] !== 0) return 0;
@@ -105,16 +99,6 @@ export function parseCookieReply(bytes: Uint8Array): CookieReply | null {
   };
 }
 
-export function parseTransport(bytes: Uint8Array): Transport | null {
-  if (messageType(bytes) !== TYPE_TRANSPORT) return null;
-  const view = viewOf(bytes);
-  return {
-    receiver: view.getUint32(4, true),
-    counter: view.getBigUint64(8, true),
-    encryptedPacket: bytes.subarray(16),
-  };
-}
-
 /** The message with both MACs still zero. */
 export function buildInitiation(message: Initiation): Uint8Array {
   const out = new Uint8Array(INITIATION_SIZE);
@@ -144,16 +128,6 @@ export function buildCookieReply(message: CookieReply): Uint8Array {
   viewOf(out).setUint32(4, message.receiver, true);
   out.set(message.nonce, 8);
   out.set(message.encryptedCookie, 32);
-  return out;
-}
-
-export function buildTransport(message: Transport): Uint8Array {
-  const out = new Uint8Array(TRANSPORT_HEADER_SIZE + message.encryptedPacket.length);
-  out[0] = TYPE_TRANSPORT;
-  const view = viewOf(out);
-  view.setUint32(4, message.receiver, true);
-  view.setBigUint64(8, message.counter, true);
-  out.set(message.encryptedPacket, 16);
   return out;
 }
 

@@ -162,7 +162,6 @@ export const keyIn = z.object({
   scopes: z.array(text).max(100).nullish(),
   tags,
 });
-export type KeyInput = z.infer<typeof keyIn>;
 
 const externalPolicy = { aclsExternallyManagedOn: z.boolean(), aclsExternalLink: z.string() };
 export const Settings = z
