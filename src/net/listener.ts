@@ -2,7 +2,7 @@
 // (ts2021, DERP, WebSocket). Strangers reach this: what they may send before it means something is bounded.
 //
 //   head          16 KiB, within 10 s of the connection (of the answer before, 60 s); then the whole request within 30 s
-//   body          1 MiB; what comes behind an answer that did not wait for the body is read within the same 30 s, up to 32 MiB
+//   body          2 MiB and 64 KiB (a policy of 1 MiB as a JSON string), and what its reader allows; what comes behind an answer that did not wait for the body is read within the same 30 s, up to 32 MiB
 //   connections   4096 that have not become an upgrade; for one more, the one goes that has been without a whole head for longest
 // An upgraded socket leaves all of these behind: whoever takes it sets the limits of its protocol.
 //
@@ -58,7 +58,7 @@ export interface ListenLimits {
 
 const LIMITS: ListenLimits = {
   headBytes: 16 * 1024,
-  bodyBytes: 1024 * 1024,
+  bodyBytes: (2 * 1024 + 64) * 1024,
   headTimeout: 10_000,
   requestTimeout: 30_000,
   keepAliveTimeout: 60_000,

@@ -22,6 +22,8 @@ interface Described {
   anonymous?: true;
   /** Media types of a body that is taken as text, in place of JSON. */
   textBody?: readonly string[];
+  /** Bytes of a body. Default: MAX_BODY. */
+  maxBody?: number;
   /** Media types beside JSON of an answer. */
   textResponse?: readonly string[];
 }
@@ -109,8 +111,10 @@ export interface MountOptions {
   log(line: string): void;
 }
 
-/** Bytes of a request body: a policy may have 1 MiB, in JSON. */
+/** Bytes of a request body. */
 const MAX_BODY = 1024 * 1024;
+/** Of one with a whole policy in a JSON string: 1 MiB, of which each character may have a backslash. */
+export const POLICY_BODY = (2 * 1024 + 64) * 1024;
 
 /** The routes, and an answer for every other path below `base`. */
 export function mount(options: MountOptions): Hono {
@@ -125,24 +129,30 @@ export function mount(options: MountOptions): Hono {
     return options.renderError(c, 500, "internal error: the server's log says more");
   };
   app.onError((error, c) => fail(c, error));
-  app.use(
-    bodyLimit({
-      maxSize: MAX_BODY,
-      onError: (c) => options.renderError(c, 413, `the request body is longer than ${MAX_BODY} bytes`),
-    }),
-  );
   // A longer fixed path before the pattern that would match it, too: Hono takes the first that was registered.
-  for (const entry of [...options.operations].sort((a, b) => parameters(a.path) - parameters(b.path)))
-    app.on(entry.method, entry.path.replace(/\{(\w+)\}/g, ":$1"), async (c) => {
+  for (const entry of [...options.operations].sort((a, b) => parameters(a.path) - parameters(b.path))) {
+    const { maxBody = MAX_BODY } = entry;
+    const path = entry.path.replace(/\{(\w+)\}/g, ":$1");
+    const limit = bodyLimit({
+      maxSize: maxBody,
+      onError: (c) => options.renderError(c, 413, `the request body is longer than ${maxBody} bytes`),
+    });
+    app.on(entry.method, path, async (c) => {
       try {
+        // Before any of the body is read.
         const caller = entry.anonymous ? NOBODY : options.authenticate(c);
         if (entry.scope) requireScope(caller, entry.scope);
-        const answer = await entry.run(caller, c);
+        let answer: unknown;
+        const tooLarge = await limit(c, async () => {
+          answer = await entry.run(caller, c);
+        });
+        answer = tooLarge ?? answer;
         return answer instanceof Response ? answer : c.json(answer as object);
       } catch (error) {
         return fail(c, error);
       }
     });
+  }
   app.all("/*", (c) => options.renderError(c, 404, `there is no ${c.req.method} ${c.req.path.slice(0, 200)}`));
   return app;
 }

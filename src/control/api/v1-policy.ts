@@ -3,7 +3,7 @@
 import { z } from "zod";
 import type { ControlContext } from "../context.ts";
 import { timeText } from "../netmap.ts";
-import { type Operation, operation } from "./operation.ts";
+import { type Operation, operation, POLICY_BODY } from "./operation.ts";
 import { policyErrors } from "./policy-errors.ts";
 
 const place = z.object({ line: z.int(), column: z.int() });
@@ -112,6 +112,7 @@ export function policyQuestions({ policies, access }: ControlContext): Operation
       id: "tryPolicy",
       tag: "Policy",
       summary: "What another policy would change, pair by pair; nothing is changed",
+      maxBody: POLICY_BODY,
       body: z.object({ policy: z.string() }),
       response: PolicyComparison,
       handle: ({ body }) => policyErrors(async () => access.try(body.policy), { conflict: 409 }),

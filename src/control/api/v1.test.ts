@@ -253,3 +253,17 @@ test("what is too large, no JSON, or of another type is refused with a reason", 
   expect((await api("GET", "/api/v1/nothing")).status).toBe(404);
   expect((await api("PATCH", "/api/v1/user")).status).toBe(404);
 });
+
+test("a policy of a whole MiB is set, though JSON needs twice as much for it; of other bodies a MiB is read", async () => {
+  await using server = await TestServer.start({ settings: makeSettings({ policy: { mode: "database", path: "" } }) });
+  const { api } = await withKey(server);
+  const rest = '{"acls": []}';
+  const policy = `${"\n".repeat((1 << 20) - rest.length)}${rest}`;
+  expect((await api("PUT", "/api/v1/policy", { policy })).status).toBe(200);
+  expect((await api("GET", "/api/v1/policy")).body.policy).toBe(policy);
+  expect(await api("POST", "/api/v1/policy/check", { policy: `${policy} ` })).toMatchObject({ status: 400 });
+  expect((await api("PUT", "/api/v1/policy", { policy: "x".repeat(2_200_000) })).status).toBe(413);
+  expect((await api("POST", "/api/v1/user", { name: "x".repeat(1 << 20) })).status).toBe(413);
+  const strange = client(server, `hskey-api-${"1".repeat(12)}-${"2".repeat(64)}`);
+  expect((await strange("PUT", "/api/v1/policy", "x".repeat(2_000_000))).status).toBe(401);
+});

@@ -11,7 +11,7 @@ import type { PolicyVersion } from "../policy-store.ts";
 import { approveRoutes } from "../routes.ts";
 import { setTags } from "../tags.ts";
 import type { ApiParts } from "./index.ts";
-import { type Operation, operation } from "./operation.ts";
+import { type Operation, operation, POLICY_BODY } from "./operation.ts";
 import { pageOf } from "./page.ts";
 import { policyErrors } from "./policy-errors.ts";
 import {
@@ -440,6 +440,7 @@ function policy(context: ControlContext): Operation[] {
       id: "setPolicy",
       tag: "Policy",
       summary: "Put another policy in force, where it is kept in the database",
+      maxBody: POLICY_BODY,
       body: policyBody,
       response: Policy,
       handle: ({ body, caller }) =>
@@ -453,6 +454,7 @@ function policy(context: ControlContext): Operation[] {
       id: "checkPolicy",
       tag: "Policy",
       summary: "Whether a policy could be set: its words, the users that it names, and its tests",
+      maxBody: POLICY_BODY,
       body: policyBody,
       response: empty,
       handle: ({ body }) =>
