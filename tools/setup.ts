@@ -8,7 +8,7 @@ export const root = resolve(import.meta.dir, "..");
 const state = join(root, ".weft");
 
 /** A failure that the user can act on: `message` is one sentence, printed without a stack. */
-export class SetupError extends Error {}
+class SetupError extends Error {}
 
 /** Brings the checkout to a runnable state. Does nothing, in about a millisecond, when it is there already. */
 export async function setup(): Promise<void> {

@@ -2,10 +2,10 @@
 import { parseFlags, UsageError } from "../../src/cli/flags.ts";
 
 /** What Weft is measured beside: user-space WireGuards (whole tunnels), and libraries (primitives). */
-export const RIVALS = ["wireguard-go", "tailscaled", "gotatun", "boringtun", "openssl", "noble"] as const;
+const RIVALS = ["wireguard-go", "tailscaled", "gotatun", "boringtun", "openssl", "noble"] as const;
 export type Rival = (typeof RIVALS)[number];
 
-export const DATAPATH_CASES = ["wireguard", "mesh", "udp", "mtu", "variants", "start", "fairness"] as const;
+const DATAPATH_CASES = ["wireguard", "mesh", "udp", "mtu", "variants", "start", "fairness"] as const;
 export type DatapathCase = (typeof DATAPATH_CASES)[number];
 
 export interface BenchOptions {

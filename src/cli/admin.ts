@@ -74,8 +74,6 @@ export function isAdminCommand(word: string): boolean {
   return named(NOUNS, word) !== undefined;
 }
 
-export const ADMIN_COMMANDS = Object.keys(NOUNS);
-
 export async function adminMain(argv: string[]): Promise<number> {
   const [nounWord, verbWord] = wordsOf(argv);
   const found = named(NOUNS, nounWord?.word ?? "");

@@ -31,7 +31,7 @@ import { type Address, type Kind, showAddress, Wrong } from "./config-kinds.ts";
 import { type KeyPath, parseSource, type Source } from "./config-source.ts";
 import { nearest, UsageError } from "./flags.ts";
 
-export const DEFAULT_BASE_DOMAIN = "weft.internal";
+const DEFAULT_BASE_DOMAIN = "weft.internal";
 /** Milliseconds for a record to show on every name server of its zone. */
 const DNS_TIMEOUT = 120_000;
 const DEFAULT_DATA_DIR = "/var/lib/weft";
@@ -136,7 +136,7 @@ export function loadConfig(input: ConfigInput = {}): ServerConfig {
 }
 
 /** The file that was asked for, or one of Weft's own places. Null: there is none. */
-export function findFile(named: string | undefined, env: Env): string | null {
+function findFile(named: string | undefined, env: Env): string | null {
   const asked = named ?? (env.WEFT_CONFIG || env.HEADSCALE_CONFIG || undefined);
   if (asked === undefined) return DEFAULT_FILES.find((path) => existsSync(path)) ?? null;
   const path = expandHome(asked);

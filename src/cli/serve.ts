@@ -140,7 +140,7 @@ export function derpMapOf(url: URL, stunPort: number | null, region: RelayRegion
 }
 
 /** What to tell an operator who offers plain HTTP on a public name; null when the URL is fine. */
-export function plainHttpWarning(url: URL): string | null {
+function plainHttpWarning(url: URL): string | null {
   if (url.protocol !== "http:") return null;
   const host = url.hostname.replace(/^\[|\]$/g, "");
   if (host === "localhost" || isPrivate(host)) return null;

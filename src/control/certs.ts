@@ -37,7 +37,7 @@ export interface DnsProvider {
 type Rfc2136 = DnsProviderSettings & { kind: "rfc2136" };
 
 /** A primary name server that takes dynamic updates, signed or by the sender's address. */
-export class Rfc2136Provider implements DnsProvider {
+class Rfc2136Provider implements DnsProvider {
   constructor(
     private readonly settings: Rfc2136,
     private readonly random: (n: number) => Uint8Array,
@@ -71,7 +71,7 @@ export class Rfc2136Provider implements DnsProvider {
 }
 
 /** A program of the operator's, called with name and value; it ends with 0 when the record is set. */
-export class ExecProvider implements DnsProvider {
+class ExecProvider implements DnsProvider {
   constructor(private readonly command: readonly string[]) {}
 
   setTXT(name: string, value: string, signal: AbortSignal): Promise<void> {

@@ -12,7 +12,7 @@ import { CommandError } from "./errors.ts";
 import type { Effect, Model, NodeRecord } from "./model.ts";
 
 /** The default route of both families: what an exit node serves. They come and go as a pair. */
-export const EXIT_ROUTES: readonly string[] = ["0.0.0.0/0", "::/0"];
+const EXIT_ROUTES: readonly string[] = ["0.0.0.0/0", "::/0"];
 /** Of one node, advertised or approved. What it advertises beyond that is not looked at. */
 const MAX_ROUTES = 1024;
 

@@ -5,8 +5,8 @@ import { AEAD_STATE_SIZE } from "./wasm.ts";
 
 export const KEY_SIZE = 32;
 export const TAG_SIZE = 16;
-export const NONCE_SIZE = 12;
-export const XNONCE_SIZE = 24;
+const NONCE_SIZE = 12;
+const XNONCE_SIZE = 24;
 
 const NO_AAD = new Uint8Array(0);
 

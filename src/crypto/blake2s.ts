@@ -2,7 +2,7 @@
 // t0 = HMAC(salt, ikm); t1 = HMAC(t0, 01); t2 = HMAC(t0, t1 || 02); t3 = HMAC(t0, t2 || 03).
 import { checkMessage, doorScratch, MAX_MESSAGE } from "./scratch.ts";
 
-export const HASH_SIZE = 32;
+const HASH_SIZE = 32;
 const BLOCK_SIZE = 64;
 
 /** Keyed with up to 32 bytes (empty is unkeyed), 1 to 32 bytes out (default 32). Throws a RangeError outside of that. */

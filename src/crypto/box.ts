@@ -4,7 +4,7 @@ import { checkLength, checkMessage, doorScratch, type Scratch } from "./scratch.
 import { x25519 } from "./x25519.ts";
 
 export const BOX_OVERHEAD = 16;
-export const BOX_NONCE_SIZE = 24;
+const BOX_NONCE_SIZE = 24;
 const KEY_SIZE = 32;
 
 /** The key that both sides share, for `boxSeal` and `boxOpen`. Null: the public key has small order, refuse the peer. */

@@ -28,7 +28,7 @@ export function slowSum(bytes: Uint8Array, start = 0): number {
   return sum;
 }
 
-export function pseudoHeader(src: IP, dst: IP, proto: number, length: number): Uint8Array {
+function pseudoHeader(src: IP, dst: IP, proto: number, length: number): Uint8Array {
   return concat(src, dst, Uint8Array.of(0, proto, length >> 8, length & 0xff));
 }
 

@@ -292,7 +292,7 @@ export function parseServerUrl(text: string): URL {
 }
 
 /** `GET /key?v=N`: the server's Noise key. Throws ControlUnreachable. */
-export async function fetchControlKey(base: URL, version: number, signal: AbortSignal): Promise<Uint8Array> {
+async function fetchControlKey(base: URL, version: number, signal: AbortSignal): Promise<Uint8Array> {
   const { status, body } = await httpGet(new URL(`/key?v=${version}`, base), MAX_KEY_PAGE, signal);
   if (status !== 200) throw new ControlUnreachable(`${base.origin}/key answered with status ${status}`);
   let page: OverTLSPublicKeyResponse | null;

@@ -45,7 +45,7 @@ export interface NetmapChange {
 }
 
 /** The first message of a stream must carry the self node. */
-export class NetmapError extends Error {
+class NetmapError extends Error {
   override name = "NetmapError";
 }
 

@@ -7,7 +7,7 @@ import { homeRegion, keyExpired, type Netmap, sortedPeers } from "./netmap.ts";
 import { magicDnsSuffix } from "./view.ts";
 
 /** Numbers of Notify.State, by name. */
-export const BACKEND_STATES = [
+const BACKEND_STATES = [
   "NoState",
   "InUseOtherUser",
   "NeedsLogin",

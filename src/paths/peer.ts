@@ -11,17 +11,17 @@ import type { AddrPort } from "../wire/ip.ts";
 import { isBetter, type Quality } from "./quality.ts";
 
 export const SESSION_ACTIVE_MS = 45_000;
-export const HEARTBEAT_MS = 3000;
-export const TRUST_MS = 6500;
-export const UPGRADE_MS = 60_000;
-export const GOOD_ENOUGH_MS = 5;
+const HEARTBEAT_MS = 3000;
+const TRUST_MS = 6500;
+const UPGRADE_MS = 60_000;
+const GOOD_ENOUGH_MS = 5;
 export const PING_TIMEOUT_MS = 5000;
-export const DISCOVERY_PING_MS = 5000;
+const DISCOVERY_PING_MS = 5000;
 /** Least time between two pings that answer a ping while no path is trusted. */
-export const PING_BACK_MS = 1000;
-export const MAX_CANDIDATES = 100;
+const PING_BACK_MS = 1000;
+const MAX_CANDIDATES = 100;
 /** More pings than this are never under way to one peer, whatever it asks for. */
-export const MAX_OUTSTANDING = 256;
+const MAX_OUTSTANDING = 256;
 
 const NEVER = Number.NEGATIVE_INFINITY;
 const NO_TIMER = Number.POSITIVE_INFINITY;

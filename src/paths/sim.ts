@@ -43,7 +43,7 @@ export class SimNat {
   constructor(readonly publicIP: string) {}
 }
 
-export class SimRegion {
+class SimRegion {
   up = true;
   /** Milliseconds one way, unless the pair says otherwise. */
   delay = 10;

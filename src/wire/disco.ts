@@ -25,7 +25,7 @@
 import { boxOpen, boxSeal } from "../crypto/box.ts";
 import { type AddrPort, formatAddrPort, parseAddrPort, to16, unmap } from "./ip.ts";
 
-export const DISCO_KEY_LENGTH = 32;
+const DISCO_KEY_LENGTH = 32;
 export const DISCO_NONCE_LENGTH = 24;
 export const DISCO_TXID_LENGTH = 12;
 /** Addresses of one message that are read; what is beyond is ignored. */

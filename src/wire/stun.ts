@@ -15,7 +15,7 @@ import { type IP, unmap } from "./ip.ts";
 
 export const STUN_PORT = 3478;
 export const STUN_TXID_LENGTH = 12;
-export const STUN_REQUEST_LENGTH = 40;
+const STUN_REQUEST_LENGTH = 40;
 
 const HEADER = 20;
 const REQUEST = 0x0001;

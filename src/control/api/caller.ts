@@ -1,7 +1,7 @@
 // Who asks the API: whoever may open the admin socket, the holder of an API key, or an OAuth client by its token.
 import { CommandError } from "../errors.ts";
 
-export const SCOPE_NAMES = [
+const SCOPE_NAMES = [
   "all",
   "auth_keys",
   "oauth_keys",

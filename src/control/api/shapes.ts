@@ -6,11 +6,11 @@ import { z } from "zod";
 const MAX_TEXT = 1000;
 
 /** In answers. */
-export const idOut = z
+const idOut = z
   .string()
   .regex(/^\d+$/)
   .meta({ examples: ["1"] });
-export const timeOut = z.iso.datetime();
+const timeOut = z.iso.datetime();
 const timeOrNull = timeOut.nullable();
 
 /** In requests: a decimal id, as a string or a number. */

@@ -214,7 +214,7 @@ function reasons(
   return found;
 }
 
-export function ruleOf({ policy }: Compiled, { section, index, place }: Access): RuleRef {
+function ruleOf({ policy }: Compiled, { section, index, place }: Access): RuleRef {
   return { section, index, place, line: lineAt(policy.text, place) };
 }
 

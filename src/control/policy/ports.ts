@@ -48,7 +48,7 @@ function parsePort(text: string): number | null {
 }
 
 /** "22", "80,443", "8000-8100" or "*". */
-export function parsePorts(text: string): PortRange[] {
+function parsePorts(text: string): PortRange[] {
   if (text === "*") return [ALL_PORTS];
   return text.split(",").map((part) => {
     const quoted = JSON.stringify(part);
