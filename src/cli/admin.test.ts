@@ -275,6 +275,8 @@ test("from elsewhere by URL and key, from flags or environment, with the same re
     const config = join(folder, "config.yaml");
     writeFileSync(config, `cli:\n  address: ${server.url}\n  api_key_file: ${join(folder, "key")}\n`);
     expect(await run(["-c", config, "users", "list"])).toBe(await local("users", "list"));
+    writeFileSync(join(folder, "key"), `${key.slice(0, -64)}${"0".repeat(64)}\n`);
+    expect((await refusal(run(["-c", config, "users", "list"]))).message).toContain("not known here");
     writeFileSync(config, `unix_socket: ${server.control.adminSocket}\n`);
     expect(await run(["users", "list", "--config", config])).toBe(await local("users", "list"));
   } finally {
