@@ -1,6 +1,6 @@
 import { Database } from "bun:sqlite";
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createControl } from "./index.ts";
@@ -76,9 +76,12 @@ test("a second server on the same data folder, a newer schema, and files that ar
   expect(createControl({ ...OPTIONS, dataDir: folder })).rejects.toThrow("not an intact SQLite database");
   rmSync(path);
   for (const damaged of ["", "privkey:12", `privkey:${"0".repeat(64)}`, `mkey:${"1".repeat(64)}`]) {
-    writeFileSync(join(folder, "noise_private.key"), damaged);
+    writeFileSync(join(folder, "noise_private.key"), damaged, { mode: 0o600 });
     expect(createControl({ ...OPTIONS, dataDir: folder })).rejects.toThrow("noise_private.key is damaged");
   }
+  writeFileSync(join(folder, "noise_private.key"), `privkey:${"1".repeat(64)}`);
+  chmodSync(join(folder, "noise_private.key"), 0o644);
+  expect(createControl({ ...OPTIONS, dataDir: folder })).rejects.toThrow("(mode 644): chmod 0640 or less");
   expect(createControl({ ...OPTIONS, dataDir: path })).rejects.toThrow("there is a file in its place");
   const deep = join(folder, "x".repeat(120));
   expect(createControl({ ...OPTIONS, dataDir: deep })).rejects.toThrow("too long for a unix socket");

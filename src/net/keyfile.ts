@@ -11,8 +11,7 @@ export function readSecretFile(path: string): string {
   let text: string;
   try {
     const { mode, size } = statSync(path);
-    if ((mode & 0o007) !== 0)
-      throw new Error(`everybody on this machine may use it (mode ${(mode & 0o777).toString(8)}): chmod 0640 or less`);
+    refusePublic(mode);
     if (size > MAX_SECRET) throw new Error(`it is larger than ${MAX_SECRET} bytes`);
     text = readFileSync(path, "utf8").replace(/\r?\n$/, "");
     if (text === "") throw new Error("it is empty");
@@ -22,10 +21,16 @@ export function readSecretFile(path: string): string {
   return text;
 }
 
+function refusePublic(mode: number): void {
+  if ((mode & 0o007) !== 0)
+    throw new Error(`everybody on this machine may use it (mode ${(mode & 0o777).toString(8)}): chmod 0640 or less`);
+}
+
 /** The key in `path`; makes it from `generate` when there is no such file. Throws with one sentence. */
 export function loadOrCreateKey(path: string, generate: () => Uint8Array): Uint8Array {
   let text: string;
   try {
+    refusePublic(statSync(path).mode);
     text = readFileSync(path, "utf8");
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ENOENT")

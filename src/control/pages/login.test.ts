@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { get } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { loginIdOf } from "../login.ts";
@@ -192,6 +193,27 @@ test("several tabs: each login goes its own way, whichever comes back first", as
   };
   expect((await finish(formB)).text).toContain("connected as b");
   expect((await finish(formA)).text).toContain("connected as a");
+});
+
+test("a stranger who opens logins without end pushes out none of another's that are under way", async () => {
+  await using server = await withProvider({}, { login: { expiry: 900_000, maxPending: 3 } });
+  const url = await startLogin(server.node("a"));
+  const browser = browserOf(server);
+  const form = await browser.open(url);
+  const { port, pathname } = Object.assign(new URL(url), { port: new URL(server.url).port });
+  const strangers = Array.from(
+    { length: 20 },
+    () =>
+      new Promise<number>((resolve, reject) => {
+        const options = { host: "127.0.0.1", port, path: pathname, localAddress: "127.0.0.2" };
+        get(options, (response) => resolve(response.resume().statusCode ?? 0)).on("error", reject);
+      }),
+  );
+  expect(new Set(await Promise.all(strangers))).toEqual(new Set([302]));
+  let next = form;
+  while (next.text.includes('name="prompt"'))
+    next = await browser.submit(next, next.text.includes('name="login"') ? { login: "alice", password: "x" } : {});
+  expect((await browser.submit(next, { answer: "yes" })).text).toContain("connected as a");
 });
 
 test("behind https the cookies are for https alone", async () => {

@@ -16,7 +16,7 @@ import { securityHeaders } from "../../net/guards.ts";
 import { Attempts } from "../../net/ratelimit.ts";
 import type { ControlContext } from "../context.ts";
 import { CommandError } from "../errors.ts";
-import type { Logins, PendingLogin } from "../login.ts";
+import { type Logins, ofGreediest, type PendingLogin } from "../login.ts";
 import type { Millis, UserRecord } from "../model.ts";
 import { type Challenge, type Identity, Provider, ProviderError, refusalOf, userFrom } from "../oidc.ts";
 import { notice, page, secured } from "./layout.ts";
@@ -30,6 +30,8 @@ interface Journey {
   provider: Provider;
   challenge: Challenge;
   startedAt: Millis;
+  /** Of the browser. */
+  address: string;
 }
 
 interface Confirmation {
@@ -37,6 +39,8 @@ interface Confirmation {
   provider: Provider;
   identity: Identity;
   startedAt: Millis;
+  /** Of the browser. */
+  address: string;
 }
 
 export class LoginPages {
@@ -127,7 +131,13 @@ ${this.providers.length > ready.length ? html`<p>An identity provider does not a
       );
     const challenge = provider.challenge();
     const url = await provider.authorizationUrl(challenge);
-    this.remember(this.journeys, challenge.state, { loginId: login.id, provider, challenge, startedAt: now });
+    this.remember(this.journeys, challenge.state, {
+      loginId: login.id,
+      provider,
+      challenge,
+      startedAt: now,
+      address: clientAddress(c),
+    });
     const [stateName, nonceName] = cookieNames(challenge.state);
     this.setCookie(c, stateName, challenge.state);
     this.setCookie(c, nonceName, challenge.nonce);
@@ -173,7 +183,13 @@ ${this.providers.length > ready.length ? html`<p>An identity provider does not a
     const problem = this.ownerProblem(login, identity);
     if (problem) return notice(c, 403, "Not yours", problem);
     const token = hex(this.ctx.random(32));
-    this.remember(this.confirmations, token, { loginId: login.id, provider, identity, startedAt: this.ctx.now() });
+    this.remember(this.confirmations, token, {
+      loginId: login.id,
+      provider,
+      identity,
+      startedAt: this.ctx.now(),
+      address: clientAddress(c),
+    });
     this.setCookie(c, confirmCookie(token), token);
     const kind = login.request.kind === "register" ? "register" : "auth";
     return page(
@@ -303,11 +319,13 @@ ${RequestTags && RequestTags.length > 0 ? html`<dt>tags</dt><dd>${shown(RequestT
 </dl>`;
   }
 
-  private remember<T extends { startedAt: Millis }>(map: Map<string, T>, key: string, value: T): void {
+  /** Who opens many pushes out none but his own. */
+  private remember<T extends { startedAt: Millis; address: string }>(map: Map<string, T>, key: string, value: T): void {
     for (const [old, { startedAt }] of map) {
-      if (startedAt + SESSION > value.startedAt && map.size < this.ctx.settings.login.maxPending) break;
+      if (startedAt + SESSION > value.startedAt) break;
       map.delete(old);
     }
+    if (map.size >= this.ctx.settings.login.maxPending) map.delete(ofGreediest([...map])[0]![0]);
     map.set(key, value);
   }
 
