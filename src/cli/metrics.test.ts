@@ -104,6 +104,30 @@ test("debug pages: for people and programs, without secrets", async () => {
   node.close();
 });
 
+test("HTTP requests are counted by route and class of status, whatever strangers write into a path", async () => {
+  await using it = await start();
+  const ask = (path: string, headers = {}) => fetch(`${it.server.url}${path}`, { headers });
+  const { apiKey } = await it.server.admin<{ apiKey: string }>("POST", "/apikey", {});
+  const auth = { Authorization: `Bearer ${apiKey}` };
+  await it.server.user("alice");
+  for (let i = 0; i < 3; i++) {
+    await ask("/health");
+    await ask(`/api/v1/node/${i}`, auth);
+    await ask(`/api/v1/nothing${i}`, auth);
+    await ask(`/stranger-${i}`);
+  }
+  await ask("/api/v1/user");
+  await ask("/api/v1/user", auth);
+  const count = (route: string, status: string) =>
+    it.metric(`weft_http_request_seconds_count{route="${route}",status="${status}"}`);
+  expect(await count("/health", "2xx")).toBe(3);
+  expect(await count("/api/v1/node/:id", "4xx")).toBe(3);
+  expect(await count("/api/v1/*", "4xx")).toBe(3);
+  expect(await count("/*", "4xx")).toBe(3);
+  expect([await count("/api/v1/user", "4xx"), await count("/api/v1/user", "2xx")]).toEqual([1, 1]);
+  expect(await (await it.app.request("/metrics")).text()).not.toMatch(/stranger|nothing/);
+});
+
 test("the debug page is for private addresses only", async () => {
   await using it = await start();
   const listener = await listen({

@@ -244,6 +244,7 @@ class ControlServer implements Control {
       },
     });
     this.upgrades = { "/ts2021": this.noise.upgrade };
+    this.app.use((c, next) => this.metrics.request(c, next));
     this.pings = new Pings({
       serverUrl: options.settings.serverUrl,
       random: randomBytes,

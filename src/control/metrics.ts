@@ -1,6 +1,7 @@
 // What the control server counts, for Prometheus: Headscale's names where the meaning is the same, `weft_` for the rest.
 // Counting is an addition to a plain number; the library is asked only when somebody reads. Labels have few values: never a
 // node, a user or an address.
+import type { MiddlewareHandler } from "hono";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 
 /** What went out on a map stream. */
@@ -51,6 +52,7 @@ export class Metrics {
   readonly loginFailures: Tally<string>;
   readonly machineRequests: Tally<"register" | "map" | "other">;
   private readonly journal: Histogram;
+  private readonly http: Histogram<"route" | "status">;
 
   constructor(sources: MetricsSources) {
     const { registry } = this;
@@ -78,6 +80,13 @@ export class Metrics {
       buckets: [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5],
       registers: [registry],
     });
+    this.http = new Histogram({
+      name: "weft_http_request_seconds",
+      help: "HTTP requests but upgrades, by the pattern of their path and the class of their status",
+      labelNames: ["route", "status"],
+      buckets: [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10],
+      registers: [registry],
+    });
     gauge("weft_noise_connections", "Open Noise connections", () => sources.stats().connections);
     gauge("weft_machine_requests_open", "Open requests inside Noise", () => sources.stats().streams);
     gauge("weft_map_streams", "Open map streams", () => sources.stats().maps);
@@ -94,6 +103,15 @@ export class Metrics {
       },
     });
   }
+
+  /** Measures requests of the app that uses it first. */
+  readonly request: MiddlewareHandler = async (c, next) => {
+    const started = performance.now();
+    await next();
+    // The pattern of the handler that was reached last: what a stranger wrote stays out.
+    const labels = { route: c.req.routePath, status: `${Math.floor(c.res.status / 100)}xx` };
+    this.http.observe(labels, (performance.now() - started) / 1000);
+  };
 
   /** Measures one write of the journal. */
   async timed(write: Promise<void>): Promise<void> {
