@@ -46,7 +46,7 @@ function installed(): boolean {
   return existsSync(installStamp) && readFileSync(installStamp, "utf8") === lockHash();
 }
 
-/** True when nothing is left to do. A tree that this user may not write (installed by root, say) counts as it is. */
+/** True when nothing is left to do. Nothing is written to find out: a tree that root has set up serves every user. */
 function isReady(): boolean {
   if (!installed()) return false;
   const { upToDate } = require("./build.ts") as typeof import("./build.ts");
