@@ -61,4 +61,6 @@ test("a stranger's text cannot forge a line or colour the terminal", () => {
   expect(lines[0]!.indexOf("\n")).toBe(lines[0]!.length - 1);
   expect(lines[0]).toContain(' name="b\\nc" same="x=y"');
   expect(lines[0]).not.toContain("\u001b");
+  log.info("host \u202egnp\u009b31m", { name: "\u202egnp \u009b31m\u2066" });
+  expect(lines[1]).toContain('host \\u202egnp\\u009b31m name="\\u202egnp \\u009b31m\\u2066"');
 });

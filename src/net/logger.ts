@@ -87,12 +87,12 @@ function asText(line: string): string {
 
 function showValue(value: unknown): string {
   const text = typeof value === "string" ? value : JSON.stringify(value);
-  return /^[^\s"=\\]+$/.test(text) && oneLine(text) === text ? text : JSON.stringify(text);
+  return /^[^\s"=\\]+$/.test(text) && oneLine(text) === text ? text : oneLine(JSON.stringify(text));
 }
 
-/** A name or message of a stranger cannot forge a line of its own, nor colours of the terminal. */
+/** A name or message of a stranger cannot forge a line of its own, nor colours of the terminal, nor turn what stands beside it. */
 function oneLine(text: string): string {
-  return text.replace(/[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]/g, (c) =>
+  return text.replace(/[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, (c) =>
     c === "\n" ? "\\n" : `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
 }
