@@ -1,7 +1,10 @@
 import { expect, test } from "bun:test";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { Hono } from "hono";
 import type { DERPMap } from "../wire/tailcfg.ts";
-import { addServerInfo, type ServerInfo } from "./server-info.ts";
+import { addServerInfo, commitOf, type ServerInfo } from "./server-info.ts";
 import { TestServer } from "./testing.ts";
 
 function app(more: Partial<ServerInfo> = {}): Hono {
@@ -36,6 +39,30 @@ test("version, icon, robots and the captive portal's challenge", async () => {
   expect([portal.status, portal.headers.get("X-Tailscale-Response")]).toEqual([204, "response ts_1"]);
   const forged = await app().request("/generate_204", { headers: { "X-Tailscale-Challenge": "a b" } });
   expect(forged.headers.get("X-Tailscale-Response")).toBeNull();
+});
+
+test("the commit of a checkout is known by its branch, loose or packed, or by itself; of anything else there is none", () => {
+  const root = mkdtempSync(join(tmpdir(), "weft-commit-"));
+  const [a, b] = ["a".repeat(40), "b".repeat(40)];
+  try {
+    expect(commitOf(root)).toBe("");
+    mkdirSync(join(root, ".git/refs/heads"), { recursive: true });
+    writeFileSync(join(root, ".git/HEAD"), "ref: refs/heads/main\n");
+    expect(commitOf(root)).toBe("");
+    writeFileSync(
+      join(root, ".git/packed-refs"),
+      `# pack-refs with: peeled\n${b} refs/heads/main2\n${a} refs/heads/main\n`,
+    );
+    expect(commitOf(root)).toBe(a);
+    writeFileSync(join(root, ".git/refs/heads/main"), `${b}\n`);
+    expect(commitOf(root)).toBe(b);
+    writeFileSync(join(root, ".git/HEAD"), `${a}\n`);
+    expect(commitOf(root)).toBe(a);
+    writeFileSync(join(root, ".git/HEAD"), "<script>\n");
+    expect(commitOf(root)).toBe("");
+  } finally {
+    rmSync(root, { recursive: true });
+  }
 });
 
 test("bootstrap DNS names the relays' addresses, asks once in ten minutes, and nothing else", async () => {

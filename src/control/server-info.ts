@@ -1,6 +1,8 @@
 // What this server says of itself to anybody: health, version, an icon, and what clients ask before they know anything.
 import { Resolver } from "node:dns/promises";
+import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
+import { join } from "node:path";
 import type { Hono } from "hono";
 import manifest from "../../package.json" with { type: "json" };
 import type { DERPMap } from "../wire/tailcfg.ts";
@@ -20,7 +22,28 @@ const NAME_TIMEOUT = 3_000;
 const ICON = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16" fill="none" stroke="#2457d6" stroke-width="2"><path d="M2 5h12M2 11h12M5 2v12M11 2v12"/></svg>`;
 const CHALLENGE = /^[A-Za-z0-9.\-_:]{1,64}$/;
 
+/** What a checkout's HEAD names, in hex; "" where there is none, as in a release without .git. `root`: the checkout. */
+export function commitOf(root: string): string {
+  const read = (name: string): string => {
+    try {
+      return readFileSync(join(root, ".git", name), "utf8");
+    } catch {
+      return "";
+    }
+  };
+  const head = read("HEAD").trim();
+  const ref = /^ref: (refs\/[\w./-]+)$/.exec(head)?.[1];
+  const packed = () =>
+    read("packed-refs")
+      .split("\n")
+      .find((line) => line.endsWith(` ${ref}`))
+      ?.slice(0, 40) ?? "";
+  const commit = ref ? read(ref).trim() || packed() : head;
+  return /^[0-9a-f]{40}$/.test(commit) ? commit : "";
+}
+
 export function addServerInfo(app: Hono, info: ServerInfo): void {
+  const commit = commitOf(join(import.meta.dir, "../.."));
   app.get("/health", async (c) => {
     const isHealthy = await info.healthy();
     return c.body(`{"status":"${isHealthy ? "pass" : "fail"}"}`, isHealthy ? 200 : 500, {
@@ -31,6 +54,7 @@ export function addServerInfo(app: Hono, info: ServerInfo): void {
     c.json({
       // UIs written for Headscale take a number as a version of that, and do without what it lacked; a word is all that is new.
       version: `weft-${manifest.version}`,
+      ...(commit !== "" && { commit }),
       bun: Bun.version,
       os: process.platform,
       arch: process.arch,
