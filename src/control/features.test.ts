@@ -125,6 +125,8 @@ test("audit entries are kept, the oldest go first; health is kept until it is we
   expect(kept.dns).toBe("no resolver");
   expect(kept.router).toBeUndefined();
   expect(Object.keys(kept)).toHaveLength(32);
+  await server.admin("DELETE", "/node/1");
+  expect(server.control.health.list()).toEqual({});
 });
 
 test("features are told to be there or not, with a text for the user; whoami names the node", async () => {

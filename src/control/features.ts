@@ -45,8 +45,6 @@ export function nodeOf(ctx: ControlContext, fields: Fields, machineKey: string):
 export class ClientHealth {
   private readonly problems = new Map<number, Map<string, string>>();
 
-  constructor(private readonly ctx: ControlContext) {}
-
   set(nodeId: number, subsystem: string, problem: string): void {
     const list = this.problems.get(nodeId) ?? new Map<string, string>();
     list.delete(subsystem);
@@ -55,9 +53,13 @@ export class ClientHealth {
     else this.problems.delete(nodeId);
   }
 
+  /** The node was deleted. */
+  forget(nodeId: number): void {
+    this.problems.delete(nodeId);
+  }
+
   /** For the debug page: node id -> subsystem -> problem. */
   list(): Record<string, Record<string, string>> {
-    for (const id of this.problems.keys()) if (!this.ctx.model.nodes.has(id)) this.problems.delete(id);
     return Object.fromEntries([...this.problems].map(([id, list]) => [id, Object.fromEntries(list)]));
   }
 }
@@ -69,7 +71,7 @@ export function clientAudit(ctx: ControlContext): ClientAuditRecord[] {
 
 /** Adds the endpoints; returns what a debug page shows of them. */
 export function addFeatures(ctx: ControlContext, machines: MachineRouter, app: Hono): { health: ClientHealth } {
-  const health = new ClientHealth(ctx);
+  const health = new ClientHealth();
   const answerPing = (query: string | null, machineKey: string | null, body: Uint8Array): boolean =>
     query !== null && ctx.pings.answer(query, machineKey, body);
 

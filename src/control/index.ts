@@ -613,6 +613,7 @@ class ControlServer implements Control {
       this.streams.get(node.id)?.end(farewell(node, this.config, this.now()));
       this.streams.delete(node.id);
       this.clones.forget(node.id);
+      this.health.forget(node.id);
       this.options.onNodeRemoved?.(parseKey("nodekey", node.nodeKey)!);
     }
     this.poke();
