@@ -291,7 +291,13 @@ export async function pathIs(path: "direct" | "relay", a: Member, b: Member): Pr
     async () => {
       await ping(a.host, b.ip4, { count: 1, intervalMs: 10 });
       const [there, back] = [await a.pathTo(b), await b.pathTo(a)];
-      if (there !== path || back !== path) throw new Error(`now ${there} / ${back}`);
+      if (there !== path || back !== path) {
+        // "none" may be a status that was not to be had, a peer that is not in it, or one without a home.
+        const known = [await a.peer(b), await b.peer(a)].map(
+          (p) => p && { CurAddr: p.CurAddr, Relay: p.Relay, Online: p.Online },
+        );
+        throw new Error(`now ${there} / ${back}: ${JSON.stringify(known)}`);
+      }
       return true;
     },
     40,
