@@ -8,6 +8,7 @@ import fc from "fast-check";
 import { WebSocket } from "ws";
 import { hex, randomBytes } from "../crypto/keys.ts";
 import { generatePrivateKey, x25519Public } from "../crypto/x25519.ts";
+import { parseTrustedProxies, type TrustedProxies } from "../net/client-address.ts";
 import { DerpClient, type DerpClientOptions } from "../net/derp-client.ts";
 import { checkPin } from "../net/derp-dial.ts";
 import { type Listener, listen } from "../net/listener.ts";
@@ -55,10 +56,16 @@ class Served implements AsyncDisposable {
     readonly isTls: boolean,
   ) {}
 
-  static async start(scheme: "http" | "https", options: Partial<RelayOptions> = {}, port = 0): Promise<Served> {
+  static async start(
+    scheme: "http" | "https",
+    options: Partial<RelayOptions> = {},
+    port = 0,
+    trustedProxies: TrustedProxies = [],
+  ): Promise<Served> {
     const relay = createRelay({ privateKey: generatePrivateKey(randomBytes), ...options });
     const tls = scheme === "https" ? { tls: { cert: cert!.cert, key: cert!.key } } : {};
-    const listener = await listen({ host: "127.0.0.1", port, app: relay.app, upgrades: relay.upgrades, ...tls });
+    const { app, upgrades } = relay;
+    const listener = await listen({ host: "127.0.0.1", port, app, upgrades, trustedProxies, ...tls });
     return new Served(relay, listener, scheme === "https");
   }
 
@@ -457,6 +464,28 @@ test("too many half-open connections are answered 503", async () => {
   second.write(`${REQUEST}\r\n`);
   await until(() => second.destroyed, "the second is closed");
   expect(answer).toStartWith("HTTP/1.1 503 ");
+});
+
+test("behind a trusted proxy half-open connections count for the address that it names", async () => {
+  await using served = await Served.start(
+    "http",
+    { limits: { halfOpenPerAddress: 1 } },
+    0,
+    parseTrustedProxies(["127.0.0.1"]),
+  );
+  const ask = async (client: string): Promise<string> => {
+    const socket = await served.raw();
+    let answer = "";
+    socket.on("data", (chunk: Uint8Array) => {
+      answer += Buffer.from(chunk).toString("latin1");
+    });
+    socket.write(`${REQUEST}X-Forwarded-For: ${client}\r\n\r\n`);
+    await until(() => answer.includes("\r\n"), "an answer");
+    return answer.slice(0, 12);
+  };
+  expect(await ask("192.0.2.1")).toBe("HTTP/1.1 101");
+  expect(await ask("192.0.2.2")).toBe("HTTP/1.1 101");
+  expect(await ask("192.0.2.1")).toBe("HTTP/1.1 503");
 });
 
 test("disconnect() ends a node's connection", async () => {

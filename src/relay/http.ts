@@ -13,6 +13,7 @@ import type { Duplex } from "node:stream";
 import { Hono } from "hono";
 import { type WebSocket, WebSocketServer } from "ws";
 import { hex, randomBytes } from "../crypto/keys.ts";
+import { clientAddressOf } from "../net/client-address.ts";
 import { DERP_VERSION } from "../wire/derp.ts";
 import { type RelayConnection, type RelayLimits, RelayServer, type Transport } from "./server.ts";
 
@@ -70,8 +71,8 @@ export function createRelay(options: RelayOptions): Relay {
 
   /** Starts a connection on a transport. Null when the relay has too many. */
   function begin(transport: Transport, request: IncomingMessage): RelayConnection | null {
-    const { remoteAddress, remotePort } = request.socket;
-    const remote = { ip: unmapText(remoteAddress ?? ""), port: remotePort ?? 0 };
+    // Behind a trusted proxy the client's own address; the port is the proxy's then, and nobody can say a better one.
+    const remote = { ip: clientAddressOf(request), port: request.socket.remotePort ?? 0 };
     return server.accept(transport, remote, now(), request.headers["ideal-node"] !== undefined);
   }
 
@@ -293,9 +294,4 @@ function refuse(socket: Socket, status: keyof typeof STATUS_TEXT, reason: string
   const head = `HTTP/1.1 ${status} ${STATUS_TEXT[status]}\r\nContent-Type: text/plain; charset=utf-8\r\n`;
   const text = `${head}Content-Length: ${reason.length + 1}\r\nConnection: close\r\n\r\n${reason}\n`;
   socket.end(text, () => socket.destroy());
-}
-
-/** "::ffff:192.0.2.1", which a dual-stack listener reports, is 192.0.2.1. */
-function unmapText(address: string): string {
-  return /^::ffff:[\d.]+$/i.test(address) ? address.slice(7) : address;
 }
