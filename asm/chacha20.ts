@@ -10,7 +10,13 @@
 // its register straight into the next operation. Rotations by 7 and 12 are shifts: JavaScriptCore makes four
 // instructions of each, but three of them are off the chain. Measured; change it only with numbers.
 //
-// relaxed_swizzle gets no index from 16 to 127: nothing here depends on what an engine does in the relaxed cases.
+// For eight blocks at a time (`chacha20Poly1305x8`) the whole state lies in memory instead, and latency is hidden: of
+// the eight quarter-rounds of a step none waits for another. What decides is the number of instructions, so a
+// multiplication takes the place of a shift where it is one instruction instead of four. Two quarter-rounds at a time,
+// no more: their values, the constants and the temporaries are what fits into 16 registers.
+//
+// relaxed_swizzle gets no index from 16 to 127, and relaxed_q15mulr_s no -32768 twice: nothing here depends on what an
+// engine does in the relaxed cases.
 import { xorRow } from "./lanes";
 import { POLY1305_STATE } from "./poly1305";
 import { wideAdd, wideHi, wideMul } from "./wide";
@@ -25,6 +31,8 @@ const TABLE = memory.data<u32>([
 
 // The first row of the state during the rounds.
 const ROW_A = memory.data(64, 64);
+// The working state of eight blocks: the 16 words of blocks 0 to 3, then those of blocks 4 to 7.
+const WORK = memory.data(512, 64);
 // Written in each round: what is read after the rounds must not be kept in registers through them, of which there are
 // none left. A store that might change ROW_A keeps the compiler from doing so.
 const FENCE = memory.data(16, 16);
@@ -39,6 +47,22 @@ function rotl12(x: v128): v128 {
 @inline
 function rotl7(x: v128): v128 {
   return v128.or(i32x4.shl(x, 7), i32x4.shr_u(x, 25));
+}
+
+// rotl12 in fewer instructions and with more latency.
+// @ts-ignore: decorator
+@inline
+function mulRotl12(x: v128): v128 {
+  return v128.or(i32x4.mul(x, i32x4.splat(4096)), i32x4.shr_u(x, 20));
+}
+
+// rotl7 likewise, by 16-bit halves: each goes up by 7, and from below comes the highest byte of the other one, shifted
+// right by 1: (n * 16383 + 16384) >> 15 is n >> 1 for each byte n.
+// @ts-ignore: decorator
+@inline
+function mulRotl7(x: v128): v128 {
+  const high = i8x16.relaxed_swizzle(x, i8x16(3, -1, 1, -1, 7, -1, 5, -1, 11, -1, 9, -1, 15, -1, 13, -1));
+  return v128.or(i16x8.mul(x, i16x8.splat(128)), i16x8.relaxed_q15mulr_s(high, i16x8.splat(16383)));
 }
 
 /** Expands a 32-byte key into a state; counter and nonce are set by `chacha20Nonce`. */
@@ -268,4 +292,240 @@ export function chacha20Poly1305(state: usize, p: usize, passes: i32, q: usize, 
   v128.store(a, zero, 16);
   v128.store(a, zero, 32);
   v128.store(a, zero, 48);
+}
+
+/**
+ * XORs 512 bytes of key stream into p and advances the counter by 8; meanwhile Poly1305 absorbs `bytes` (0..640, a
+ * multiple of 16) from q on, before anything is written to p. Otherwise as `chacha20Poly1305`.
+ */
+export function chacha20Poly1305x8(state: usize, p: usize, q: usize, bytes: i32): void {
+  const swap = v128.load(TABLE);
+  const by8 = v128.load(TABLE, 16);
+  const m = POLY1305_STATE;
+  const r0 = load<u64>(m);
+  const r1 = load<u64>(m, 8);
+  const s1 = load<u64>(m, 16);
+  let h0 = load<u64>(m, 24);
+  let h1 = load<u64>(m, 32);
+  let h2 = load<u64>(m, 40);
+  const last = q + (<usize>bytes);
+  copy256(WORK, state);
+  copy256(WORK + 256, state);
+  const counter = i32x4.add(v128.load(state, 192), i32x4.splat(4));
+  v128.store(WORK + 256, counter, 192);
+  let round = 0;
+  do {
+    for (let w = WORK; w <= WORK + 256; w += 256) {
+      // Columns 0 and 1.
+      let a = v128.load(w, 0);
+      let e = v128.load(w, 16);
+      let b = v128.load(w, 64);
+      let f = v128.load(w, 80);
+      let c = v128.load(w, 128);
+      let g = v128.load(w, 144);
+      let d = v128.load(w, 192);
+      let h = v128.load(w, 208);
+      a = i32x4.add(a, b);
+      d = i8x16.relaxed_swizzle(v128.xor(d, a), swap);
+      e = i32x4.add(e, f);
+      h = i8x16.relaxed_swizzle(v128.xor(h, e), swap);
+      c = i32x4.add(c, d);
+      b = v128.xor(b, c);
+      g = i32x4.add(g, h);
+      f = v128.xor(f, g);
+      b = mulRotl12(b);
+      f = mulRotl12(f);
+      a = i32x4.add(a, b);
+      v128.store(w, a, 0);
+      d = i8x16.relaxed_swizzle(v128.xor(d, a), by8);
+      e = i32x4.add(e, f);
+      v128.store(w, e, 16);
+      h = i8x16.relaxed_swizzle(v128.xor(h, e), by8);
+      v128.store(w, d, 192);
+      c = i32x4.add(c, d);
+      v128.store(w, c, 128);
+      b = v128.xor(b, c);
+      v128.store(w, h, 208);
+      g = i32x4.add(g, h);
+      v128.store(w, g, 144);
+      f = v128.xor(f, g);
+      v128.store(w, mulRotl7(b), 64);
+      v128.store(w, mulRotl7(f), 80);
+      // Columns 2 and 3.
+      a = v128.load(w, 32);
+      e = v128.load(w, 48);
+      b = v128.load(w, 96);
+      f = v128.load(w, 112);
+      c = v128.load(w, 160);
+      g = v128.load(w, 176);
+      d = v128.load(w, 224);
+      h = v128.load(w, 240);
+      a = i32x4.add(a, b);
+      d = i8x16.relaxed_swizzle(v128.xor(d, a), swap);
+      e = i32x4.add(e, f);
+      h = i8x16.relaxed_swizzle(v128.xor(h, e), swap);
+      c = i32x4.add(c, d);
+      b = v128.xor(b, c);
+      g = i32x4.add(g, h);
+      f = v128.xor(f, g);
+      b = mulRotl12(b);
+      f = mulRotl12(f);
+      a = i32x4.add(a, b);
+      v128.store(w, a, 32);
+      d = i8x16.relaxed_swizzle(v128.xor(d, a), by8);
+      e = i32x4.add(e, f);
+      v128.store(w, e, 48);
+      h = i8x16.relaxed_swizzle(v128.xor(h, e), by8);
+      v128.store(w, d, 224);
+      c = i32x4.add(c, d);
+      v128.store(w, c, 160);
+      b = v128.xor(b, c);
+      v128.store(w, h, 240);
+      g = i32x4.add(g, h);
+      v128.store(w, g, 176);
+      f = v128.xor(f, g);
+      v128.store(w, mulRotl7(b), 96);
+      v128.store(w, mulRotl7(f), 112);
+    }
+    for (let w = WORK; w <= WORK + 256; w += 256) {
+      // Diagonals 0 and 1.
+      let a = v128.load(w, 0);
+      let e = v128.load(w, 16);
+      let b = v128.load(w, 80);
+      let f = v128.load(w, 96);
+      let c = v128.load(w, 160);
+      let g = v128.load(w, 176);
+      let d = v128.load(w, 240);
+      let h = v128.load(w, 192);
+      a = i32x4.add(a, b);
+      d = i8x16.relaxed_swizzle(v128.xor(d, a), swap);
+      e = i32x4.add(e, f);
+      h = i8x16.relaxed_swizzle(v128.xor(h, e), swap);
+      c = i32x4.add(c, d);
+      b = v128.xor(b, c);
+      g = i32x4.add(g, h);
+      f = v128.xor(f, g);
+      b = mulRotl12(b);
+      f = mulRotl12(f);
+      a = i32x4.add(a, b);
+      v128.store(w, a, 0);
+      d = i8x16.relaxed_swizzle(v128.xor(d, a), by8);
+      e = i32x4.add(e, f);
+      v128.store(w, e, 16);
+      h = i8x16.relaxed_swizzle(v128.xor(h, e), by8);
+      v128.store(w, d, 240);
+      c = i32x4.add(c, d);
+      v128.store(w, c, 160);
+      b = v128.xor(b, c);
+      v128.store(w, h, 192);
+      g = i32x4.add(g, h);
+      v128.store(w, g, 176);
+      f = v128.xor(f, g);
+      v128.store(w, mulRotl7(b), 80);
+      v128.store(w, mulRotl7(f), 96);
+      // Diagonals 2 and 3.
+      a = v128.load(w, 32);
+      e = v128.load(w, 48);
+      b = v128.load(w, 112);
+      f = v128.load(w, 64);
+      c = v128.load(w, 128);
+      g = v128.load(w, 144);
+      d = v128.load(w, 208);
+      h = v128.load(w, 224);
+      a = i32x4.add(a, b);
+      d = i8x16.relaxed_swizzle(v128.xor(d, a), swap);
+      e = i32x4.add(e, f);
+      h = i8x16.relaxed_swizzle(v128.xor(h, e), swap);
+      c = i32x4.add(c, d);
+      b = v128.xor(b, c);
+      g = i32x4.add(g, h);
+      f = v128.xor(f, g);
+      b = mulRotl12(b);
+      f = mulRotl12(f);
+      a = i32x4.add(a, b);
+      v128.store(w, a, 32);
+      d = i8x16.relaxed_swizzle(v128.xor(d, a), by8);
+      e = i32x4.add(e, f);
+      v128.store(w, e, 48);
+      h = i8x16.relaxed_swizzle(v128.xor(h, e), by8);
+      v128.store(w, d, 208);
+      c = i32x4.add(c, d);
+      v128.store(w, c, 128);
+      b = v128.xor(b, c);
+      v128.store(w, h, 224);
+      g = i32x4.add(g, h);
+      v128.store(w, g, 144);
+      f = v128.xor(f, g);
+      v128.store(w, mulRotl7(b), 112);
+      v128.store(w, mulRotl7(f), 64);
+    }
+    let end = q + 64;
+    if (end > last) end = last;
+    while (q < end) {
+      const fold = (h2 >> 2) + (h2 & ~3);
+      h2 &= 3;
+      h0 = wideAdd(h0, 0, load<u64>(q), 0);
+      const c = wideHi();
+      h0 = wideAdd(h0, c, fold, 0);
+      const carry = wideHi();
+      h1 = wideAdd(h1, h2, load<u64>(q, 8), 1);
+      h2 = wideHi();
+      h1 = wideAdd(h1, h2, carry, 0);
+      h2 = wideHi();
+
+      const al = wideMul(h0, r0);
+      const ah = wideHi();
+      const bl = wideMul(h1, s1);
+      const bh = wideHi();
+      const dl = wideAdd(al, ah, bl, bh);
+      const dh = wideHi();
+      const el = wideMul(h0, r1);
+      const eh = wideHi();
+      const fl = wideMul(h1, r0);
+      const fh = wideHi();
+      const gl = wideAdd(el, eh, fl, fh);
+      const gh = wideHi();
+      h0 = dl;
+      h1 = wideAdd(gl, gh, h2 * s1, 0);
+      const kh = wideHi();
+      h1 = wideAdd(h1, kh, dh, 0);
+      h2 = h2 * r0 + wideHi();
+      q += 16;
+    }
+  } while (++round < 10);
+  addXor(p, WORK, state);
+  v128.store(state, counter, 192);
+  addXor(p + 256, WORK + 256, state);
+  v128.store(state, i32x4.add(counter, i32x4.splat(4)), 192);
+  store<u64>(m, h0, 24);
+  store<u64>(m, h1, 32);
+  store<u64>(m, h2, 40);
+  clear256(WORK);
+  clear256(WORK + 256);
+}
+
+// @ts-ignore: decorator
+@inline
+function copy256(to: usize, from: usize): void {
+  for (const end = from + 256; from < end; from += 64, to += 64) {
+    v128.store(to, v128.load(from));
+    v128.store(to, v128.load(from, 16), 16);
+    v128.store(to, v128.load(from, 32), 32);
+    v128.store(to, v128.load(from, 48), 48);
+  }
+}
+
+// The end of four blocks: XORs the sum of the state before the rounds and the one after them, at w, into p.
+// @ts-ignore: decorator
+@inline
+function addXor(p: usize, w: usize, state: usize): void {
+  for (const end = p + 64; p < end; p += 16, w += 64, state += 64) {
+    xorRow(
+      p,
+      i32x4.add(v128.load(w), v128.load(state)),
+      i32x4.add(v128.load(w, 16), v128.load(state, 16)),
+      i32x4.add(v128.load(w, 32), v128.load(state, 32)),
+      i32x4.add(v128.load(w, 48), v128.load(state, 48)),
+    );
+  }
 }
