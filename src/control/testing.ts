@@ -391,7 +391,10 @@ export class TestServer implements AsyncDisposable {
 
   static async start(options: Partial<ControlOptions> = {}): Promise<TestServer> {
     const dataDir = options.dataDir ?? mkdtempSync(join(tmpdir(), "weft-control-"));
-    const control = await createControl({ settings: makeSettings(), ...options, dataDir });
+    const control = await createControl({ settings: makeSettings(), ...options, dataDir }).catch((error: Error) => {
+      if (options.dataDir === undefined) rmSync(dataDir, { recursive: true, force: true });
+      throw error;
+    });
     const { app, upgrades } = control;
     const listener = await listen({ host: "127.0.0.1", port: 0, app, upgrades });
     return new TestServer(dataDir, control, listener, `http://127.0.0.1:${listener.port}`);
