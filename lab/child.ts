@@ -14,6 +14,7 @@ import { createSocket } from "node:dgram";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { Pinger } from "../ffi/icmp.ts";
+import { seededBytes } from "./seeded.ts";
 import { receiveUdpFlow, sendUdpFlow, type UdpFlowOptions } from "./udp-flow.ts";
 
 const BLOCK_BYTES = 1 << 20;
@@ -96,23 +97,10 @@ async function tcpSink(address = "", mode = ""): Promise<void> {
   socket.end();
 }
 
-// Bytes of a fixed generator (xorshift32), so that a run can be repeated; each block differs by its number.
-function seededBlock(): Buffer {
-  const words = new Uint32Array(BLOCK_BYTES / 4);
-  let state = 0x2545f491;
-  for (let i = 0; i < words.length; i++) {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    words[i] = state;
-  }
-  return Buffer.from(words.buffer);
-}
-
 async function tcpSource(address = "", port = "", unit = "", amount = ""): Promise<void> {
   const socket = connect(Number(port), address);
   await once(socket, "connect");
-  const seed = seededBlock();
+  const seed = seededBytes(BLOCK_BYTES);
   const byBytes = unit === "bytes";
   const hash = byBytes ? createHash("sha256") : null;
   const end = performance.now() + Number(amount) * 1000;

@@ -25,6 +25,7 @@ import {
 } from "../ffi/msg.ts";
 import { openUdp, recvfrom, recvmmsg, sendmmsg, sendto, UDP_MAX_GSO_BYTES, UDP_MAX_SEGMENTS } from "../ffi/udp.ts";
 import { parseIP } from "../src/wire/ip.ts";
+import { seededBytes } from "./seeded.ts";
 
 const END = 0xffffffff;
 const END_TIMES = 5;
@@ -81,17 +82,7 @@ export interface UdpFlowReceived {
 }
 
 // Datagram `n` holds the bytes from `n & 255` on: of xorshift32, so that none looks like another.
-const pattern = (() => {
-  const words = new Uint32Array((MESSAGE_BYTES + 256) / 4);
-  let state = 0x2545f491;
-  for (let i = 0; i < words.length; i++) {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    words[i] = state;
-  }
-  return Buffer.from(words.buffer);
-})();
+const pattern = seededBytes(MESSAGE_BYTES + 256);
 
 /** An array of message headers, each with a buffer, a control message area and a name. */
 function messages(count: number) {

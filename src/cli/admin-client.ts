@@ -1,7 +1,7 @@
 // The control server's API, as the command line reaches it: by the unix socket of this machine, or by URL and API key.
 import type { ApiUser } from "../control/api/shapes.ts";
 import { type Env, loadConfig, type ServerConfig } from "./config.ts";
-import { nearest, UsageError } from "./flags.ts";
+import { type FlagSpec, nearest, UsageError } from "./flags.ts";
 
 export interface Reach {
   config?: string;
@@ -21,6 +21,17 @@ const DEFAULT_TIMEOUT = 5_000;
 
 /** Nobody answers there. */
 export class NoServer extends Error {}
+
+/** Flags that say where the control server is. */
+export const CONNECTION_FLAGS = {
+  config: { kind: "string", short: "c" },
+  data: "string",
+  socket: "string",
+  address: "string",
+  "api-key": "string",
+  timeout: "duration",
+  insecure: "boolean",
+} as const satisfies Record<string, FlagSpec["kind"] | FlagSpec>;
 
 export class AdminClient {
   private constructor(

@@ -1,7 +1,7 @@
 // The administrator's part of `bun run weft`: finds the verb (admin-verbs.ts), reaches the control server (admin-client.ts),
 // prints the result.
 import { createInterface } from "node:readline/promises";
-import { AdminClient } from "./admin-client.ts";
+import { AdminClient, CONNECTION_FLAGS } from "./admin-client.ts";
 import { NOUNS, type Noun, type Session, type Verb } from "./admin-verbs.ts";
 import { type FlagSpec, type Flags, nearest, parseFlags, UsageError } from "./flags.ts";
 import { parseFormat, printable, serialize } from "./output.ts";
@@ -28,13 +28,7 @@ ${ADMIN_USAGE}
   --force        ask no questions`;
 
 const GLOBAL = {
-  config: { kind: "string", short: "c" },
-  data: "string",
-  socket: "string",
-  address: "string",
-  "api-key": "string",
-  timeout: "duration",
-  insecure: "boolean",
+  ...CONNECTION_FLAGS,
   output: { kind: "string", short: "o" },
   force: "boolean",
   help: { kind: "boolean", short: "h" },

@@ -1,5 +1,5 @@
 // `weft health`: whether a control server works, for the health checks of containers and supervisors.
-import { AdminClient } from "./admin-client.ts";
+import { AdminClient, CONNECTION_FLAGS } from "./admin-client.ts";
 import { parseFlags } from "./flags.ts";
 import { parseFormat, serialize } from "./output.ts";
 
@@ -19,13 +19,7 @@ export async function main(argv: string[]): Promise<number> {
     "weft health",
     argv,
     {
-      config: { kind: "string", short: "c" },
-      data: "string",
-      socket: "string",
-      address: "string",
-      "api-key": "string",
-      timeout: "duration",
-      insecure: "boolean",
+      ...CONNECTION_FLAGS,
       output: { kind: "string", short: "o" },
       help: { kind: "boolean", short: "h" },
     },
