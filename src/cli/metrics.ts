@@ -1,8 +1,9 @@
 // The listener for operators: Prometheus' metrics and the debug page (docs/control.md, "Metrics").
 import { Hono } from "hono";
-import { collectDefaultMetrics, Registry } from "prom-client";
+import { Registry } from "prom-client";
 import { createDebug, type DebugPages } from "../control/debug.ts";
 import type { Control } from "../control/index.ts";
+import { addProcessMetrics } from "../control/metrics.ts";
 import type { Relay } from "../relay/index.ts";
 import type { ServerConfig } from "./config.ts";
 
@@ -10,7 +11,7 @@ import type { ServerConfig } from "./config.ts";
 export function createMetricsApp(config: ServerConfig, parts: { control?: Control; relay?: Relay }): Hono {
   const { control, relay } = parts;
   const registry = control?.metrics.registry ?? new Registry();
-  if (!control) collectDefaultMetrics({ register: registry });
+  if (!control) addProcessMetrics(registry);
   const app = new Hono();
   app.get("/metrics", async (c) =>
     c.body(`${await registry.metrics()}${relay ? relayMetrics(relay.stats()) : ""}`, 200, {
