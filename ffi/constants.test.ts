@@ -12,7 +12,7 @@ import * as rtnetlink from "./rtnetlink.ts";
 import * as tun from "./tun.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 const HEADERS = `
 #define _GNU_SOURCE

@@ -13,7 +13,7 @@ import { eventfdCreate, eventfdDrain, eventfdWake } from "./eventfd.ts";
 import { buffer, closeFd } from "./libc.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 function setUp() {
   const epoll = epollCreate();

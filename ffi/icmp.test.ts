@@ -4,7 +4,7 @@ import { echoRequest, internetChecksum, Pinger, parseEchoReply, stripIpHeader } 
 import { noNetns, TestNetns } from "./testing.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 describe("ICMP echo", () => {
   test("the checksum is that of RFC 1071's example, and a packet with its checksum sums to zero", () => {

@@ -3,7 +3,7 @@ import { EBADF, ENOENT, errnoName, SysError } from "./errno.ts";
 import { addressOf, buffer, check, cstring, errno, libc, orErrno } from "./libc.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 function thrown(action: () => unknown): SysError {
   try {

@@ -5,7 +5,7 @@ import { Netlink, type NetlinkEvent, NetlinkMonitor, type RuleSpec } from "./net
 import { asNobody, noNetns, noUnprivileged, TestNetns, until } from "./testing.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 const MAIN = 254;
 /** RTPROT_STATIC: what Weft adds. */

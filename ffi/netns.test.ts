@@ -5,7 +5,7 @@ import { createNetns, openNetns, withNetns } from "./netns.ts";
 import { noNetns, TestNetns } from "./testing.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 const here = () => readlinkSync("/proc/thread-self/ns/net");
 

@@ -5,7 +5,7 @@ import { killGroup } from "./process.ts";
 import { until } from "./testing.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 const { SIGKILL } = constants.signals;
 const state = (pid: number) => {

@@ -57,7 +57,7 @@ export class TestNetns implements Disposable {
 }
 
 /** Resolves when `condition` gives something truthy; throws after `deadlineMs`. */
-export async function until<T>(what: string, condition: () => T, deadlineMs = 20_000): Promise<NonNullable<T>> {
+export async function until<T>(what: string, condition: () => T, deadlineMs = 60_000): Promise<NonNullable<T>> {
   const end = performance.now() + deadlineMs;
   for (;;) {
     const value = condition();

@@ -22,7 +22,7 @@ import {
 } from "./tun.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 const CHILD = `${import.meta.dir}/../lab/child.ts`;
 

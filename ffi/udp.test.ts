@@ -36,7 +36,7 @@ import {
 } from "./udp.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 // One message each way, in WebAssembly memory.
 const memory = new WebAssembly.Memory({ initial: 4, maximum: 4, shared: true });

@@ -9,7 +9,7 @@ import { until } from "./testing.ts";
 import { type Credentials, lockFile, peerCredentials, socketFd } from "./unix.ts";
 
 // Programs start, and the kernel changes its network, as slowly as the machine is busy.
-setDefaultTimeout(60_000);
+setDefaultTimeout(120_000);
 
 let folder: string;
 beforeEach(() => {

@@ -224,7 +224,7 @@ export class Lab implements AsyncDisposable {
     this.router.setLink("lo", { up: true });
     setSysctl(routerNetns, "net/ipv4/ip_forward", "1");
     setSysctl(routerNetns, "net/ipv6/conf/all/forwarding", "1");
-    skipDuplicateDetection(routerNetns);
+    quietIPv6(routerNetns);
   }
 
   /** Adds a host, with loopback and eth0 up, addresses of both families, and the default routes. */
@@ -245,7 +245,7 @@ export class Lab implements AsyncDisposable {
 
   async #connect(host: Host, mtu: number): Promise<void> {
     const { netlink, routerLink, netns } = host;
-    skipDuplicateDetection(netns);
+    quietIPv6(netns);
     netlink.setLink("lo", { up: true });
     this.router.addLink({ kind: "veth", name: routerLink, mtu, peer: { name: "eth0", mtu, netnsFd: netns } });
     this.setWire(host, true);
@@ -324,9 +324,13 @@ function setSysctl(netns: number, path: string, value: string): void {
   }
 }
 
-/** Link-local addresses work at once, not after a second: without them there is no neighbour discovery. */
-function skipDuplicateDetection(netns: number): void {
+/**
+ * Interfaces to come: link-local addresses work at once, not after a second (without them there is no neighbour discovery),
+ * and nothing is sent now and then to find routers, which who counts packets would count.
+ */
+function quietIPv6(netns: number): void {
   setSysctl(netns, "net/ipv6/conf/default/accept_dad", "0");
+  setSysctl(netns, "net/ipv6/conf/default/router_solicitations", "0");
 }
 
 // Keeps a mount namespace with private files. The overlay gives each host a writable /etc of its own; where the kernel

@@ -10,7 +10,7 @@ import { resultsSection } from "../bench/publish.ts";
 import { skip, tempDir } from "./lib/mesh.ts";
 
 // Each part takes seconds on a free machine.
-setDefaultTimeout(60_000);
+setDefaultTimeout(300_000);
 
 const RUN = resolve(import.meta.dir, "../tools/run.ts");
 

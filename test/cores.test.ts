@@ -63,7 +63,7 @@ describe.skipIf(skip(cannotUseNamespaces ?? noWg))("more threads", () => {
         const flow = { size: 1372, mbps: 0, amount: { packets: 50_000 }, segments: 47, address: b.ip4 };
         expect((await udpFlow(h1, h2, flow)).got).toMatchObject({ late: 0, wrong: 0 });
       }
-    }, 60_000);
+    }, 300_000);
   }
 
   test("more than six are six, and it says so", async () => {
@@ -76,7 +76,7 @@ describe.skipIf(skip(cannotUseNamespaces ?? noWg))("more threads", () => {
     expect(await new Response(child.stderr).text()).toBe(
       `ERROR: (${device}) --workers 9: more than 6 bring nothing, so 6 are used\n`,
     );
-  }, 30_000);
+  }, 300_000);
 
   // Whoever has no TUN device to watch has the sockets.
   for (const [workers, watched] of [
@@ -113,6 +113,6 @@ describe.skipIf(skip(cannotUseNamespaces ?? noWg))("more threads", () => {
       } finally {
         child.kill("SIGKILL");
       }
-    }, 30_000);
+    }, 300_000);
   }
 });

@@ -5,7 +5,7 @@ import { connect, type Socket } from "node:net";
 import { makeSettings, TestServer } from "../src/control/testing.ts";
 import { until } from "./lib/mesh.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 const COUNT = Number(process.env.WEFT_FLOOD ?? 600);
 
 /** Connections that send `bytes` and then nothing, until `using` ends. */

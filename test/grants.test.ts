@@ -69,14 +69,14 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("capabilities of grants betwe
     await server.up(box.url, await box.key("--tags", "tag:files,tag:relay"));
     await reader.up(box.url, await box.key("--tags", "tag:reader"));
     await writer.up(box.url, await box.key("--tags", "tag:writer"));
-  }, 120_000);
+  }, 300_000);
 
   afterAll(async () => {
     await Promise.all([server?.stop(), reader?.stop(), writer?.stop()]);
     await box?.stop();
     await lab?.close();
     dir[Symbol.dispose]();
-  }, 60_000);
+  }, 300_000);
 
   test("TestGrantCapDrive: who may read reads, who may write writes, and nobody else does either", async () => {
     await run(server, "drive", "share", "docs", documents);
@@ -94,7 +94,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("capabilities of grants betwe
     });
     expect(readFileSync(join(documents, "b.txt"), "utf8")).toBe("by the writer");
     expect(await drive(server, `${share}/a.txt`)).not.toStartWith("200");
-  }, 90_000);
+  }, 300_000);
 
   test("TestGrantCapRelay: two nodes that cannot reach each other by UDP talk through a third", async () => {
     await run(server, "set", "--relay-server-port=40404");
@@ -123,5 +123,5 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("capabilities of grants betwe
     );
     const { received } = await ping(reader.host, writer.ip4, { count: 5, intervalMs: 50 });
     expect(received).toBe(5);
-  }, 90_000);
+  }, 300_000);
 });

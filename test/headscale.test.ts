@@ -80,7 +80,7 @@ else {
       await Promise.all(members.map((m) => m.up(url, key)));
       for (const m of members)
         await until(`${m.name} sees the others`, async () => Object.keys((await m.status())?.Peer ?? {}).length === 2);
-    }, 120_000);
+    }, 300_000);
 
     afterAll(async () => {
       await lab?.close();
@@ -94,7 +94,7 @@ else {
       await reaches(wa, wb);
       await reaches(wa, ta);
       await reaches(ta, wb);
-    }, 120_000);
+    }, 300_000);
 
     test("are relayed by the official derper when UDP is blocked", async () => {
       const [wa, wb, ta] = members as [Member, Member, Member];
@@ -105,6 +105,6 @@ else {
       await reaches(ta, wa);
       const result = await transferHash(wa.host, wb.host, 10 << 20, { address: wb.ip4 });
       expect(result.ok).toBe(true);
-    }, 120_000);
+    }, 300_000);
   });
 }

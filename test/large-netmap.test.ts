@@ -9,7 +9,7 @@ import { makeNode, makeUser } from "../src/control/testing.ts";
 import { Box, cannotUseNamespaces, certificate, skip, Tailscaled, tempDir, until, WeftNode } from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 
 const PEERS = 200;
 const absent = missing([

@@ -177,14 +177,14 @@ policy: { mode: file, path: ${policy} }
     for (const name of ["carol", "dave"])
       users[name] = (await api<{ user: { id: string } }>(box, "POST", "/api/v1/user", { name })).user.id;
     await Promise.all([current.start(), old.start()]);
-  }, 120_000);
+  }, 300_000);
 
   afterAll(async () => {
     await Promise.all([current?.stop(), old?.stop()]);
     await Promise.all([box?.stop(), strict?.stop()]);
     await lab?.close();
     dir[Symbol.dispose]();
-  }, 60_000);
+  }, 300_000);
 
   test("TestAuthWebFlowAuthenticationPingAll: an administrator lets both clients in, and they reach each other", async () => {
     await Promise.all([joinAs(current, "carol"), joinAs(old, "carol")]);
@@ -194,7 +194,7 @@ policy: { mode: file, path: ${policy} }
       return there.received + back.received === 4;
     });
     expect((await nodeOf(old)).user.name).toBe("carol");
-  }, 90_000);
+  }, 300_000);
 
   test("TestAuthWebFlowLogoutAndReloginSameUser: both keep their ids and addresses", async () => {
     const before = await Promise.all([nodeOf(current), nodeOf(old)]);
@@ -205,7 +205,7 @@ policy: { mode: file, path: ${policy} }
       before.map(({ id, ipAddresses }) => [id, ipAddresses]),
     );
     expect(await nodes()).toHaveLength(2);
-  }, 90_000);
+  }, 300_000);
 
   test("TestAuthWebFlowLogoutAndReloginNewUser: another user's node is another node, and the first comes back to hers", async () => {
     const first = await nodeOf(current);
@@ -218,7 +218,7 @@ policy: { mode: file, path: ${policy} }
     await joinAs(current, "carol");
     expect(await nodeOf(current)).toMatchObject({ id: first.id, ipAddresses: first.ipAddresses });
     expect(await nodes()).toHaveLength(3);
-  }, 90_000);
+  }, 300_000);
 
   test("TestAuthWebFlow, refused: the client says why", async () => {
     await logout(current);
@@ -230,7 +230,7 @@ policy: { mode: file, path: ${policy} }
     });
     up.kill();
     await up.exited;
-  }, 60_000);
+  }, 300_000);
 
   test("a login that waits goes on when the server has been restarted", async () => {
     const { id } = await nodeOf(old);
@@ -242,7 +242,7 @@ policy: { mode: file, path: ${policy} }
     await box.admin("auth", "register", "--auth-id", url.slice(url.lastIndexOf("/") + 1), "--user", "carol");
     await finished(old, up);
     expect((await nodeOf(old)).id).toBe(id);
-  }, 60_000);
+  }, 300_000);
 
   test("TestOIDCAuthenticationPingAll, WithPKCE, ACLPolicyOnJoin (#2888): signing in at the provider brings the client up, and it sees and is seen", async () => {
     const { url, up } = await begin(current, box, "--force-reauth");
@@ -254,7 +254,7 @@ policy: { mode: file, path: ${policy} }
     await until("it sees the old client", async () => (await current.peer(old)) !== null);
     const rest = Date.parse(node.expiry!) - Date.now();
     expect(rest).toBeLessThanOrEqual(TOKEN_SECONDS * 1000);
-  }, 90_000);
+  }, 300_000);
 
   test("TestOIDCExpireNodesBasedOnTokenExpiry: with the token the node key is over, and signing in again brings the same node back", async () => {
     const before = (await nodes()).find(({ user }) => user.name === "alice")!;
@@ -263,7 +263,7 @@ policy: { mode: file, path: ${policy} }
     await signIn(url, "alice");
     await finished(current, up);
     expect(await nodeOf(current)).toMatchObject({ id: before.id, ipAddresses: before.ipAddresses });
-  }, 90_000);
+  }, 300_000);
 
   test("TestOIDCReloginSameNodeNewUser, ReloginSameUserRoutesPreserved (#2896): three logins, two nodes, and the routes are still approved", async () => {
     const join = async (account: string) => {
@@ -281,7 +281,7 @@ policy: { mode: file, path: ${policy} }
     const again = await join("alice");
     expect(again).toMatchObject({ id: first.id, ipAddresses: first.ipAddresses, approvedRoutes: ["10.99.0.0/24"] });
     await until("it serves the route", async () => (await nodeOf(current)).subnetRoutes.includes("10.99.0.0/24"));
-  }, 90_000);
+  }, 300_000);
 
   test("TestTagsUserLogin…: owned tags make the machine tagged, others are refused, and --advertise-tags= gives it back to its user", async () => {
     const refused = await begin(current, box, "--force-reauth", "--advertise-tags=tag:other");
@@ -304,7 +304,7 @@ policy: { mode: file, path: ${policy} }
     const node = await nodeOf(current);
     expect(node).toMatchObject({ id, tags: [] });
     expect(node.user.name).toBe("alice");
-  }, 90_000);
+  }, 300_000);
 
   test("TestTagsAuthKeyWithoutUserInheritsTags, AuthKeyWithTagRequestDifferentTag, Issue2978, AdminOverrideReauthPreserves, AuthKeyConvertToUserViaCLIRegister (#3038)", async () => {
     await logout(current);
@@ -348,7 +348,7 @@ policy: { mode: file, path: ${policy} }
     const node = await nodeOf(current);
     expect(node.tags).toEqual([]);
     expect(node.user.name).toBe("carol");
-  }, 90_000);
+  }, 300_000);
 
   test("TestOIDCFollowUpUrl: when its login has expired, the client has a fresh address by itself, which works", async () => {
     await logout(current);
@@ -370,7 +370,7 @@ policy: { mode: file, path: ${policy} }
     await api(strict, "POST", `/api/v2/device/${waiting.id}/authorized`, { authorized: true });
     await finished(current, up);
     expect((await nodeOf(current, strict)).user.name).toBe("alice");
-  }, 90_000);
+  }, 300_000);
 
   test("machine approval: the client shows that it waits, and goes on by itself when it is let in; ExpiryAfterRestart (#2862)", async () => {
     await logout(current);
@@ -399,5 +399,5 @@ policy: { mode: file, path: ${policy} }
     await current.start();
     await current.running();
     expect((await nodeOf(current, strict)).expiry).toBe(node.expiry);
-  }, 60_000);
+  }, 300_000);
 });

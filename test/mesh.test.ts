@@ -83,7 +83,7 @@ function mesh(
           async () => Object.keys((await m.status())?.Peer ?? {}).length === members.length - 1,
         );
       }
-    }, 120_000);
+    }, 300_000);
 
     afterAll(async () => {
       await lab?.close();
@@ -93,7 +93,7 @@ function mesh(
     test("direct: ping, TCP by hash and UDP, IPv4 and IPv6", async () => {
       await each((a, b) => pathIs("direct", a, b));
       await each(traffic);
-    }, 240_000);
+    }, 300_000);
 
     test("UDP blocked: all of it by the relay", async () => {
       lab.blockUdp();
@@ -107,7 +107,7 @@ function mesh(
       await each(async (a, b) => {
         expect((await ping(a.host, b.ip4, { count: 5, intervalMs: 20 })).received).toBe(5);
       });
-    }, 120_000);
+    }, 300_000);
   });
 }
 

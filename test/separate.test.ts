@@ -44,7 +44,7 @@ else {
       b = new WeftNode(await lab.host("nb"), join(dir.path, "b"));
       const key = await control.key();
       await Promise.all([a.up(control.url, key), b.up(control.url, key)]);
-    }, 60_000);
+    }, 300_000);
 
     afterAll(async () => {
       await lab?.close();
@@ -56,7 +56,7 @@ else {
       lab.blockUdp();
       await pathIs("relay", a, b);
       expect((await ping(a.host, b.ip6, { count: 5, intervalMs: 50 })).received).toBe(5);
-    }, 60_000);
+    }, 300_000);
   });
 }
 
@@ -107,5 +107,5 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("control and an official derp
     );
 
     await Promise.all([...members.map((member) => member.stop()), control.stop()]);
-  }, 120_000);
+  }, 300_000);
 });

@@ -118,14 +118,14 @@ async function killRounds(rounds: number, dataDir: string, store: StoreSettings 
 test("SQLite: killed a hundred times under load, the server has lost nothing that it acknowledged", async () => {
   using folder = tempDir("kill");
   await killRounds(100, folder.path, { type: "sqlite", path: "" });
-}, 180_000);
+}, 300_000);
 
 describe.skipIf(skip(cannotRunPostgres))("PostgreSQL", () => {
   test("killed under load, the server has lost nothing that it acknowledged", async () => {
     await using postgres = await PostgresServer.start();
     using folder = tempDir("kill");
     await killRounds(10, folder.path, await postgres.database());
-  }, 120_000);
+  }, 300_000);
 
   test("when the database server crashes under load, nothing acknowledged is lost either", async () => {
     await using postgres = await PostgresServer.start();
@@ -140,5 +140,5 @@ describe.skipIf(skip(cannotRunPostgres))("PostgreSQL", () => {
     }
     await server.kill();
     expect(acknowledged.registered.size).toBeGreaterThan(5);
-  }, 120_000);
+  }, 300_000);
 });

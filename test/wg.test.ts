@@ -85,7 +85,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
       expect(Number(rx)).toBeGreaterThan(300);
       expect(Number(tx)).toBeGreaterThan(300);
     },
-    60_000,
+    300_000,
   );
 
   test("answers leave from the local address to which the peer wrote", async () => {
@@ -110,7 +110,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     } finally {
       h2.removeAddress(`${other}/24`);
     }
-  }, 30_000);
+  }, 300_000);
 
   test("persistent keepalive opens the tunnel without traffic", async () => {
     await using a = await WgEnd.start(h1, 1);
@@ -125,7 +125,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     expect((await a.wg("show", a.device, "allowed-ips")).stdout).toBe(`${b.publicKey}\t${b.ip4}/32 10.9.0.0/16\n`);
     expect((await ping(h1, b.ip4, { count: 2, intervalMs: 30 })).received).toBe(2);
     expect((await ping(h1, b.ip6, { count: 1, timeoutMs: 300 })).received).toBe(0);
-  }, 20_000);
+  }, 300_000);
 
   test("garbage on the port and on the socket: the tunnel goes on", async () => {
     await using a = await WgEnd.start(h1, 1);
@@ -152,7 +152,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     await reaches(b, a);
     await reaches(a, b);
     expect((await a.wg("show", a.device)).code).toBe(0);
-  }, 30_000);
+  }, 300_000);
 
   test("it ends when told to, when its device is deleted, when its socket is removed, and leaves nothing behind", async () => {
     const socket = (end: WgEnd) => h1.run(["ls", "-ld", "/var/run/wireguard", `/var/run/wireguard/${end.device}.sock`]);
@@ -167,7 +167,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
       expect(h1.netlink.link(a.device)).toBeNull();
       expect((await socket(a)).code).not.toBe(0);
     }
-  }, 30_000);
+  }, 300_000);
 
   test("mistakes end in one sentence", async () => {
     await using a = await WgEnd.start(h1, 1);
@@ -199,7 +199,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     } finally {
       taken.kill("SIGKILL");
     }
-  }, 30_000);
+  }, 300_000);
 
   test("weft-wg works through a link and from anywhere, in the background", async () => {
     using dir = tempDir("wg");
@@ -216,7 +216,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     expect((await h1.run([WEFT_WG, name], { env: { ...process.env, WEFT_BUN: "/bin/false" } })).stderr).toContain(
       "WEFT_BUN",
     );
-  }, 30_000);
+  }, 300_000);
 
   test("wg-quick up and down", async () => {
     await using b = await WgEnd.start(h2, 2);
@@ -241,7 +241,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     expect(await h1.run(["wg-quick", "down", conf], { env })).toMatchObject({ code: 0 });
     expect(h1.netlink.link(name)).toBeNull();
     await until("the socket to go", async () => (await h1.run(["ls", `/var/run/wireguard/${name}.sock`])).code !== 0);
-  }, 30_000);
+  }, 300_000);
 
   for (const [implementation, program] of [
     ["wireguard-go", "wireguard"],
@@ -263,7 +263,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
           await moves(other, weft, 5 * MB, weft.ip6);
           await echoes(weft, other, other.ip4);
         }
-      }, 60_000);
+      }, 300_000);
     });
   }
 });

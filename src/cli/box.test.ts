@@ -143,7 +143,7 @@ test("what was acknowledged survives kill -9 at any moment", async () => {
   if (acknowledged.some((node) => node.hostname === "n0"))
     expect((await late.register({ authKey: single })).Error).toContain("has been used");
   late.close();
-}, 20_000);
+}, 120_000);
 
 test("users, keys and nodes: results alone on standard output, for people and for programs", async () => {
   const box = await startBox();
@@ -207,7 +207,7 @@ test("users, keys and nodes: results alone on standard output, for people and fo
   expect((await late.register({ authKey: plain.stdout.trim() })).Error).toContain("expired");
   node.close();
   late.close();
-}, 30_000);
+}, 120_000);
 
 test("mistakes of an operator: one sentence that says what, which value, and what to do", async () => {
   const box = await startBox();
@@ -243,7 +243,7 @@ test("mistakes of an operator: one sentence that says what, which value, and wha
   writeFileSync(join(folder, "file"), "");
   expectSentence(await tryBox("--data", join(folder, "file")), 1, "there is a file in its place");
   expectSentence(await tryBox("--data", "/proc/weft"), 1, "cannot be used");
-}, 30_000);
+}, 120_000);
 
 test("plain HTTP on a public name is warned about, on a private address it is not", async () => {
   const warned = await run("box", "--data", "/proc/weft", "--stun", "off", "--url", "http://weft.example.com");
@@ -395,7 +395,7 @@ oidc:
   copyFileSync(second.cert, join(folder, "tls.pem"));
   copyFileSync(second.key, join(folder, "tls.key"));
   child.kill("SIGHUP");
-  const deadline = performance.now() + 5000;
+  const deadline = performance.now() + 60_000;
   while ((await nameOf()) !== "second" && performance.now() < deadline) await Bun.sleep(20);
   expect(await nameOf()).toBe("second");
 
@@ -447,4 +447,4 @@ oidc:
       level: "debug",
     }),
   );
-}, 30_000);
+}, 120_000);

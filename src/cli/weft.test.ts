@@ -43,7 +43,7 @@ test("configtest names what is wrong with configuration, certificates, secrets a
   chmodSync(write("secret", "x"), 0o644);
   const oidc = "oidc:\n  issuer: https://id.example.com\n  client_id: a\n  client_secret_path: secret\n";
   expect(await wrong("d.yaml", oidc)).toContain("everybody on this machine may use it (mode 644)");
-}, 20_000);
+}, 120_000);
 
 test("the example configuration and the service of packaging/ are right", async () => {
   const packaging = resolve(import.meta.dir, "../../packaging");
@@ -69,14 +69,14 @@ test("health: 0 while the server works, 1 when nobody answers", async () => {
   const gone = await weft("health", "--data", folder);
   expect([gone.status, gone.stdout]).toEqual([1, ""]);
   expect(gone.stderr).toContain("no control server answers at");
-}, 20_000);
+}, 120_000);
 
 test("version: for people and for programs", async () => {
   const { version } = JSON.parse(readFileSync(resolve(import.meta.dir, "../../package.json"), "utf8"));
   expect((await weft("version")).stdout).toStartWith(`${version}\n`);
   expect(JSON.parse((await weft("version", "-o", "json")).stdout)).toEqual({ short: version, long: version });
   expect((await weft("version", "-o", "xml")).status).toBe(2);
-}, 20_000);
+}, 120_000);
 
 test("generate prints a new private key each time", async () => {
   const [first, second] = [await weft("generate", "private-key"), await weft("gen", "private-key")];
@@ -84,7 +84,7 @@ test("generate prints a new private key each time", async () => {
   expect(second.stdout).toMatch(/^privkey:[0-9a-f]{64}\n$/);
   expect(second.stdout).not.toBe(first.stdout);
   expect((await weft("generate", "keys")).status).toBe(2);
-}, 20_000);
+}, 120_000);
 
 /** What bash offers behind these words. */
 async function completed(...words: string[]): Promise<string[]> {
@@ -101,7 +101,7 @@ test("the completion knows every command, verb and flag, in a real bash", async 
   expect(await completed("completion", "")).toEqual(["bash", "zsh", "fish"]);
   const fish = (await weft("completion", "fish")).stdout;
   for (const { name } of allCommands()) expect(fish).toContain(` -a ${name}\n`);
-}, 20_000);
+}, 120_000);
 
 test("every command of its own has help; a mistyped one is recognised", async () => {
   const overview = (await weft("--help")).stdout;
@@ -112,7 +112,7 @@ test("every command of its own has help; a mistyped one is recognised", async ()
     expect(overview).toContain(`  ${name} `);
   }
   expect((await weft("confgtest")).stderr).toContain('did you mean "configtest"?');
-}, 20_000);
+}, 120_000);
 
 test("serve goes by the configuration: box, or control with relays elsewhere", async () => {
   const config = (more: string) =>
@@ -130,4 +130,4 @@ test("serve goes by the configuration: box, or control with relays elsewhere", a
   expect(await serve("noise: {private_key_path: broken.key}\nderp: {urls: ['http://127.0.0.1:1/map']}")).toContain(
     "broken.key is damaged",
   );
-}, 20_000);
+}, 120_000);

@@ -155,7 +155,7 @@ test("a node is asked over its map stream, and only its own machine may answer",
   const answer = async (who: typeof node, text: string, count = 1) => {
     const question = await until(() => questions()[count - 1], "the question");
     const { pathname, search } = new URL(question.URL!);
-    await who.client.request({ method: "POST", path: pathname + search, body: text }, 1000, 5000);
+    await who.client.request({ method: "POST", path: pathname + search, body: text }, 1000, 60_000);
     return question;
   };
   const { pings } = server.control;

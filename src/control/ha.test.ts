@@ -119,7 +119,7 @@ class Router {
       const url = this.map.messages[this.seen]!.PingRequest?.URL;
       if (!url || !this.well) continue;
       const { pathname, search } = new URL(url);
-      await this.node.client.request({ method: "HEAD", path: pathname + search }, 1000, 5000);
+      await this.node.client.request({ method: "HEAD", path: pathname + search }, 1000, 60_000);
     }
   }
 }

@@ -62,7 +62,7 @@ for (const [name, next] of Object.entries(FLOODS))
     stranger.socket.pause();
     stranger.socket.write(sealer.seal(Buffer.concat([PREFACE, frame(4, 0, 0)])));
     const flood = async () => {
-      const end = performance.now() + 30_000;
+      const end = performance.now() + 90_000;
       for (let n = 0; server.control.stats().connections > 1 || n === 0; ) {
         if (performance.now() > end) throw new Error("the server puts up with it");
         const frames = Array.from({ length: 200 }, () => next(n++));
@@ -74,7 +74,7 @@ for (const [name, next] of Object.entries(FLOODS))
     };
     expect(await servedDuring(node, flood())).toBeGreaterThan(0);
     stranger.socket.destroy();
-  }, 40_000);
+  }, 120_000);
 
 /** The client has no word for PATCH, which is what some endpoints want. */
 type Method = "POST";
@@ -112,13 +112,13 @@ test("JSON of 1 MiB, of depth 10,000 and of the wrong shape at every endpoint of
   for (const [method, path] of endpoints)
     for (const [i, body] of hostile.entries())
       for (const who of [node, stranger]) {
-        const { status } = await who.client.request({ method, path, body }, 1 << 24, 10_000);
+        const { status } = await who.client.request({ method, path, body }, 1 << 24, 60_000);
         expect({ path, i, isFault: status >= 500 }).toEqual({ path, i, isFault: false });
       }
   expect(faults.filter((line) => line.includes("failed"))).toEqual([]);
   expect(({} as Record<string, unknown>).polluted).toBeUndefined();
   expect((await (await server.join("later", authKey)).stream()).peers.size).toBe(1);
-}, 60_000);
+}, 120_000);
 
 test("a node that names another's key, or none, is told nothing at any endpoint", async () => {
   await using server = await TestServer.start();
@@ -127,7 +127,7 @@ test("a node that names another's key, or none, is told nothing at any endpoint"
   const thief = await server.join("thief", await server.key({ user: bob }));
   const ask = async (method: Method, path: string, more: object) => {
     const body = JSON.stringify({ Version: 138, NodeKey: victim.nodeKey, ...more });
-    return (await thief.client.request({ method, path: `/machine/${path}`, body }, 1 << 20, 5000)).status;
+    return (await thief.client.request({ method, path: `/machine/${path}`, body }, 1 << 20, 60_000)).status;
   };
   expect(await ask("POST", "map", { OmitPeers: true })).toBe(404);
   expect(await ask("POST", "map", { Stream: true })).toBe(404);
@@ -140,7 +140,7 @@ test("a node that names another's key, or none, is told nothing at any endpoint"
   const check = await thief.client.request(
     { method: "GET", path: "/machine/ssh/action/2/to/1?local_user=root" },
     1 << 20,
-    5000,
+    60_000,
   );
   expect(check.status).toBe(404);
   expect(server.control.health.list()).toEqual({});
@@ -225,14 +225,14 @@ test("a node that opens a map stream and never reads while 1,000 changes happen:
   expect(text.split(filler).length - 1).toBeLessThan(60);
   expect(bystander.ended).toBe(false);
   reader.close();
-}, 40_000);
+}, 120_000);
 
 test("strangers who hold as many connections as there may be make room for others, and push out no node at work", async () => {
   await using server = await TestServer.start({ maxConnections: 6 });
   const authKey = await server.key({ user: await server.user("alice"), reusable: true });
   const atWork = await (await server.join("a", authKey)).stream();
   const strangers = Array.from({ length: 12 }, () => server.node("x", randomBytes(32)));
-  for (const node of strangers) await node.client.request({ method: "GET", path: "/machine/whoami" }, 1000, 5000);
+  for (const node of strangers) await node.client.request({ method: "GET", path: "/machine/whoami" }, 1000, 60_000);
   expect(server.control.stats().connections).toBeLessThanOrEqual(6);
   await server.join("b", authKey);
   await until(() => atWork.peer("b"), "the node at work to hear of the new one");

@@ -68,7 +68,7 @@ class Home implements AsyncDisposable {
     const { status, body } = await this.nodes[to - 1]!.client.request(
       { method: "GET", path: url.pathname + url.search },
       1 << 16,
-      10_000,
+      120_000,
     );
     const text = new TextDecoder().decode(body);
     return status === 200 ? (JSON.parse(text) as SSHAction) : { refused: `${status} ${text}` };

@@ -39,18 +39,22 @@ interface Order {
 
 /** Numbered datagrams both ways at once; what each end saw. */
 async function numbered(a: Node, b: Node, count: number, size: number, perMs: number): Promise<Order[]> {
-  const ends = [
+  const pairs = [
     [a, b],
     [b, a],
   ] as const;
-  return await Promise.all(
-    ends.map(async ([own, other]) => {
-      const args = [own.ip4, other.ip4, 7001, count, size, perMs].map(String);
-      const { code, stdout, stderr } = await own.host.run([process.execPath, ORDER, ...args]);
-      if (code !== 0) throw new Error(stderr);
-      return JSON.parse(stdout) as Order;
-    }),
-  );
+  const ends = pairs.map(([own, other]) => {
+    const args = [own.ip4, other.ip4, 7001, count, size, perMs].map(String);
+    const child = own.host.exec([process.execPath, ORDER, ...args], { stdin: "pipe", stderr: "inherit" });
+    return { child, lines: child.stdout.pipeThrough(new TextDecoderStream()).getReader() };
+  });
+  // Each must have its port before the other sends.
+  for (const { lines } of ends) expect((await lines.read()).value).toBe("bound\n");
+  for (const { child } of ends) {
+    child.stdin.write("\n");
+    await child.stdin.flush();
+  }
+  return await Promise.all(ends.map(async ({ lines }) => JSON.parse((await lines.read()).value ?? "null") as Order));
 }
 
 /** Every data message that goes by the relay: its session and counter. Says what was wrong with one. */
@@ -140,7 +144,7 @@ describe.skipIf(!root)("more Workers than one", () => {
       for (const { dp } of [a, b])
         expect((await dp.stats()).dropped).toMatchObject({ "tx-unsealed": 0, "rx-replay": 0 });
     },
-    60_000,
+    120_000,
   );
 
   test.each(some)(
@@ -189,7 +193,7 @@ describe.skipIf(!root)("more Workers than one", () => {
         expect(counters.sessions).toBeGreaterThan(5);
       }
     },
-    90_000,
+    120_000,
   );
 
   test("allowed IPs, paths, marks, filter and other peers change while TCP flows", async () => {
@@ -222,7 +226,7 @@ describe.skipIf(!root)("more Workers than one", () => {
     await reaches(a, b);
     // What is configured now holds, in both Workers: the prefix of the last round is b's, that of the peer is c's.
     await a.dp.setFilter(null);
-    expect((await ping(h1, c.ip4, { count: 1, timeoutMs: 2000 })).received).toBe(1);
+    expect((await ping(h1, c.ip4, { count: 1, timeoutMs: 10_000 })).received).toBe(1);
     const { peers } = await a.dp.dump();
     expect(peers.map((peer) => peer.allowedIPs.length).sort()).toEqual([2, 22]);
     await a.dp.configure({ peers: [{ publicKey: b.publicKey, remove: true }] });
@@ -245,7 +249,7 @@ describe.skipIf(!root)("more Workers than one", () => {
       for (let i = 0; i < 400; i++) sockets.push(await Bun.udpSocket({ socket: { data() { got.add(i); } } }));
       for (let round = 0; round < 3; round++)
         for (const [i, s] of sockets.entries()) { s.send("x", 7002, echo); if (i % 8 === 0) await Bun.sleep(1); }
-      const end = performance.now() + 3000;
+      const end = performance.now() + 60_000;
       while (got.size < 400 && performance.now() < end) await Bun.sleep(10);
       console.log(got.size); process.exit(0);`;
     const server = `const s = await Bun.udpSocket({ hostname: process.argv[1], port: 7002,
@@ -261,7 +265,7 @@ describe.skipIf(!root)("more Workers than one", () => {
     }
     expect((await ping(h2, a.ip4, { count: 1, timeoutMs: 200 })).received).toBe(0);
     expect((await a.dp.stats()).dropped["rx-filter"]).toBe(1);
-  }, 60_000);
+  }, 120_000);
 
   test.each(some)(
     "%i Workers: a device that is deleted is told once; closing leaves no descriptor and no device",
@@ -283,7 +287,7 @@ describe.skipIf(!root)("more Workers than one", () => {
       }
       await until("descriptors to be closed", () => descriptors() <= before + 2);
     },
-    30_000,
+    120_000,
   );
 
   test("counts of workers that make no sense are refused", async () => {

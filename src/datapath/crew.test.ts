@@ -46,11 +46,11 @@ class HelperThread {
   }
 
   async until(type: Reply["type"]): Promise<Reply> {
-    const deadline = performance.now() + 10_000;
+    const deadline = performance.now() + 60_000;
     for (;;) {
       const found = this.replies.find((reply) => reply.type === type);
       if (found) return found;
-      if (performance.now() > deadline) throw new Error(`no ${type} within 10 s`);
+      if (performance.now() > deadline) throw new Error(`no ${type} within a minute`);
       await Bun.sleep(5);
     }
   }
@@ -74,7 +74,7 @@ describe("a crew of two", () => {
   /** Until a helper has taken part in it: they may have been held up. */
   function helped(action: () => void): void {
     const before = crew.helped;
-    for (const deadline = performance.now() + 10_000; crew.helped === before; action())
+    for (const deadline = performance.now() + 60_000; crew.helped === before; action())
       if (performance.now() > deadline) throw new Error("no helper has helped within 10 s");
   }
 
@@ -238,4 +238,4 @@ test("a helper that breaks says so in one sentence", async () => {
   } finally {
     await helper.end();
   }
-}, 20_000);
+}, 120_000);

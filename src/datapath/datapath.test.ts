@@ -57,10 +57,11 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
 
     // In a mesh nobody roams: data from another address does not move the path.
     expect((await b.dp.dump()).peers[0]).toMatchObject({ allowedIPs: [`${a.ip4}/32`, `${a.ip6}/128`] });
-    const seen = a.activity.length;
+    // At most once a second.
+    const [seen, since] = [a.activity.length, performance.now()];
     await ping(h1, b.ip4, { count: 30, intervalMs: 10 });
-    expect(a.activity.length - seen).toBeLessThanOrEqual(2);
-  }, 60_000);
+    expect(a.activity.length - seen).toBeLessThanOrEqual(2 + Math.floor((performance.now() - since) / 1000));
+  }, 120_000);
 
   test("three nodes, every pair at once: flows that alternate reach whom they are for", async () => {
     const h3 = await lab.host("three");
@@ -82,7 +83,7 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     expect(results.every((r) => r.ok)).toBe(true);
     for (const { dp } of all)
       expect((await dp.stats()).dropped).toMatchObject({ "rx-source": 0, "rx-bad-tag": 0, "tx-unsealed": 0 });
-  }, 30_000);
+  }, 120_000);
 
   test("a link that is too narrow for segmentation offload, and a host without IPv6", async () => {
     const narrow = await lab.host("narrow", { mtu: 1300 });
@@ -101,7 +102,7 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     expect(await transferHash(h2, narrow, 3 << 20, { address: a.ip4 })).toMatchObject({ ok: true });
     const { offload } = await a.dp.stats();
     expect(offload.udpGso).toBe(true);
-  }, 30_000);
+  }, 120_000);
 
   test("disco and STUN go to the main thread, other datagrams do not; sendDatagram leaves from the same port", async () => {
     await using a = await Node.start(h1, 1);
@@ -123,7 +124,7 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     expect(b.datagrams[0]!.data).toEqual(disco);
     expect((await b.dp.stats()).dropped["rx-unknown"]).toBe(3);
     expect(() => a.dp.sendDatagram("nonsense", disco)).toThrow("not an address and port");
-  }, 30_000);
+  }, 120_000);
 
   test("the filter lets in what the rules say, and replies", async () => {
     await using a = await Node.start(h1, 1);
@@ -147,7 +148,7 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     expect((await ping(h1, b.ip6, { count: 1, timeoutMs: 200 })).received).toBe(0);
     await b.dp.setFilter(null);
     await reaches(a, b);
-  }, 30_000);
+  }, 120_000);
 
   test("a packet from an address that is not the peer's is dropped", async () => {
     await using a = await Node.start(h1, 1);
@@ -161,9 +162,9 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
       peers: [{ publicKey: a.publicKey, replaceAllowedIPs: true, allowedIPs: [`${a.ip6}/128`] }],
     });
     expect((await ping(h1, b.ip4, { count: 2, intervalMs: 20, timeoutMs: 200 })).received).toBe(0);
-    expect((await b.dp.stats()).dropped["rx-source"]).toBe(2);
-    expect((await ping(h1, b.ip6, { count: 1, timeoutMs: 2000 })).received).toBe(1);
-  }, 30_000);
+    await until("both to be dropped", async () => (await b.dp.stats()).dropped["rx-source"] === 2);
+    expect((await ping(h1, b.ip6, { count: 1, timeoutMs: 10_000 })).received).toBe(1);
+  }, 120_000);
 
   test("a wrong configuration is refused in one sentence, and nothing of it takes effect", async () => {
     await using a = await Node.start(h1, 1);
@@ -172,7 +173,7 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     expect(await wrong.catch((error: Error) => error.message)).toMatch(/^[^\n]+$/);
     expect(a.dp.port()).toBe(port);
     expect((await a.dp.dump()).peers).toEqual([]);
-  }, 30_000);
+  }, 120_000);
 
   test("configurations and paths take effect in the order of their calls", async () => {
     await using a = await Node.start(h1, 1);
@@ -191,7 +192,7 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     b.onRelay = (_peer, data) => a.dp.relayIn(b.publicKey, data);
     await Promise.all(ways);
     await reaches(a, b);
-  }, 30_000);
+  }, 120_000);
 
   test("the device is deleted: onFatal says so; close leaves no device", async () => {
     await using a = await Node.start(h1, 1);
@@ -204,7 +205,7 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     await b.dp.close();
     expect(h1.netlink.link("d2")).toBeNull();
     await b.dp.close();
-  }, 30_000);
+  }, 120_000);
 
   test("a flood of messages for a peer without a session, and a slow relay: memory and rings stay bounded", async () => {
     await using a = await Node.start(h1, 1);
@@ -225,5 +226,5 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     await until("every message to be accounted for", async () => (await seen()) === 3000);
     Bun.gc(true);
     expect(process.memoryUsage().rss - before).toBeLessThan(64 << 20);
-  }, 30_000);
+  }, 120_000);
 });

@@ -8,7 +8,7 @@ import { x25519Public } from "../crypto/x25519.ts";
 import type { Datapath, DatapathEvents, DatapathOptions } from "./api.ts";
 import { startDatapath } from "./datapath.ts";
 
-export async function until(what: string, check: () => boolean | Promise<boolean>, seconds = 10): Promise<void> {
+export async function until(what: string, check: () => boolean | Promise<boolean>, seconds = 60): Promise<void> {
   const deadline = performance.now() + seconds * 1000;
   while (!(await check())) {
     if (performance.now() > deadline) throw new Error(`${what}: not within ${seconds} s`);

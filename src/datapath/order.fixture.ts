@@ -1,6 +1,9 @@
-// One of two ends that send numbered datagrams to each other: `bun order.fixture.ts OWN OTHER PORT COUNT SIZE PER_MS`. Prints
-// {received, reordered, duplicates} when all of the other's came, or none for two seconds.
+// One of two ends that send numbered datagrams to each other: `bun order.fixture.ts OWN OTHER PORT COUNT SIZE PER_MS`. Says
+// "bound" and begins with the first byte of standard input. Prints {received, reordered, duplicates} when all of the other's
+// came, or none for some seconds.
 const [own = "", other = "", port = "", count = "", size = "", perMs = ""] = process.argv.slice(2);
+/** Nothing has come for so long: the rest is lost. */
+const SILENCE_MS = 5000;
 const total = Number(count);
 const seen = new Uint8Array(total);
 const result = { received: 0, reordered: 0, duplicates: 0 };
@@ -22,8 +25,8 @@ const socket = await Bun.udpSocket({
     },
   },
 });
-// The other end binds its port too: one of us may be early.
-await Bun.sleep(500);
+console.log("bound");
+await Bun.stdin.stream().getReader().read();
 const data = Buffer.alloc(Number(size));
 const start = performance.now();
 for (let sent = 0; sent < total; ) {
@@ -35,7 +38,7 @@ for (let sent = 0; sent < total; ) {
   await Bun.sleep(1);
 }
 last = performance.now();
-while (result.received < total && performance.now() - last < 2000) await Bun.sleep(10);
+while (result.received < total && performance.now() - last < SILENCE_MS) await Bun.sleep(10);
 console.log(JSON.stringify(result));
 socket.close();
 

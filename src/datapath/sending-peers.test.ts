@@ -147,7 +147,7 @@ describe("an hour with device and sender apart", () => {
         expect(node.handshakes.length).toBeGreaterThanOrEqual(29);
         expect(noNonceTwice(node)).toBeGreaterThanOrEqual(29);
       }
-    }, 20_000);
+    }, 120_000);
   }
 
   test("one-sided traffic: the receiver answers with keepalives, nobody initiates out of turn", () => {
@@ -166,7 +166,7 @@ describe("an hour with device and sender apart", () => {
     expect(initiations.length).toBe(30);
     expect(initiations.every(({ from }) => from === a)).toBe(true);
     noNonceTwice(b);
-  }, 20_000);
+  }, 120_000);
 
   test("the sender's counter decides when to rekey", () => {
     const [a, b] = nodes(5, 9);

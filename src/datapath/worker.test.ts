@@ -82,7 +82,7 @@ test("what goes wrong in the Worker reaches the main thread as one sentence", as
   await using worker = start({ tun: { fd: -1, vnetHeader: true, tso: true, uso: true } });
   const fatal = await worker.until("fatal");
   expect(fatal).toEqual({ type: "fatal", reason: expect.stringMatching(/^the datapath failed: [^\n]+$/) });
-}, 20_000);
+}, 120_000);
 
 const sender = ({ mtu, tun, sockets, epollFd, toMain, port, wakeFd }: WorkerSetup): SenderSetup => {
   const link: Link = {
@@ -104,7 +104,7 @@ test("so does what goes wrong in the sender", async () => {
     const fatal = await worker.until("fatal");
     expect(fatal).toEqual({ type: "fatal", reason: expect.stringMatching(/^the datapath failed: [^\n]+$/) });
   }
-}, 20_000);
+}, 120_000);
 
 test("the sender answers a fence when what came before has taken effect, and ends when told", async () => {
   let link!: Link;
@@ -121,7 +121,7 @@ test("the sender answers a fence when what came before has taken effect, and end
     box.post(LINK_MTU, new Uint8Array(4));
     box.post(LINK_FENCE, Uint8Array.of(number, 0, 0, 0));
     worker.wake();
-    const deadline = performance.now() + 10_000;
+    const deadline = performance.now() + 60_000;
     while (from.empty && performance.now() < deadline) await Bun.sleep(1);
     expect(from.read(words)).toBe((LINK_FENCED << 16) | 4);
     expect(words[0]).toBe(number);
@@ -129,7 +129,7 @@ test("the sender answers a fence when what came before has taken effect, and end
   box.post(LINK_CLOSE, new Uint8Array(0));
   worker.wake();
   await worker.until("closed");
-}, 20_000);
+}, 120_000);
 
 test("the key of a sender that breaks is wiped", async () => {
   const key = new Uint8Array(32).fill(0x5a);
@@ -150,7 +150,7 @@ test("the key of a sender that breaks is wiped", async () => {
   record.set(key, 16);
   box.post(LINK_SESSION, record);
   worker.wake();
-  const deadline = performance.now() + 10_000;
+  const deadline = performance.now() + 60_000;
   while (keys() < 0 && performance.now() < deadline) await Bun.sleep(5);
   expect(keys()).toBeGreaterThan(0);
   worker.damage();
@@ -161,7 +161,7 @@ test("the key of a sender that breaks is wiped", async () => {
   });
   expect(keys()).toBe(-1);
   expect(Buffer.from(link.toSender).indexOf(Buffer.from(key))).toBe(-1);
-}, 20_000);
+}, 120_000);
 
 test("commands are answered by id while the Worker sleeps in epoll; close ends it", async () => {
   await using worker = start({});
@@ -180,4 +180,4 @@ test("commands are answered by id while the Worker sleeps in epoll; close ends i
     { type: "done", id: 4, value: expect.objectContaining({ privateKey: new Uint8Array(32).fill(5), peers: [] }) },
     { type: "closed" },
   ]);
-}, 20_000);
+}, 120_000);

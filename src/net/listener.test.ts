@@ -31,8 +31,8 @@ function talk(port: number, bytes: string | Uint8Array, secure = false): Promise
       : connect(port, "127.0.0.1");
     const timer = setTimeout(() => {
       socket.destroy();
-      reject(new Error(`still open after 5 s, heard ${JSON.stringify(heard)}`));
-    }, 5000);
+      reject(new Error(`still open, heard ${JSON.stringify(heard)}`));
+    }, 120_000);
     socket.on("data", (chunk) => {
       heard += chunk.toString("latin1");
     });
@@ -124,11 +124,11 @@ async function converse(port: number, turns: [bytes: string, heard: RegExp][], p
   try {
     for (const [bytes, expected] of turns) {
       socket.write(bytes);
-      const deadline = performance.now() + 5000;
+      const deadline = performance.now() + 60_000;
       while (!expected.test(heard)) {
         if (socket.destroyed || performance.now() > deadline)
           throw new Error(`no ${expected}, heard ${JSON.stringify(heard)}`);
-        await Promise.race([once(socket, "data"), once(socket, "close"), Bun.sleep(5000)]).then((data) => {
+        await Promise.race([once(socket, "data"), once(socket, "close"), Bun.sleep(60_000)]).then((data) => {
           heard += Array.isArray(data) && data[0] instanceof Uint8Array ? data[0].toString() : "";
         });
       }
@@ -363,14 +363,14 @@ test("strangers with half a head make room for others; when all are at work, one
     socket.write("GET / HTTP/1.1\r\n");
   }
   expect(await isAlive(port)).toBe(true);
-  const deadline = performance.now() + 3000;
+  const deadline = performance.now() + 60_000;
   while (gone < 17 && performance.now() < deadline) await Bun.sleep(5);
   expect(gone).toBeGreaterThanOrEqual(17);
 
   const slow = Array.from({ length: 3 }, () =>
     talk(port, "GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
   );
-  while (working < 3 && performance.now() < deadline + 3000) await Bun.sleep(5);
+  while (working < 3 && performance.now() < deadline) await Bun.sleep(5);
   expect(await talk(port, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).toBe("");
   finish();
   for (const answer of await Promise.all(slow)) expect(answer).toEndWith("done");

@@ -33,7 +33,7 @@ afterAll(async () => {
 
 async function start(...flags: string[]): Promise<Daemon> {
   const daemon = new Daemon(host, [...START, "--state", state, ...flags]);
-  const deadline = Date.now() + 15_000;
+  const deadline = Date.now() + 60_000;
   while (!daemon.output().includes("node ready")) {
     if (daemon.exitCode !== null || Date.now() > deadline) throw new Error(`no daemon: ${daemon.output()}`);
     await Bun.sleep(10);
@@ -41,8 +41,8 @@ async function start(...flags: string[]): Promise<Daemon> {
   return daemon;
 }
 /** Runs a daemon that should end by itself. */
-const tryStart = (...flags: string[]): Promise<RunResult> => host.run([...START, ...flags], { timeoutMs: 15_000 });
-const client = (...words: string[]) => host.run([...CLIENT, ...words], { timeoutMs: 15_000 });
+const tryStart = (...flags: string[]): Promise<RunResult> => host.run([...START, ...flags], { timeoutMs: 60_000 });
+const client = (...words: string[]) => host.run([...CLIENT, ...words], { timeoutMs: 60_000 });
 /** Everything that a daemon could leave on the host. */
 const remains = async () => ({
   device: host.netlink.link("weft0") !== null,
@@ -66,7 +66,7 @@ test.skipIf(!isRoot)(
       expect(await remains()).toEqual(NOTHING);
     }
   },
-  30_000,
+  120_000,
 );
 
 describe("while a daemon runs", () => {
@@ -100,7 +100,7 @@ describe("while a daemon runs", () => {
       expect(await remains()).toEqual({ device: true, rules: 2, socket: true });
       expect((await client("status")).stdout).toBe("Logged out.\n");
     },
-    30_000,
+    120_000,
   );
 
   test.skipIf(!isRoot)("`up` without a control server says what is missing", async () => {
@@ -127,7 +127,7 @@ test.skipIf(!isRoot)(
     expect((await tryStart("--cleanup")).code).toBe(0);
     expect((await remains()).rules).toBe(0);
   },
-  30_000,
+  120_000,
 );
 
 test.skipIf(!isRoot)("a damaged state file is refused and kept", async () => {
@@ -148,5 +148,5 @@ test.skipIf(!isRoot)(
     expect(daemon.lastLine()).toContain("the TUN device was deleted");
     expect(await remains()).toEqual(NOTHING);
   },
-  20_000,
+  120_000,
 );

@@ -199,7 +199,7 @@ for (const base of ["/api/v1", "/api/v2"]) {
     // The requests reach into the operations, not only their checks.
     expect(succeeded.size).toBeGreaterThan(operationsOf(document).length / 2);
     expect((await fetch(`${server.url}/health`)).status).toBe(200);
-  }, 60_000);
+  }, 120_000);
 }
 
 test("bodies of a MiB, of depth 10,000 and of the wrong kind make no operation fault, and others are served meanwhile", async () => {
@@ -244,4 +244,4 @@ test("bodies of a MiB, of depth 10,000 and of the wrong kind make no operation f
   }
   expect(faults).toEqual([]);
   expect(served).toBeGreaterThan(200);
-}, 60_000);
+}, 120_000);
