@@ -2,14 +2,13 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { X509Certificate } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { connect } from "node:tls";
 import { Hono } from "hono";
 import { AcmeCertificates, type AcmeOptions } from "../src/net/acme.ts";
 import { type Certificate, type Listener, listen } from "../src/net/listener.ts";
 import { createLogger } from "../src/net/logger.ts";
-import { certificate, skip, tempDir, until } from "./lib/mesh.ts";
+import { certificate, freePort, skip, tempDir, until } from "./lib/mesh.ts";
 
 setDefaultTimeout(60_000);
 const absent = Bun.which("pebble") && Bun.which("pebble-challtestsrv") ? null : "pebble (the Debian package) is absent";
@@ -24,14 +23,6 @@ let ca = "";
 let tlsPort = 0;
 let httpPort = 0;
 let roots = "";
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
 
 beforeAll(async () => {
   if (isSkipped) return;

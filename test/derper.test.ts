@@ -1,7 +1,6 @@
 // The official DERP server and Weft: Weft's client on it, its STUN, and it as a mesh client of Weft's relay.
 import { afterEach, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { hex, randomBytes } from "../src/crypto/keys.ts";
@@ -11,6 +10,7 @@ import { listen } from "../src/net/listener.ts";
 import { createRelay, metaCertificate } from "../src/relay/index.ts";
 import { encodeStunRequest, parseStunResponse } from "../src/wire/stun.ts";
 import type { DERPNode } from "../src/wire/tailcfg.ts";
+import { freePort } from "./lib/mesh.ts";
 import { missing, peer } from "./lib/peers.ts";
 
 setDefaultTimeout(30_000);
@@ -34,15 +34,6 @@ function tempDir(): string {
   const dir = mkdtempSync(join(tmpdir(), "weft-derper-"));
   cleanups.push(() => rmSync(dir, { recursive: true, force: true }));
   return dir;
-}
-
-/** A TCP port that was free a moment ago: derper takes no port 0. */
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
 
 async function startDerper(dir: string, args: string[], env: Record<string, string> = {}) {

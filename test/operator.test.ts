@@ -4,7 +4,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join, resolve } from "node:path";
-import { skip, tempDir } from "./lib/mesh.ts";
+import { freePort, skip, tempDir } from "./lib/mesh.ts";
 
 const root = resolve(import.meta.dir, "..");
 const run = join(root, "tools/run.ts");
@@ -52,15 +52,7 @@ const dir = tempDir("operator");
 afterAll(() => dir[Symbol.dispose]());
 const path = (name: string) => join(dir.path, name);
 /** A listening address that nobody holds just now. */
-const free = await freeAddress();
-
-async function freeAddress(): Promise<string> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await new Promise((done) => server.once("listening", done));
-  const { port } = server.address() as { port: number };
-  await new Promise((done) => server.close(done));
-  return `127.0.0.1:${port}`;
-}
+const free = `127.0.0.1:${await freePort()}`;
 
 describe("an operator's mistake is one sentence:", () => {
   for (const [what, args, words] of [

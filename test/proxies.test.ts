@@ -2,13 +2,22 @@
 // and the box knows whom it speaks to.
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
 import { join, resolve } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { ping } from "../lab/measure.ts";
 import { type Host, Lab } from "../lab/network.ts";
 import { TestServer, WebSocketNode } from "../src/control/testing.ts";
-import { Box, cannotUseNamespaces, certificate, pathIs, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import {
+  Box,
+  cannotUseNamespaces,
+  certificate,
+  freePort,
+  pathIs,
+  skip,
+  Tailscaled,
+  tempDir,
+  until,
+} from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
 
 setDefaultTimeout(120_000);
@@ -133,11 +142,3 @@ test.skipIf(skip(Bun.which("nginx") ? null : "nginx (the Debian package) is abse
     }
   },
 );
-
-async function freePort(): Promise<number> {
-  const probe = createServer();
-  await new Promise<void>((done) => probe.listen(0, "127.0.0.1", done));
-  const { port } = probe.address() as { port: number };
-  await new Promise((done) => probe.close(done));
-  return port;
-}

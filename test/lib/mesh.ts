@@ -1,6 +1,7 @@
 // A tailnet for tests: a Weft box, Weft nodes and official tailscaled, each in a host of its own (lab/). Everything here talks to
 // real processes; nothing is mocked.
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { Daemon } from "../../lab/daemon.ts";
@@ -49,6 +50,15 @@ export async function until<T>(
 export function tempDir(name: string): { path: string } & Disposable {
   const path = mkdtempSync(join(tmpdir(), `weft-${name}-`));
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
+}
+
+/** A TCP port of loopback that was free a moment ago, for programs that take no port 0. */
+export async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+  const { port } = server.address() as { port: number };
+  await new Promise((done) => server.close(done));
+  return port;
 }
 
 export interface BoxOptions {
