@@ -239,7 +239,16 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
       await reaches(...both("alice>server"), ...both("bob>server"));
       await set(allow(["autogroup:member"], ["autogroup:self:*"]));
       await reaches();
-    }, 90_000);
+    }, 300_000);
+
+    test("a role given by the command line opens what the policy gives to it, and closes it when it is taken", async () => {
+      await set(allow(["autogroup:admin"], [`tag:server:${WEB}`]));
+      await reaches();
+      await box.admin("users", "set-role", "alice", "admin");
+      await reaches(`alice>server:${WEB}`);
+      await box.admin("users", "set-role", "alice", "member");
+      await reaches();
+    }, 300_000);
 
     test("ACLTagPropagation, ACLTagPropagationPortSpecific: a tag that is changed opens and closes at once", async () => {
       await set({

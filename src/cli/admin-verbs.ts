@@ -89,8 +89,8 @@ const users: Record<string, Verb> = {
     async run({ api }, flags) {
       const query = queryOf({ id: flags.identifier, name: flags.name, email: flags.email });
       const { users } = await api.call<{ users: ApiUser[] }>("GET", `/v1/user${query}`);
-      const rows = users.map((u) => [u.id, u.displayName, u.name, u.email, showTime(u.createdAt, "")]);
-      return { value: users, text: table(["ID", "Name", "Username", "Email", "Created"], rows) };
+      const rows = users.map((u) => [u.id, u.displayName, u.name, u.email, showTime(u.createdAt, ""), u.role]);
+      return { value: users, text: table(["ID", "Name", "Username", "Email", "Created", "Role"], rows) };
     },
   }),
   rename: verb({
@@ -104,6 +104,19 @@ const users: Record<string, Verb> = {
       const path = `/v1/user/${id}/rename/${encodeURIComponent(next)}`;
       const renamed = await api.call<{ user: ApiUser }>("POST", path);
       return { value: renamed.user, text: "User renamed" };
+    },
+  }),
+  "set-role": verb({
+    usage: "-i ID | -n NAME | NAME ROLE",
+    positional: 2,
+    flags: { identifier, name },
+    async run({ api }, flags) {
+      const words = [...flags._];
+      const role = words.pop();
+      if (role === undefined) throw new UsageError("which role? `users set-role NAME ROLE`");
+      const { id } = await wantedUser(api, { ...flags, _: words }, "set-role");
+      const changed = await api.call<{ user: ApiUser }>("POST", `/v1/user/${id}/role`, { role });
+      return { value: changed.user, text: `${changed.user.name} is ${changed.user.role} now` };
     },
   }),
   destroy: verb({

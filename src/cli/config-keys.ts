@@ -20,6 +20,7 @@ import {
   prefixOf,
   record,
   resolver,
+  roles,
   sslMode,
   text,
   webUrl,
@@ -145,6 +146,7 @@ export const OIDC_KEYS = {
   id: text,
   name: text,
   groups_claim: text,
+  roles,
 } satisfies Record<string, Kind<unknown>>;
 
 export type OidcKeyName = keyof typeof OIDC_KEYS;

@@ -1,5 +1,8 @@
 // How one configuration value is read, whether it comes from YAML, from the environment or from a flag (which know text only).
 // A reader returns the value, or throws Wrong with what stands behind "KEY VALUE" in the message.
+
+import { isResolver } from "../control/dns.ts";
+import { ROLES, type Role } from "../control/policy/index.ts";
 import { LOG_FORMATS, LOG_LEVELS } from "../net/logger.ts";
 import { formatAddrPort, formatIP, formatPrefix, maskPrefix, parseAddrPort, parseIP, parsePrefix } from "../wire/ip.ts";
 import { parseDuration } from "./flags.ts";
@@ -72,6 +75,15 @@ export const map =
       throw new Wrong("must be keys and values");
     return Object.fromEntries(Object.entries(object).map(([key, entry]) => [key, item(entry)]));
   };
+
+/** Role -> groups of an identity provider. */
+export const roles: Kind<Partial<Record<Role, string[]>>> = (value) => {
+  const given = map(list(text))(value);
+  const known: readonly string[] = ROLES.filter((role) => role !== "member");
+  const odd = Object.keys(given).find((role) => !known.includes(role));
+  if (odd !== undefined) throw new Wrong(`names the role ${JSON.stringify(odd)}: there are ${known.join(", ")}`);
+  return given;
+};
 
 function fromJson(value: string, otherwise: string): unknown {
   try {

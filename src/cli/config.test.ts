@@ -190,6 +190,7 @@ test("Headscale's file is read as it is", () => {
       allowedGroups: ["/staff"],
       pkce: "S256",
       groupsClaim: "groups",
+      roles: {},
     },
   ]);
 });

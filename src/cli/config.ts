@@ -595,6 +595,7 @@ class Collected {
         allowedGroups: v.allowed_groups ?? [],
         pkce: v["pkce.enabled"] ? (v["pkce.method"] ?? "S256") : "off",
         groupsClaim: v.groups_claim ?? "groups",
+        roles: v.roles ?? {},
       };
     });
   }

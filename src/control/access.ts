@@ -1,5 +1,6 @@
 // The policy in force and the tailnet that it is applied to. Compiled when something that it depends on has changed and
 // somebody asks: changes that come together are compiled together.
+import type * as tc from "../wire/tailcfg.ts";
 import { Routing } from "./ha.ts";
 import type { Effect, Model, NodeRecord, UserRecord } from "./model.ts";
 import { type Access, type Circle, circleOf, type Decision } from "./netmap.ts";
@@ -28,6 +29,10 @@ import { type Approvals, activeRoutes, advertisedRoutes } from "./routes.ts";
 
 /** Nobody reaches anybody: what is left when a policy cannot be applied any more. */
 const CLOSED = '{"acls": []}';
+
+const NO_CAPABILITIES: tc.CapMap = {};
+const ADMIN: tc.CapMap = { "https://tailscale.com/cap/is-admin": null };
+const OWNER: tc.CapMap = { ...ADMIN, "https://tailscale.com/cap/is-owner": null };
 
 type Log = (line: string) => void;
 
@@ -110,6 +115,8 @@ export class PolicyAccess implements Access {
   private readonly circlesOf = new Map<number, Circle>();
   private readonly inputs = new Map<number, string>();
   private users: readonly UserRecord[] = [];
+  /** Whether somebody is more than a member. */
+  private hasRoles = false;
 
   /** What of the policy does not fit this tailnet (a name of two users, a failed test) is logged, so that a server can start. */
   constructor(
@@ -130,7 +137,7 @@ export class PolicyAccess implements Access {
       log(`warning: policy: ${error.describe()}`);
     }
     for (const node of model.nodes.values()) this.inputs.set(node.id, inputOf(node));
-    this.users = [...model.users.values()];
+    this.takeUsers();
   }
 
   /** Reads a policy; groups that it does not define are known when some user has them from its identity provider. */
@@ -175,9 +182,16 @@ export class PolicyAccess implements Access {
     }
     const { users: before = [], usersRemoved: added = [] } = effect.undo;
     if (before.length + added.length === 0) return;
-    this.users = [...this.model.users.values()];
+    this.takeUsers();
     const isMoved = before.some((user) => this.changesMeaning(user, this.model.users.get(user.id)));
     if (isMoved || added.some((id) => this.changesMeaning(undefined, this.model.users.get(id)))) this.compiled = null;
+  }
+
+  private takeUsers(): void {
+    this.users = [...this.model.users.values()];
+    const hasRoles = this.users.some(({ role }) => role !== "member");
+    if (hasRoles !== this.hasRoles) this.startEra();
+    this.hasRoles = hasRoles;
   }
 
   /** Whether a word of the policy may mean another user now: somebody who comes or goes matters by a shared name alone. */
@@ -185,7 +199,7 @@ export class PolicyAccess implements Access {
     const wordsOf = ({ name, email, providerId }: UserRecord): string[] =>
       [`${name}@`, name, email, providerId].map((word) => word.toLowerCase()).filter((word) => /[^@]/.test(word));
     if (before && after) {
-      const form = (user: UserRecord) => JSON.stringify([wordsOf(user), user.groups]);
+      const form = (user: UserRecord) => JSON.stringify([wordsOf(user), user.groups, user.role]);
       return form(before) !== form(after);
     }
     const user = before ?? after;
@@ -221,12 +235,13 @@ export class PolicyAccess implements Access {
   }
 
   private policyUsers(): PolicyUser[] {
-    return [...this.model.users.values()].map(({ id, name, email, providerId, groups }) => ({
+    return [...this.model.users.values()].map(({ id, name, email, providerId, groups, role }) => ({
       id,
       name,
       email,
       providerId,
       groups: groups.map((group) => `group:${group}`),
+      role,
     }));
   }
 
@@ -365,6 +380,12 @@ export class PolicyAccess implements Access {
   /** Whether the check rule with this digest is about these two nodes. */
   hasSSHCheck(sourceId: number, targetId: number, rule: string): boolean {
     return !this.isOpen && this.current().hasSSHCheck(sourceId, targetId, rule);
+  }
+
+  roleCapabilities({ userId }: NodeRecord): tc.CapMap {
+    if (!this.hasRoles) return ADMIN;
+    const role = userId === null ? undefined : this.model.users.get(userId)?.role;
+    return role === "owner" ? OWNER : role === "admin" ? ADMIN : NO_CAPABILITIES;
   }
 
   decide(viewer: number): Decision {

@@ -9,6 +9,8 @@ import type { LoginRecord, LoginRequest } from "./login.ts";
 import type { Millis, Model, NodeRecord, PreAuthKeyRecord, RegisterMethod, UserRecord } from "./model.ts";
 import { labelOf, labelProblem, tagProblem, uniqueLabel, userNameProblem } from "./names.ts";
 import { TAGGED_USER_ID, timeText } from "./netmap.ts";
+import { isRoleProvided } from "./oidc.ts";
+import type { Role } from "./policy/index.ts";
 import { maskedKey, mintKey } from "./preauthkey.ts";
 import { isExpired } from "./register.ts";
 import { routesOf } from "./routes.ts";
@@ -33,6 +35,7 @@ const TAGGED_USER: ApiUser = {
   providerId: "",
   provider: "",
   profilePicUrl: "",
+  role: "member",
 };
 
 export class Commands {
@@ -78,6 +81,7 @@ export class Commands {
       provider: "",
       providerId: "",
       groups: [],
+      role: "member",
       createdAt: this.context.now(),
     };
     await this.journal.commit({ users: [user], counters: { lastUser: id } });
@@ -96,6 +100,19 @@ export class Commands {
     const renamed = { ...user, name };
     await this.journal.commit({ users: [renamed] });
     return apiUser(renamed);
+  }
+
+  /** Of everybody but those whose provider gives roles by group. */
+  async setRole(id: number, role: Role): Promise<ApiUser> {
+    const user = this.user(id);
+    if (isRoleProvided(user, this.context.settings.oidc))
+      throw new CommandError(
+        400,
+        `user ${id} has the role that the groups of its identity provider give it at each login (oidc.roles)`,
+      );
+    const next = { ...user, role };
+    if (user.role !== role) await this.journal.commit({ users: [next] });
+    return apiUser(next);
   }
 
   async destroyUser(id: number): Promise<void> {
@@ -403,6 +420,7 @@ export function apiUser(user: UserRecord): ApiUser {
     providerId: user.providerId,
     provider: user.provider,
     profilePicUrl: user.profilePicUrl,
+    role: user.role,
   };
 }
 

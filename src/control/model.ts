@@ -5,6 +5,7 @@
 // No I/O, no clock, no randomness: `now` and secrets are handed in.
 import type { Hostinfo } from "../wire/tailcfg.ts";
 import { peerHostinfo } from "./hostinfo.ts";
+import type { Role } from "./policy/types.ts";
 
 /** Milliseconds since 1970. */
 export type Millis = number;
@@ -22,6 +23,8 @@ export interface UserRecord {
   providerId: string;
   /** Groups that the identity provider named at the last login, without "group:". */
   groups: readonly string[];
+  /** Set by an administrator or by the provider's groups; "autogroup:admin" and the like of the policy mean it. */
+  role: Role;
   createdAt: Millis;
 }
 

@@ -65,6 +65,7 @@ function hiding(model: Model, sees: (peer: NodeRecord) => boolean): Access {
     sees: (_viewer, peer) => has(peer),
     circle: () => circleOf([...model.nodes.keys()].filter(has).sort((a, b) => a - b)),
     decide: (id) => open.decide(id),
+    roleCapabilities: (node) => open.roleCapabilities(node),
   };
 }
 
@@ -132,6 +133,32 @@ test("a change that peers cannot see makes no message", () => {
   const hostinfo = { OS: "linux", BackendLogID: "secret", NetInfo: { DERPLatency: { "1-v4": 0.02 } } };
   for (const id of model.apply({ nodes: [makeNode(2, { hostinfo })] }).nodes) view.mark(id);
   expect(view.next(model, 0)).toBeNull();
+});
+
+test("apps show every node's owner as an administrator until a user has a role, and then who is one", () => {
+  const model = new Model();
+  model.apply({ users: USERS, nodes: [makeNode(1), makeNode(2, { userId: 2 })] });
+  const access = openAccess(model);
+  const views = [1, 2].map((id) => new View(id, CONFIG, access));
+  const commit = (change: Change) => {
+    const effect = model.apply(change);
+    access.onApplied(effect);
+    for (const id of effect.nodes) for (const view of views) view.mark(id);
+  };
+  const told = () =>
+    views.map((view) => {
+      const capMap = view.hasWork ? view.next(model, 0)?.Node?.CapMap : undefined;
+      return capMap && ["is-admin", "is-owner"].filter((name) => `https://tailscale.com/cap/${name}` in capMap);
+    });
+  expect(told()).toEqual([["is-admin"], ["is-admin"]]);
+  commit({ users: [makeUser(1, { role: "owner" })] });
+  expect(told()).toEqual([["is-admin", "is-owner"], []]);
+  commit({ users: [makeUser(2, { role: "admin" })] });
+  expect(told()).toEqual([undefined, ["is-admin"]]);
+  commit({ nodes: [makeNode(1, { userId: null, tags: ["tag:x"] })] });
+  expect(told()).toEqual([[], undefined]);
+  commit({ users: [makeUser(1), makeUser(2)] });
+  expect(told()).toEqual([["is-admin"], undefined]);
 });
 
 test("a peer that came and went while the reader waited is never spoken of", () => {

@@ -84,6 +84,11 @@ export interface Access {
   /** All whom a viewer sees. */
   circle(viewer: number): Circle;
   decide(viewer: number): Decision;
+  /**
+   * What the role of a node's owner shows in its apps: the same object for the same. As long as no user has a role,
+   * everybody is an administrator there, as under Headscale.
+   */
+  roleCapabilities(node: NodeRecord): tc.CapMap;
 }
 
 const selfCapabilities = new WeakMap<TailnetConfig, tc.CapMap>();
@@ -93,7 +98,6 @@ function capabilitiesOf(config: TailnetConfig): tc.CapMap {
   let capMap = selfCapabilities.get(config);
   if (!capMap) {
     capMap = {
-      "https://tailscale.com/cap/is-admin": null,
       "https://tailscale.com/cap/ssh": null,
       "default-auto-update": [config.autoUpdate],
       ...(config.taildrop && { "https://tailscale.com/cap/file-sharing": null }),
@@ -182,8 +186,13 @@ export function peerNode(node: NodeRecord, config: TailnetConfig): tc.Node {
 }
 
 /** A node as it sees itself. */
-export function selfNode(node: NodeRecord, config: TailnetConfig, view: NodeView | null = null): tc.Node {
-  const form = { ...baseNode(node, config), Hostinfo: node.hostinfo, CapMap: capabilitiesOf(config) };
+export function selfNode(
+  node: NodeRecord,
+  config: TailnetConfig,
+  view: NodeView | null = null,
+  role: tc.CapMap = {},
+): tc.Node {
+  const form = { ...baseNode(node, config), Hostinfo: node.hostinfo, CapMap: { ...capabilitiesOf(config), ...role } };
   return view ? seenAs(form, view) : form;
 }
 
@@ -279,6 +288,7 @@ export class View {
   /** The shared object where it was that, else a digest. */
   private toldDns: tc.DNSConfig | string = "";
   private toldProblem = "";
+  private toldRole: tc.CapMap | null = null;
 
   constructor(
     readonly nodeId: number,
@@ -320,11 +330,12 @@ export class View {
     const decision = this.decide();
     this.isAdmitted = self.authorized;
     this.toldProblem = routesProblem(self);
+    this.toldRole = this.access.roleCapabilities(self);
     const ids = self.authorized ? this.access.circle(self.id).ids.filter((id) => id !== self.id) : [];
     const peers = ids.map((id) => model.nodes.get(id)!).filter((peer) => this.isShown(peer));
     for (const peer of peers) this.known.add(peer.id);
     return {
-      Node: selfNode(self, this.config, decision.self),
+      Node: this.self(self),
       DERPMap: this.config.derpMap,
       ...(peers.length > 0 && { Peers: peers.map((peer) => this.peer(peer)) }),
       DNSConfig: this.dns(self),
@@ -355,6 +366,11 @@ export class View {
     const visible: NodeRecord[] = [self];
     if (this.config.derpMap !== this.toldConfig?.derpMap) message.DERPMap = this.config.derpMap;
     const whole = this.decideAgain(model, message);
+    const role = this.access.roleCapabilities(self);
+    if (role !== this.toldRole || this.config.autoUpdate !== this.toldConfig?.autoUpdate) {
+      this.toldRole = role;
+      message.Node = this.self(self);
+    }
     if (this.dirty.has(self.id) || this.config !== this.toldConfig || message.Node) {
       const before = this.toldDns;
       const dns = this.dns(self);
@@ -369,7 +385,7 @@ export class View {
         const problem = routesProblem(self);
         if (problem !== this.toldProblem) Object.assign(message, healthOf(problem, self.cap));
         this.toldProblem = problem;
-        if (model.stampsOf(id)!.self > this.sent) message.Node = selfNode(self, this.config, this.decision?.self);
+        if (model.stampsOf(id)!.self > this.sent) message.Node = this.self(self);
         continue;
       }
       const peer = model.nodes.get(id);
@@ -400,6 +416,10 @@ export class View {
     return peer.authorized && hasName(peer, this.config);
   }
 
+  private self(node: NodeRecord): tc.Node {
+    return selfNode(node, this.config, this.decision?.self, this.access.roleCapabilities(node));
+  }
+
   private peer(node: NodeRecord): tc.Node {
     const form = peerNode(node, this.config);
     const view = this.decision?.special.get(node.id);
@@ -426,7 +446,7 @@ export class View {
     const last = this.epoch;
     if (this.access.epochOf(this.nodeId) === last) return whole;
     const before = this.told;
-    const { self, filter, sshRules } = this.decide();
+    const { filter, sshRules } = this.decide();
     if (this.access.era > last || this.dirty.has(this.nodeId)) {
       for (const id of this.known.difference(this.access.circle(this.nodeId).set))
         if (id !== this.nodeId) this.dirty.add(id);
@@ -438,7 +458,7 @@ export class View {
         whole.add(id);
       }
     }
-    if (before.self !== this.told.self) message.Node = selfNode(model.nodes.get(this.nodeId)!, this.config, self);
+    if (before.self !== this.told.self) message.Node = this.self(model.nodes.get(this.nodeId)!);
     if (before.filter !== this.told.filter) message.PacketFilters = { base: filter() };
     if (before.ssh !== this.told.ssh) message.SSHPolicy = { rules: sshRules };
     return whole;

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
-import { identityOf, refusalOf, userFrom } from "./oidc.ts";
+import { identityOf, isRoleProvided, refusalOf, userFrom } from "./oidc.ts";
 import type { OidcSettings } from "./settings.ts";
 import { makeUser } from "./testing.ts";
 
@@ -21,6 +21,7 @@ const SETTINGS: OidcSettings = {
   allowedGroups: [],
   pkce: "S256",
   groupsClaim: "groups",
+  roles: {},
 };
 const identity = (claims: Record<string, unknown>, settings: Partial<OidcSettings> = {}) =>
   identityOf(claims, TOKEN, { ...SETTINGS, ...settings });
@@ -72,9 +73,23 @@ test("who it is comes from the token alone, whatever else is claimed; names and 
     email: "",
     profilePicUrl: "",
     groups: [],
+    role: null,
     expiry: 1_900_000_000_000,
   });
   expect(identity({ roles: ["b", "a", "a", 7, ""] }, { groupsClaim: "roles" }).groups).toEqual(["a", "b"]);
+});
+
+test("where groups give roles, the highest counts, at each login; elsewhere a role stays as it was given", () => {
+  const roles = { admin: ["ops", "root"], auditor: ["audit"] };
+  const roleOf = (groups: unknown) => identity({ groups }, { roles }).role;
+  expect([["audit", "ops"], "audit", ["Ops"], undefined].map(roleOf)).toEqual(["admin", "auditor", "member", "member"]);
+  const known = makeUser(5, { role: "owner", providerId: "https://id.example.com/42" });
+  expect(userFrom(identity({ groups: ["ops"] }), known, 9, 0).role).toBe("owner");
+  expect(userFrom(identity({ groups: [] }, { roles }), known, 9, 0).role).toBe("member");
+  expect(userFrom(identity({ groups: ["ops"] }), undefined, 9, 0).role).toBe("member");
+  const given = (issuer: string) => isRoleProvided(known, [{ ...SETTINGS, issuer, roles }]);
+  expect([given("https://id.example.com"), given("https://id.example.com/other")]).toEqual([true, false]);
+  expect(isRoleProvided(known, [SETTINGS])).toBe(false);
 });
 
 test("a known user keeps id and creation, and gets the rest anew; a new one gets the next id", () => {

@@ -3,6 +3,7 @@
 import * as client from "openid-client";
 import type { Millis, UserRecord } from "./model.ts";
 import { userNameProblem } from "./names.ts";
+import { ROLES, type Role } from "./policy/index.ts";
 import type { OidcSettings } from "./settings.ts";
 
 /** Seconds for each request to a provider. */
@@ -24,6 +25,8 @@ export interface Identity {
   email: string;
   profilePicUrl: string;
   groups: readonly string[];
+  /** Null: the provider does not decide it. */
+  role: Role | null;
   /** Of the id token. */
   expiry: Millis;
 }
@@ -180,13 +183,15 @@ export function identityOf(
   const name = text(claims.preferred_username, MAX_TEXT);
   const isVerified = claims.email_verified === true || claims.email_verified === "true";
   const picture = text(claims.picture, MAX_URL);
+  const groups = groupsOf(claims[settings.groupsClaim]);
   return {
     providerId: `${token.iss.replace(/\/+$/, "")}/${token.sub}`,
     name: userNameProblem(name) === null ? name : "",
     displayName: text(claims.name, MAX_TEXT),
     email: isVerified || !settings.emailVerifiedRequired ? text(claims.email, MAX_TEXT) : "",
     profilePicUrl: /^https?:\/\//.test(picture) ? picture : "",
-    groups: groupsOf(claims[settings.groupsClaim]),
+    groups,
+    role: roleOf(groups, settings),
     expiry: token.exp * 1000,
   };
 }
@@ -199,6 +204,19 @@ function text(value: unknown, max: number): string {
 function groupsOf(claim: unknown): string[] {
   const list: unknown[] = Array.isArray(claim) ? claim.slice(0, MAX_GROUPS) : [claim];
   return [...new Set(list.map((group) => text(group, MAX_TEXT)).filter((group) => group !== ""))].sort();
+}
+
+/** The highest role that a group gives; null: no group gives any, so administrators do. */
+function roleOf(groups: readonly string[], { roles }: OidcSettings): Role | null {
+  if (Object.keys(roles).length === 0) return null;
+  return ROLES.find((role) => roles[role]?.some((group) => groups.includes(group))) ?? "member";
+}
+
+/** Whether the groups of a user's provider decide the role, so that nobody else can. */
+export function isRoleProvided({ providerId }: UserRecord, providers: readonly OidcSettings[]): boolean {
+  return providers.some(
+    ({ issuer, roles }) => Object.keys(roles).length > 0 && providerId.startsWith(`${issuer.replace(/\/+$/, "")}/`),
+  );
 }
 
 /** Why this person may not sign in here; null when nothing speaks against it. Each list that is not empty must be passed. */
@@ -222,5 +240,6 @@ export function refusalOf({ email, groups }: Identity, settings: OidcSettings): 
 export function userFrom(identity: Identity, known: UserRecord | undefined, newId: number, now: Millis): UserRecord {
   const { providerId, name, displayName, email, profilePicUrl, groups } = identity;
   const profile = { name, displayName, email, profilePicUrl, groups, provider: "oidc", providerId };
-  return known ? { ...known, ...profile } : { id: newId, ...profile, createdAt: now };
+  const role = identity.role ?? known?.role ?? "member";
+  return known ? { ...known, ...profile, role } : { id: newId, ...profile, role, createdAt: now };
 }

@@ -139,6 +139,26 @@ test("a group of the identity provider is one of the policy, as of each login", 
   expect([reaches(1, 3), reaches(1, 2)]).toEqual([false, false]);
 });
 
+test("a role opens what the policy gives to it, and closes it again; nobody has one unless it was given", () => {
+  const policy = {
+    tagOwners: { "tag:web": ["autogroup:network-admin"] },
+    acls: [{ action: "accept", src: ["autogroup:admin"], dst: ["autogroup:auditor:22"] }],
+  };
+  const { access, change, reaches } = tailnet(policy, [alice, bob, carol]);
+  const pairs = [1, 2, 3].flatMap((src) => [1, 2, 3].filter((dst) => dst !== src).map((dst) => [src, dst] as const));
+  const open = () => pairs.filter(([src, dst]) => reaches(src, dst)).map((pair) => pair.join(">"));
+  expect(open()).toEqual([]);
+  change({ users: [{ ...alice, role: "admin" }] });
+  expect(open()).toEqual([]);
+  change({ users: [{ ...carol, role: "auditor" }] });
+  expect(open()).toEqual(["1>3"]);
+  change({ users: [{ ...bob, role: "owner" }] });
+  expect(open()).toEqual(["1>3", "2>3"]);
+  change({ users: [alice, { ...bob, role: "network-admin" }] });
+  expect(open()).toEqual([]);
+  expect([1, 2, 3].map((userId) => access.mayClaim("tag:web", { userId }))).toEqual([false, true, false]);
+});
+
 test("a group that neither the policy nor a claim knows is refused; with an identity provider it may come to be", () => {
   const closed = tailnet({ acls: [] }, [{ ...alice, groups: ["ops"] }, carol]);
   expect(() => closed.access.replace(JSON.stringify(CLAIMED))).not.toThrow();

@@ -147,7 +147,7 @@ export class AutoApprover {
 
   private isUndecided(node: NodeRecord): boolean {
     const user = node.userId === null ? null : this.model.users.get(node.userId);
-    const owner = user && [user.id, user.name, user.email, user.groups];
+    const owner = user && [user.id, user.name, user.email, user.groups, user.role];
     const key = JSON.stringify([advertisedRoutes(node), node.tags, owner]);
     if (this.decided.get(node.id) === key) return false;
     this.decided.set(node.id, key);

@@ -14,6 +14,7 @@ export interface UsersTable {
   provider: string;
   provider_id: string;
   groups: string;
+  role: string;
   created_at: number;
 }
 
@@ -193,8 +194,16 @@ const whole = (dialect: Dialect): Migration => ({
   },
 });
 
+const roles: Migration = {
+  async up(db: Kysely<unknown>): Promise<void> {
+    const users = db.schema.alterTable("users");
+    await users.addColumn("role", "text", (column) => column.notNull().defaultTo("member")).execute();
+  },
+};
+
 /** By name, in the order in which they run. Names never change and none is taken away. */
 export const migrationsOf = (dialect: Dialect): Record<string, Migration> => ({
   "0001-foundation": foundation,
   "0002-whole": whole(dialect),
+  "0003-roles": roles,
 });

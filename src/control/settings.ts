@@ -3,6 +3,7 @@
 // flags; nothing here reads a file.
 import type { DERPMap } from "../wire/tailcfg.ts";
 import type { Millis } from "./model.ts";
+import type { Role } from "./policy/types.ts";
 import type { PostgresSettings } from "./store-postgres.ts";
 
 /** One identity provider. Several may stand side by side: the login page then asks which. */
@@ -29,6 +30,8 @@ export interface OidcSettings {
   pkce: "off" | "S256" | "plain";
   /** Claim that lists the user's groups. */
   groupsClaim: string;
+  /** Groups that give a role, at each login. Empty: administrators give roles. */
+  roles: Readonly<Partial<Record<Role, readonly string[]>>>;
 }
 
 export interface DnsSettings {

@@ -122,6 +122,7 @@ export class Store {
         provider: row.provider,
         providerId: row.provider_id,
         groups: JSON.parse(row.groups),
+        role: row.role as UserRecord["role"],
         createdAt: Number(row.created_at),
       })),
       keys: keys.map((row) => ({
@@ -196,6 +197,7 @@ async function writeChange(tx: Transaction<Tables>, change: Change): Promise<voi
       .execute();
   }
   for (const key of change.keys ?? []) {
+      role: user.role,
     const row = {
       id: key.id,
       prefix: key.prefix,

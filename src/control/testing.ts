@@ -73,6 +73,7 @@ export function makeUser(id: number, more: Partial<UserRecord> = {}): UserRecord
     provider: "",
     providerId: "",
     groups: [],
+    role: "member",
     createdAt: id,
     ...more,
   };

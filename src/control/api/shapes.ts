@@ -2,6 +2,7 @@
 // strings, RFC 3339 times, null where nothing is set. The types of values follow from these schemas, and so does the
 // OpenAPI document.
 import { z } from "zod";
+import { ROLES } from "../policy/index.ts";
 
 const MAX_TEXT = 1000;
 
@@ -59,6 +60,9 @@ export const page = z.object({
 });
 export const nextPageToken = z.string().optional().meta({ description: "Present when there are more entries." });
 
+/** What "autogroup:admin" and the like of the policy mean. */
+export const role = z.enum(ROLES);
+
 export const User = z
   .object({
     id: idOut,
@@ -69,6 +73,7 @@ export const User = z
     providerId: z.string(),
     provider: z.string(),
     profilePicUrl: z.string(),
+    role,
   })
   .meta({ id: "User" });
 export type ApiUser = z.infer<typeof User>;

@@ -10,7 +10,7 @@ import { setTags } from "../tags.ts";
 import type { ApiParts } from "./index.ts";
 import { type Operation, operation } from "./operation.ts";
 import { pageOf } from "./page.ts";
-import { empty, nextPageToken, page, tagsIn, text } from "./shapes.ts";
+import { empty, nextPageToken, page, role, tagsIn, text } from "./shapes.ts";
 import {
   type ApiDevice,
   type ApiUserV2,
@@ -399,6 +399,21 @@ function usersV2(context: ControlContext): Operation[] {
     }),
   ];
 }
+    operation({
+      method: "post",
+      path: "/users/{user}/role",
+      id: "updateUserRole",
+      tag: "Users",
+      summary: "Give a user another role",
+      scope: "users",
+      params: userParam,
+      body: z.object({ role }),
+      response: empty,
+      async handle({ params, body }) {
+        await commands.setRole(commands.requireUser(params.user).id, body.role);
+        return {};
+      },
+    }),
 
 function userOf(user: UserRecord, nodes: readonly NodeRecord[], now: number): ApiUserV2 {
   const { LoginName, DisplayName } = namesOf(user);
@@ -414,7 +429,7 @@ function userOf(user: UserRecord, nodes: readonly NodeRecord[], now: number): Ap
     tailnetId: "1",
     created: timeText(user.createdAt),
     type: "member",
-    role: "member",
+    role: user.role,
     status: now - lastSeen > IDLE_AFTER ? "idle" : "active",
     deviceCount: nodes.length,
     lastSeen: timeText(lastSeen),

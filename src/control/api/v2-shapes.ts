@@ -1,7 +1,7 @@
 // What /api/v2 takes and gives, in the shapes of Tailscale's public API (spec/headscale-features.md, section 6), as its
 // official Go client and the Terraform provider read them.
 import { z } from "zod";
-import { text } from "./shapes.ts";
+import { role, text } from "./shapes.ts";
 
 export const ErrorV2 = z
   .object({
@@ -98,7 +98,7 @@ export const UserV2 = z
     tailnetId: z.string(),
     created: z.iso.datetime(),
     type: z.enum(["member", "shared"]),
-    role: z.enum(["owner", "member", "admin", "it-admin", "network-admin", "billing-admin", "auditor"]),
+    role,
     status: z.enum(["active", "idle", "suspended", "needs-approval", "over-billing-limit"]),
     deviceCount: z.int(),
     lastSeen: z.iso.datetime(),

@@ -162,6 +162,15 @@ test("users are told with their devices", async () => {
   expect((await s.api("GET", `${T}/users?role=member`)).body.users).toHaveLength(2);
   expect((await s.api("GET", `${T}/users?role=owner`)).body.users).toEqual([]);
   expect((await s.api("GET", "/api/v2/users/9")).status).toBe(404);
+
+  const reader = await oauthClient(s, ["users:read"]);
+  const promote = (api: typeof s.api, role: string, user = "1") => api("POST", `/api/v2/users/${user}/role`, { role });
+  expect((await promote(reader.bearer, "owner")).status).toBe(403);
+  expect([await promote(s.api, "emperor"), await promote(s.api, "admin", "9")].map((r) => r.status)).toEqual([
+    400, 404,
+  ]);
+  expect((await promote(s.api, "it-admin")).status).toBe(200);
+  expect((await s.api("GET", `${T}/users?role=it-admin`)).body.users).toMatchObject([{ id: "1" }]);
 });
 
 test("a pre-auth key made here lets a node in, and is revoked for good", async () => {

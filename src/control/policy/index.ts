@@ -11,7 +11,16 @@ export { type ExplainQuestion, type Explanation, explain, lineAt } from "./expla
 export { parsePolicy } from "./parse.ts";
 export type { SSHDecision } from "./ssh.ts";
 export { runTests } from "./tests.ts";
-export type { Policy, PolicyNode, PolicyUser, SSHAction, SSHRule, Tailnet } from "./types.ts";
+export {
+  type Policy,
+  type PolicyNode,
+  type PolicyUser,
+  ROLES,
+  type Role,
+  type SSHAction,
+  type SSHRule,
+  type Tailnet,
+} from "./types.ts";
 export { type Question, type Reason, why } from "./why.ts";
 
 /** All that can be wrong with a policy for this tailnet, its own tests among it. Throws PolicyError. */

@@ -119,7 +119,9 @@ export interface Policy {
   readonly oneCGNAT: boolean | null;
 }
 
-export type Role = "owner" | "admin" | "it-admin" | "network-admin" | "billing-admin" | "auditor" | "member";
+/** The highest first. */
+export const ROLES = ["owner", "admin", "it-admin", "network-admin", "billing-admin", "auditor", "member"] as const;
+export type Role = (typeof ROLES)[number];
 
 export interface PolicyUser {
   readonly id: number;
