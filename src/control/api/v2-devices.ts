@@ -242,7 +242,7 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
         return {};
       },
     }),
-    ...usersV2(context),
+    ...usersV2(context, commands),
   ];
 }
 
@@ -353,7 +353,9 @@ function word(value: unknown): string {
   return typeof value === "string" ? value : "";
 }
 
-function usersV2(context: ControlContext): Operation[] {
+const userParam = z.object({ user: z.string().meta({ examples: ["1"] }) });
+
+function usersV2(context: ControlContext, commands: ApiParts["commands"]): Operation[] {
   const { model } = context;
   const all = (): ApiUserV2[] => {
     const byUser = Map.groupBy(model.nodes.values(), ({ userId }) => userId ?? TAGGED_USER_ID);
@@ -389,7 +391,7 @@ function usersV2(context: ControlContext): Operation[] {
       tag: "Users",
       summary: "One user",
       scope: "users:read",
-      params: z.object({ user: z.string().meta({ examples: ["1"] }) }),
+      params: userParam,
       response: UserV2,
       handle({ params }) {
         const user = all().find(({ id }) => id === params.user);
@@ -397,8 +399,6 @@ function usersV2(context: ControlContext): Operation[] {
         return user;
       },
     }),
-  ];
-}
     operation({
       method: "post",
       path: "/users/{user}/role",
@@ -414,6 +414,8 @@ function usersV2(context: ControlContext): Operation[] {
         return {};
       },
     }),
+  ];
+}
 
 function userOf(user: UserRecord, nodes: readonly NodeRecord[], now: number): ApiUserV2 {
   const { LoginName, DisplayName } = namesOf(user);
