@@ -88,12 +88,18 @@ function suite(fresh: () => Promise<StoreSettings>): void {
     await again.close();
   });
 
-  test("a write that fails in the middle leaves nothing, and the next one works", async () => {
-    const store = await Store.open(await fresh());
+  test("a write that fails in the middle leaves nothing, names the change, and the next one works", async () => {
+    const settings = await fresh();
+    const store = await Store.open(settings);
     await store.write([{ users: [makeUser(1)] }]);
-    await expect(store.write([{ users: [makeUser(2)] }, { nodes: [makeNode(1, { userId: 99 })] }])).rejects.toThrow(
-      /foreign key/i,
-    );
+    const refused = store.write([{ users: [makeUser(2)] }, { nodes: [makeNode(1, { userId: 99 })] }]);
+    await expect(refused).rejects.toThrow(/foreign key/i);
+    await expect(refused).rejects.toMatchObject({ name: "RefusedChange", index: 1 });
+    // Columns of SQLite have no range.
+    if (settings.type === "postgres") {
+      const tooLarge = store.write([{ users: [makeUser(2)] }, { nodes: [makeNode(8, { cap: 2 ** 40 })] }]);
+      await expect(tooLarge).rejects.toMatchObject({ name: "RefusedChange", index: 1 });
+    }
     await store.write([{ nodes: [makeNode(7)] }]);
     const { users, nodes } = await store.load();
     expect(users).toEqual([makeUser(1)]);

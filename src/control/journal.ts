@@ -2,9 +2,10 @@
 //
 // Planning and applying happen in one synchronous step, so commands never interleave. Writing is a group commit: all
 // commands of one turn of the event loop share one transaction. When the disk refuses, everything not yet durable is
-// undone, newest first, and its callers are told.
+// undone, newest first, and its callers are told. A single change that the store refuses fails alone, with what was
+// planned on the records that it touched.
 import type { Change, Effect, Model } from "./model.ts";
-import { UncertainCommit } from "./store-engine.ts";
+import { RefusedChange, UncertainCommit } from "./store-engine.ts";
 
 export interface JournalEvents {
   /** The model changed: `effect.nodes` concern whoever sees them. Called before the change is durable. */
@@ -58,18 +59,33 @@ export class Journal {
     while (this.pending.length > 0) {
       // One turn, so that commands that arrive together are written together.
       await new Promise((resolve) => setImmediate(resolve));
-      const batch = this.pending;
+      let batch = this.pending;
       this.pending = [];
-      try {
-        await this.write([...this.owed, ...batch.map(({ change }) => change)]);
-        this.owed = [];
-        for (const { resolve } of batch) resolve();
-      } catch (error) {
-        this.undo(batch, error as Error);
+      while (batch.length > 0) {
+        try {
+          await this.write([...this.owed, ...batch.map(({ change }) => change)]);
+          this.owed = [];
+          for (const { resolve } of batch) resolve();
+          batch = [];
+        } catch (error) {
+          batch = this.leftAfter(error as Error, batch);
+        }
       }
     }
     this.flushing = null;
     this.events.onDurable();
+  }
+
+  /** What of a batch that could not be written is to be tried again. */
+  private leftAfter(error: Error, batch: Pending[]): Pending[] {
+    const at = error instanceof RefusedChange ? error.index - this.owed.length : -1;
+    if (at < 0) {
+      this.undo(batch, error);
+      return [];
+    }
+    const refused = this.refuse([...batch, ...this.pending], at, error);
+    this.pending = this.pending.filter((entry) => !refused.has(entry));
+    return batch.filter((entry) => !refused.has(entry));
   }
 
   /** Later commands were planned on what is being undone: they go with it. */
@@ -77,8 +93,55 @@ export class Journal {
     const lost = [...batch, ...this.pending];
     this.pending = [];
     if (error instanceof UncertainCommit) this.owed.push(...batch.map(({ effect }) => effect.undo).reverse());
-    for (const { effect } of [...lost].reverse()) this.events.onApplied(this.model.apply(effect.undo));
-    const problem = new Error(`the change could not be stored: ${error.message}`);
-    for (const { reject } of lost) reject(problem);
+    for (const entry of lost.toReversed()) this.revert(entry);
+    tellLost(lost, error);
   }
+
+  /** Takes the change at `at` out from under those that came after it; those that touch the same records go with it. */
+  private refuse(entries: readonly Pending[], at: number, error: Error): Set<Pending> {
+    const later = entries.slice(at);
+    for (const entry of later.toReversed()) this.revert(entry);
+    const touched = new Set<string>();
+    const refused = new Set<Pending>();
+    for (const entry of later) {
+      const records = recordsOf(entry.change);
+      if (refused.size > 0 && !records.some((record) => touched.has(record))) {
+        entry.effect = this.model.apply(this.asOnline(entry.change));
+        this.events.onApplied(entry.effect);
+        continue;
+      }
+      refused.add(entry);
+      for (const record of records) touched.add(record);
+    }
+    tellLost(refused, error);
+    return refused;
+  }
+
+  private revert({ effect }: Pending): void {
+    this.events.onApplied(this.model.apply(this.asOnline(effect.undo)));
+  }
+
+  /** Who is online does not depend on what the store holds: it may be another since the change was planned. */
+  private asOnline({ nodes, ...change }: Change): Change {
+    if (!nodes) return change;
+    const present = (id: number, online: boolean) => this.model.nodes.get(id)?.online ?? online;
+    return { ...change, nodes: nodes.map((node) => ({ ...node, online: present(node.id, node.online) })) };
+  }
+}
+
+function tellLost(lost: Iterable<Pending>, error: Error): void {
+  const problem = new Error(`the change could not be stored: ${error.message}`);
+  for (const { reject } of lost) reject(problem);
+}
+
+function recordsOf(change: Change): string[] {
+  const { users = [], usersRemoved = [], keys = [], keysRemoved = [], nodes = [], nodesRemoved = [] } = change;
+  const ids = (records: readonly { id: number }[]) => records.map(({ id }) => id);
+  const name = (kind: string, all: readonly number[]) => all.map((id) => `${kind} ${id}`);
+  return [
+    ...name("user", [...ids(users), ...usersRemoved]),
+    ...name("key", [...ids(keys), ...keysRemoved]),
+    ...name("node", [...ids(nodes), ...nodesRemoved]),
+    ...(change.documents ?? []).map(({ kind, id }) => `document ${kind} ${id}`),
+  ];
 }

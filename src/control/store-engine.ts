@@ -11,6 +11,20 @@ export interface Engine {
   backup(schema: string): Promise<string>;
   /** Called once the schema is the newest: from here on the store is this server's. */
   claim(): Promise<void>;
+  /** Whether this error of a statement is about what it says (a name that is taken, a value out of range), not about the database. */
+  isRefusal(error: unknown): boolean;
+}
+
+/** The database takes everything but this one change. */
+export class RefusedChange extends Error {
+  override name = "RefusedChange";
+  constructor(
+    /** Among those that were to be written. */
+    readonly index: number,
+    message: string,
+  ) {
+    super(message);
+  }
 }
 
 /** The database did not say whether it holds what was to be committed. */

@@ -58,6 +58,7 @@ export function openSqlite({ path }: SqliteSettings): Engine {
     claim: async () => {
       database.run("PRAGMA foreign_keys = ON");
     },
+    isRefusal: (error) => /^SQLITE_(CONSTRAINT|TOOBIG|MISMATCH|RANGE)/.test((error as { code?: string }).code ?? ""),
   };
 }
 

@@ -7,7 +7,7 @@ import { createControl } from "./index.ts";
 import { Journal } from "./journal.ts";
 import { type Change, Model } from "./model.ts";
 import { Store } from "./store.ts";
-import { makeSettings, makeUser } from "./testing.ts";
+import { makeNode, makeSettings, makeUser } from "./testing.ts";
 
 let folder = "";
 beforeEach(() => {
@@ -126,4 +126,38 @@ test("when the disk refuses, whatever was not durable is undone and its callers 
   refuse = false;
   await journal.commit({ users: [makeUser(3)] });
   expect([...model.users.keys()]).toEqual([1, 3]);
+});
+
+test("a change that the database refuses fails alone, with what was planned on the same records", async () => {
+  const store = await Store.open({ type: "sqlite", path: join(folder, "x.sqlite") });
+  const model = new Model();
+  let durable = 0;
+  const journal = new Journal(model, (changes) => store.write(changes), {
+    onApplied: () => {},
+    onDurable: () => durable++,
+  });
+  await journal.commit({ users: [makeUser(1)], nodes: [makeNode(1), makeNode(2)] });
+  const orphan = makeNode(3, { userId: 99 });
+  const outcomes = Promise.allSettled([
+    journal.commit({ nodes: [makeNode(1, { hostname: "before" })] }),
+    journal.commit({ nodes: [orphan, makeNode(2, { hostname: "with it" })] }),
+    journal.commit({ users: [makeUser(2)] }),
+    journal.commit({ nodes: [makeNode(2, { hostname: "on top of it" }), makeNode(4)] }),
+    journal.commit({ nodesRemoved: [4] }),
+    journal.commit({ nodes: [makeNode(5, { userId: 2 }), { ...orphan, id: 6 }] }),
+    journal.commit({ nodes: [makeNode(1, { hostname: "after" })] }),
+  ]);
+  // Meanwhile its stream opens: no refusal undoes that.
+  journal.applyVolatile({ nodes: [{ ...model.nodes.get(2)!, online: true }] });
+  const statuses = (await outcomes).map(({ status }) => status === "fulfilled");
+  expect(statuses).toEqual([true, false, true, false, false, false, true]);
+  expect([...model.nodes.keys()].sort()).toEqual([1, 2]);
+  expect([model.nodes.get(1)!.hostname, model.nodes.get(2)]).toEqual(["after", makeNode(2, { online: true })]);
+  expect(model.users.has(2)).toBe(true);
+  const { nodes, users } = await store.load();
+  expect([nodes, users]).toEqual([
+    [makeNode(1, { hostname: "after" }), makeNode(2)],
+    [makeUser(1), makeUser(2)],
+  ]);
+  await store.close();
 });

@@ -2,9 +2,9 @@
 // (store-postgres.ts). What `write` has resolved is on disk. One server at a time, as long as the store is open.
 import type { Kysely, Transaction } from "kysely";
 import { type Migration, Migrator } from "kysely/migration";
-import type { Change, Counters, DocumentChange, NodeRecord } from "./model.ts";
+import type { Change, Counters, DocumentChange, NodeRecord, UserRecord } from "./model.ts";
 import { type Dialect, migrationsOf, type NodesTable, type Tables } from "./schema.ts";
-import type { Engine } from "./store-engine.ts";
+import { type Engine, RefusedChange } from "./store-engine.ts";
 import { openPostgres, type PostgresSettings } from "./store-postgres.ts";
 import { openSqlite, type SqliteSettings } from "./store-sqlite.ts";
 
@@ -87,8 +87,8 @@ function nodeOf(row: NodesTable): NodeRecord {
 export class Store {
   private readonly db: Kysely<Tables>;
 
-  private constructor({ db }: Engine) {
-    this.db = db;
+  private constructor(private readonly engine: Engine) {
+    this.db = engine.db;
   }
 
   /** Opens or makes the database and brings its schema up to date, after a backup. Throws with one sentence. */
@@ -154,10 +154,19 @@ export class Store {
     };
   }
 
-  /** Writes the changes, in their order, in one transaction. When it resolves they are durable; when it rejects none is. */
+  /**
+   * Writes the changes, in their order, in one transaction. When it resolves they are durable; when it rejects none is.
+   * Throws RefusedChange when the others could be written without that one.
+   */
   async write(changes: Change[]): Promise<void> {
     await this.db.transaction().execute(async (tx) => {
-      for (const change of changes) await writeChange(tx, change);
+      for (const [index, change] of changes.entries()) {
+        try {
+          await writeChange(tx, change);
+        } catch (error) {
+          throw this.engine.isRefusal(error) ? new RefusedChange(index, (error as Error).message) : error;
+        }
+      }
     });
   }
 
@@ -188,6 +197,7 @@ async function writeChange(tx: Transaction<Tables>, change: Change): Promise<voi
       provider: user.provider,
       provider_id: user.providerId,
       groups: JSON.stringify(user.groups),
+      role: user.role,
       created_at: user.createdAt,
     };
     await tx
@@ -197,7 +207,6 @@ async function writeChange(tx: Transaction<Tables>, change: Change): Promise<voi
       .execute();
   }
   for (const key of change.keys ?? []) {
-      role: user.role,
     const row = {
       id: key.id,
       prefix: key.prefix,
