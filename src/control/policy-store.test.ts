@@ -129,12 +129,12 @@ test("a server does not start with a stored policy that it cannot use, and says 
   database.run(`UPDATE documents SET value = '{"text":"{\\n  \\"acl\\": 1}","by":"bob","at":1}' WHERE kind = 'policy'`);
   database.close();
   await expect(TestServer.start({ ...DATABASE, dataDir })).rejects.toThrow(
-    /^the stored policy \(version 1, set by bob\) cannot be used: line 2, column 3: unknown field "acl"\n.*--bypass-server-and-access-database-directly/,
+    /^the stored policy \(version 1, set by bob\) cannot be used: line 2, column 3: json: unknown field "acl"\n.*--bypass-server-and-access-database-directly/,
   );
   const file = join(folder, "wrong.hujson");
   writeFileSync(file, '{\n  "acl": []\n}');
   await expect(TestServer.start(fileMode(file))).rejects.toThrow(
-    `the policy of the file ${file} cannot be used: line 2, column 3: unknown field "acl"`,
+    `the policy of the file ${file} cannot be used: line 2, column 3: json: unknown field "acl"`,
   );
   await expect(TestServer.start(fileMode(join(folder, "none")))).rejects.toThrow("cannot be read");
 });

@@ -228,7 +228,7 @@ test("a policy that changes the rule asks anew, one that does not touch it does 
 });
 
 test("only the target may ask, only of nodes that exist, and a tagged source is refused", async () => {
-  const tagged = { action: "check", src: ["tag:server"], dst: ["tag:server"], users: ["root"] };
+  const tagged = { action: "check", src: ["autogroup:tagged"], dst: ["tag:server"], users: ["root"] };
   await using home = await Home.start({ ...open, ssh: [...check().ssh, tagged] });
   const path = "https://unused/machine/ssh/action/1/to/4?local_user=root";
   expect(await home.ask(1, 3, "root", path)).toEqual({ refused: "404 node not found" });

@@ -64,6 +64,10 @@ export function formatRange(range: Range): string {
   return bits === null ? `${textOf(range.first)}-${textOf(range.last)}` : `${textOf(range.first)}/${bits}`;
 }
 
+export function isIPv6({ first }: Range): boolean {
+  return first >= V6;
+}
+
 export function overlaps(a: Range, b: Range): boolean {
   return a.first <= b.last && b.first <= a.last;
 }

@@ -35,13 +35,16 @@ function checkDomains(resolver: Resolver): void {
   const checkAll = (selectors: readonly Selector[], place: Place | null): void => {
     for (const selector of selectors) if (selector.kind === "domain") check(selector.domain, place);
   };
-  const { accesses, ssh, nodeAttributes } = resolver.policy;
+  const { accesses, ssh, nodeAttributes, tagOwners, approvers } = resolver.policy;
   for (const { src, dst, place } of accesses ?? []) checkAll([...src, ...dst], place);
   for (const { src, dst, localDomains, place } of ssh) {
     checkAll([...src, ...dst], place);
     for (const domain of localDomains) check(domain, place);
   }
-  for (const { target } of nodeAttributes) checkAll(target, null);
+  for (const { target, place } of nodeAttributes) checkAll(target, place);
+  for (const owners of tagOwners.values()) checkAll(owners, null);
+  for (const route of approvers.routes) checkAll(route.approvers, null);
+  checkAll(approvers.exitNode, null);
 }
 
 const NO_ROUTES: ReadonlyMap<string, number> = new Map();

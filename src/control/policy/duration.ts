@@ -1,6 +1,19 @@
 // Durations as Go reads and prints them: "12h", "1h30m", "-1m0s".
 
-const UNITS: Readonly<Record<string, number>> = { ns: 1e-6, us: 1e-3, µs: 1e-3, ms: 1, s: 1e3, m: 6e4, h: 3.6e6 };
+/** In milliseconds. The micro sign and the Greek letter are two characters. */
+const UNITS: Readonly<Record<string, number>> = {
+  ns: 1e-6,
+  us: 1e-3,
+  "\u00b5s": 1e-3,
+  "\u03bcs": 1e-3,
+  ms: 1,
+  s: 1e3,
+  m: 6e4,
+  h: 3.6e6,
+};
+
+/** 64 bits of nanoseconds. */
+const MAX_DURATION = 9_223_372_036_854;
 
 /** Milliseconds. Throws an Error with Go's sentence. */
 export function parseDuration(text: string): number {
@@ -11,12 +24,14 @@ export function parseDuration(text: string): number {
   if (rest === "" || rest.length > 64) throw wrong;
   let total = 0;
   while (rest !== "") {
-    const part = /^(\d+(?:\.\d*)?|\.\d+)([a-zµ]*)/.exec(rest);
+    const part = /^(\d+(?:\.\d*)?|\.\d+)([^\d.]*)/.exec(rest);
     if (!part) throw wrong;
     if (part[2] === "") throw new Error(`time: missing unit in duration ${JSON.stringify(text)}`);
-    const unit = UNITS[part[2]!];
-    if (unit === undefined) throw new Error(`time: unknown unit "${part[2]}" in duration ${JSON.stringify(text)}`);
+    const unit = Object.hasOwn(UNITS, part[2]!) ? UNITS[part[2]!] : undefined;
+    if (unit === undefined)
+      throw new Error(`time: unknown unit ${JSON.stringify(part[2])} in duration ${JSON.stringify(text)}`);
     total += Number(part[1]) * unit;
+    if (total > MAX_DURATION) throw wrong;
     rest = rest.slice(part[0].length);
   }
   return sign * total;

@@ -89,7 +89,7 @@ describe("why, in words of the policy", () => {
       expect(() => ask(src, dst)).toThrow(PolicyError);
       expect(() => ask(src, dst)).toThrow(message);
     }
-    expect(() => ask("laptop", "server:22", "quic")).toThrow("not a known protocol");
+    expect(() => ask("laptop", "server:22", "quic")).toThrow('proto name "quic" not known');
   });
 
   test("is bounded where there are many pairs", () => {

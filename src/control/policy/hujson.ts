@@ -56,17 +56,24 @@ export class Value {
     }
   }
 
+  /** Null counts as empty, here and below, as in the hosted service. */
   string(what: string): string {
+    if (this.isNull) return "";
     if (this.node.type !== "string") throw this.wrong(`${what} must be a string, not ${kindOf(this.node)}`);
     return this.node.value as string;
   }
 
+  /** A string, or a number as it is written in one. */
+  word(what: string): string {
+    return this.node.type === "number" ? String(this.node.value) : this.string(what);
+  }
+
   boolean(what: string): boolean {
+    if (this.isNull) return false;
     if (this.node.type !== "boolean") throw this.wrong(`${what} must be true or false, not ${kindOf(this.node)}`);
     return this.node.value as boolean;
   }
 
-  /** Null counts as empty, as in the hosted service. */
   items(what: string): Value[] {
     if (this.isNull) return [];
     if (this.node.type !== "array") throw this.wrong(`${what} must be a list, not ${kindOf(this.node)}`);
@@ -77,7 +84,7 @@ export class Value {
     return this.items(what).map((at) => ({ text: at.string(`each entry of ${what}`), at }));
   }
 
-  /** Key, value, and the key as a value of its own, for its place. Null counts as empty. */
+  /** Key, value, and the key as a value of its own, for its place. */
   entries(what: string): [key: string, value: Value, at: Value][] {
     if (this.isNull) return [];
     if (this.node.type !== "object") throw this.wrong(`${what} must be an object, not ${kindOf(this.node)}`);

@@ -58,7 +58,7 @@ function fieldsOf(value: Value, what: string, known: readonly string[]): Map<str
   for (const [key, field, place] of value.entries(what)) {
     if (key.startsWith("#")) continue;
     const name = known.find((each) => each.toLowerCase() === key.toLowerCase());
-    if (name === undefined) throw place.wrong(`unknown field ${JSON.stringify(key)} in ${what}`);
+    if (name === undefined) throw place.wrong(`json: unknown field ${JSON.stringify(key)}`);
     if (fields.has(name)) throw place.wrong(`the key "${name}" stands twice in ${what}`);
     fields.set(name, field);
   }
@@ -81,8 +81,8 @@ class Parser implements Definitions {
   policy(text: string): Policy {
     this.readHosts();
     this.readGroups();
-    this.readTagOwners();
     this.readIPSets();
+    this.readTagOwners();
     this.readPostures();
     const list = <T>(name: string, read: (entry: Value, index: number) => T): T[] =>
       (this.sections.get(name)?.items(name) ?? []).map(read);
@@ -119,9 +119,11 @@ class Parser implements Definitions {
 
   private readHosts(): void {
     for (const [name, value, place] of this.definitions("hosts")) {
-      if (name === "" || name.includes("@") || /^(autogroup|group|tag|ipset|user|host):|^\*$/.test(name)) {
-        throw place.wrong(`hosts[${JSON.stringify(name)}]: a host needs a plain name`);
-      }
+      if (name.includes("@"))
+        throw place.wrong(`host names cannot include an @, please change the name for ${JSON.stringify(name)}`);
+      if (name.includes(":")) throw place.wrong("host name must not contain colon (:)");
+      if (name === "" || name === "*")
+        throw place.wrong(`hosts[${JSON.stringify(name)}]: a host needs a name that is no word of the language`);
       const text = value.string(`hosts[${JSON.stringify(name)}]`);
       const range = parseRange(text.trim());
       if (!range) throw value.wrong(`hosts[${JSON.stringify(name)}]: ${JSON.stringify(text)} is no IP address or CIDR`);
@@ -164,7 +166,8 @@ class Parser implements Definitions {
     const entries = this.definitions("tagOwners");
     for (const [name, , place] of entries) {
       const where = `tagOwners[${JSON.stringify(name)}]`;
-      if (!name.startsWith("tag:")) throw place.wrong(`${where}: tag names must start with 'tag:'`);
+      if (!name.startsWith("tag:")) throw place.wrong(`${where}: tags must start with 'tag:'`);
+      if (name === "tag:") throw place.wrong(`${where}: tag names must not be empty`);
       if (!/^tag:[a-zA-Z]/.test(name)) throw place.wrong(`${where}: tag names must start with a letter, after 'tag:'`);
       if (!/^tag:[a-zA-Z0-9-]+$/.test(name)) {
         throw place.wrong(`${where}: tag names can only contain numbers, letters, or dashes`);
@@ -179,9 +182,8 @@ class Parser implements Definitions {
           () => parseSelector(text, this),
           (message) => `${where}: ${message}`,
         );
-        if (owner.kind === "range" || owner.kind === "any" || owner.kind === "ipset" || isAutogroup(owner, "tagged")) {
+        if (owner.kind !== "tag" && !standsForUsers(owner))
           throw place.wrong(`${where}: ${JSON.stringify(owner.text)} is no user, group or tag`);
-        }
         return owner;
       });
       this.tagOwners.set(name, owners);
@@ -271,12 +273,16 @@ class Parser implements Definitions {
 
   // ---- rules ----
 
-  private source(word: string, place: Value): Selector {
-    const selector = at(
+  private sourceWord(word: string, place: Value): Selector {
+    return at(
       place,
       () => parseSelector(word, this),
       (message) => `src=${message}`,
     );
+  }
+
+  private source(word: string, place: Value): Selector {
+    const selector = this.sourceWord(word, place);
     if (isAutogroup(selector, "self") || isAutogroup(selector, "internet")) {
       throw place.wrong(`${JSON.stringify(selector.text)} not valid on the src side of a rule`);
     }
@@ -285,6 +291,14 @@ class Parser implements Definitions {
 
   private sources(value: Value | undefined): Selector[] {
     return (value?.strings("src") ?? []).map(({ text, at: place }) => this.source(text, place));
+  }
+
+  private destination(word: string, place: Value): Selector {
+    return at(
+      place,
+      () => parseSelector(word, this),
+      (message) => `dst=${JSON.stringify(word)}: ${message}`,
+    );
   }
 
   private checkDestination(selector: Selector, place: Value): void {
@@ -304,7 +318,7 @@ class Parser implements Definitions {
       throw (fields.get("action") ?? entry).wrong(`action=${JSON.stringify(action)} is not supported`);
     if (fields.has("via")) throw fields.get("via")!.wrong("via is a field of grants, not of acls");
     const protoField = fields.get("proto");
-    const protocol = protoField ? at(protoField, () => parseProtocol(protoField.string("proto").trim())) : null;
+    const protocol = protoField ? at(protoField, () => parseProtocol(protoField.word("proto").trim())) : null;
     const src = this.sources(fields.get("src") ?? fields.get("users"));
     const dst: Destination[] =
       (fields.get("dst") ?? fields.get("ports"))?.strings("dst").map(({ text, at: place }) => {
@@ -313,8 +327,7 @@ class Parser implements Definitions {
           () => splitPorts(text.trim()),
           (message) => `dst=${JSON.stringify(text.trim())}: ${message}`,
         );
-        const say = (message: string) => `dst=${JSON.stringify(host)}: ${message}`;
-        const selector = at(place, () => parseSelector(host, this), say);
+        const selector = this.destination(host, place);
         this.checkDestination(selector, place);
         if (!hasPorts(protocol) && ports.some((range) => range !== ALL_PORTS)) {
           throw place.wrong(`dst=${JSON.stringify(text)}: only tcp, udp and sctp have ports, use "${host}:*"`);
@@ -342,20 +355,16 @@ class Parser implements Definitions {
     const fields = fieldsOf(entry, `grants[${index}]`, names);
     const src = this.sources(fields.get("src"));
     const dst = (fields.get("dst")?.strings("dst") ?? []).map(({ text, at: place }) => {
-      const selector = at(
-        place,
-        () => parseSelector(text, this),
-        (message) => `dst=${JSON.stringify(text.trim())}: ${message}`,
-      );
+      const selector = this.destination(text.trim(), place);
       this.checkDestination(selector, place);
       return selector;
     });
     const openings = new Map<number | null, Destination["ports"][number][]>();
     for (const { text, at: place } of fields.get("ip")?.strings("ip") ?? []) {
       const { protocol, ports } = at(place, () => parseOpening(text.trim().toLowerCase()));
-      const ranges = openings.get(protocol) ?? [];
-      for (const range of ports) ranges.push(range);
-      openings.set(protocol, ranges);
+      const ranges = openings.get(protocol);
+      if (ranges) ranges.push(ports);
+      else openings.set(protocol, [ports]);
     }
     const capabilities = this.capabilities(fields.get("app"));
     if (openings.size === 0 && Object.keys(capabilities).length === 0)
@@ -396,7 +405,7 @@ class Parser implements Definitions {
         throw place.wrong("capability name must not be in the tailscale.com domain");
       }
       if (name.includes("://") || !/^[^/\s]+\.[^/\s]+\/\S+$/.test(name)) {
-        throw place.wrong(`capability name ${JSON.stringify(name)} must have the form domain/path, without a scheme`);
+        throw place.wrong("capability name must have the form {domain}/{path}");
       }
       Object.defineProperty(out, name, {
         value: values.isNull ? null : values.items(`app[${JSON.stringify(name)}]`).map((item) => item.plain()),
@@ -476,42 +485,33 @@ class Parser implements Definitions {
     ];
     const fields = fieldsOf(entry, `ssh[${index}]`, names);
     const actionField = fields.get("action");
-    const action = actionField && !actionField.isNull ? actionField.string("action").trim() : "";
+    const action = actionField?.string("action").trim() ?? "";
     if (action === "") throw (actionField ?? entry).wrong("action must be specified");
     if (action !== "accept" && action !== "check")
       throw actionField!.wrong(`${JSON.stringify(action)} is not a valid action`);
     const src = (fields.get("src")?.strings("src") ?? []).map(({ text, at: place }) => {
-      const selector = this.source(text, place);
-      if (
-        selector.kind === "any" ||
-        selector.kind === "ipset" ||
-        selector.kind === "range" ||
-        isAutogroup(selector, "danger-all")
-      ) {
-        throw place.wrong(`invalid src ${JSON.stringify(selector.text)}`);
-      }
+      if (!isIdentity(text.trim())) throw place.wrong(`invalid src ${JSON.stringify(text.trim())}`);
+      const selector = this.sourceWord(text, place);
+      if (["self", "internet", "danger-all"].some((name) => isAutogroup(selector, name)))
+        throw place.wrong(`${JSON.stringify(selector.text)} is not allowed in src`);
+      if (action === "check" && selector.kind === "tag")
+        throw place.wrong('"check" action does not support tags in src');
       return selector;
     });
     const dst = (fields.get("dst")?.strings("dst") ?? []).map(({ text, at: place }) => {
       const word = text.trim();
-      const invalid = `invalid dst ${JSON.stringify(word)}`;
-      const named = /^(tag|autogroup|group|user):/.test(word) || word.includes("@");
-      const selector = at(
-        place,
-        () => parseSelector(word, this),
-        (message) => (named ? `dst=${JSON.stringify(word)}: ${message}` : invalid),
-      );
+      if (!isIdentity(word)) throw place.wrong(`invalid dst ${JSON.stringify(word)}`);
+      const selector = this.destination(word, place);
       const role = ["member", "tagged", "self"].some((name) => isAutogroup(selector, name));
-      if (selector.kind !== "user" && selector.kind !== "tag" && !role) throw place.wrong(invalid);
+      if (selector.kind !== "user" && selector.kind !== "tag" && !role)
+        throw place.wrong(`invalid dst ${JSON.stringify(word)}`);
       return { selector, place };
     });
     const { logins, localDomains } = this.logins(fields.get("users"), entry);
     for (const { selector, place } of dst) {
       if (isAutogroup(selector, "self") && !src.every(standsForUsers)) throw entry.wrong(SELF_NEEDS_USERS);
       if (selector.kind === "user" && !src.every((each) => each.kind === "user" && each.token === selector.token)) {
-        throw place.wrong(
-          `dst ${JSON.stringify(selector.text)}: a user's nodes can be reached by that user alone, who must be the only src`,
-        );
+        throw place.wrong("users in dst are only allowed from the same user");
       }
     }
     const environment = (fields.get("acceptEnv")?.strings("acceptEnv") ?? []).map(({ text, at: place }) => {
@@ -555,9 +555,8 @@ class Parser implements Definitions {
   }
 
   private checkPeriod(value: Value | undefined, action: string): number | null {
-    if (!value || value.isNull) return null;
-    const text = value.string("checkPeriod").trim();
-    if (text === "") return null;
+    const text = value?.string("checkPeriod").trim() ?? "";
+    if (!value || text === "") return null;
     const period = text === "always" ? 0 : at(value, () => parseDuration(text));
     if (period < 0 || (period === 0 && text !== "always")) {
       throw value.wrong(`checkPeriod ${formatDuration(period)} must be a positive duration`);
@@ -588,21 +587,29 @@ class Parser implements Definitions {
       src: (fields.get("src") ?? fields.get("user"))?.string("src") ?? "",
       accept: words("accept", "allow"),
       deny: words("deny"),
-      proto: fields.get("proto")?.string("proto") ?? "",
+      proto: fields.get("proto")?.word("proto") ?? "",
     };
   }
 
   private sshTest(entry: Value): SSHTest {
     const fields = fieldsOf(entry, "sshTests", ["src", "dst", "accept", "check", "deny"]);
     const words = (key: string): string[] => (fields.get(key)?.strings(key) ?? []).map(({ text }) => text.trim());
+    const src = fields.get("src")?.string("src").trim() ?? "";
+    if (src === "*" || src.startsWith("autogroup:"))
+      throw fields.get("src")!.wrong(`SSH tests src contains disallowed element ${JSON.stringify(src)}`);
     return {
-      src: fields.get("src")?.string("src") ?? "",
+      src,
       dst: words("dst"),
       accept: words("accept"),
       check: words("check"),
       deny: words("deny"),
     };
   }
+}
+
+/** Whether a word may stand in an SSH rule: for who somebody is, not for an address. */
+function isIdentity(word: string): boolean {
+  return /^(tag|group|autogroup):/.test(word) || word.includes("@");
 }
 
 export function isAutogroup(selector: Selector, name: string): boolean {
@@ -640,7 +647,7 @@ export function parsePolicy(text: string, isForeignGroup: (name: string) => bool
     const refused = REFUSED[key.toLowerCase()];
     if (refused !== undefined) throw place.wrong(refused);
     const name = SECTIONS.find((each) => each.toLowerCase() === key.toLowerCase());
-    if (name === undefined) throw place.wrong(`unknown field ${JSON.stringify(key)}`);
+    if (name === undefined) throw place.wrong(`json: unknown field ${JSON.stringify(key)}`);
     if (sections.has(name)) throw place.wrong(`the section "${name}" stands twice in the policy`);
     sections.set(name, value);
   }

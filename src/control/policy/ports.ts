@@ -1,9 +1,10 @@
 // Ports and protocols as policies write them. The sentences are those of the hosted service where they are known.
 import { ALL_PORTS, type PortRange } from "./types.ts";
 
-/** Names of `proto`, and of the part before the colon in `ip` of a grant. */
+/** Names of `proto`, and of the part before the colon in `ip` of a grant. Of two for one number the first is shown. */
 const PROTOCOLS: Readonly<Record<string, number>> = {
   icmp: 1,
+  icmpv4: 1,
   igmp: 2,
   ipv4: 4,
   "ip-in-ip": 4,
@@ -11,10 +12,13 @@ const PROTOCOLS: Readonly<Record<string, number>> = {
   egp: 8,
   igp: 9,
   udp: 17,
+  dccp: 33,
   gre: 47,
   esp: 50,
   ah: 51,
   "ipv6-icmp": 58,
+  icmpv6: 58,
+  tsmp: 99,
   sctp: 132,
   fc: 133,
 };
@@ -33,54 +37,57 @@ export function hasPorts(protocol: number | null): boolean {
   return protocol === null || WITH_PORTS.has(protocol);
 }
 
-/** Throws a string-message Error; callers add the place. */
+/** Null: none is named, also by the number 0. Throws an Error with the bare sentence; callers add the place. */
 export function parseProtocol(text: string): number | null {
   const name = text.toLowerCase();
   if (name === "") return null;
-  const known = PROTOCOLS[name];
-  if (known !== undefined && Object.hasOwn(PROTOCOLS, name)) return known;
-  if (/^(0|[1-9]\d{0,2})$/.test(name) && Number(name) <= 255) return Number(name);
-  throw new Error(`proto=${JSON.stringify(text)} is not a known protocol: use a name like "tcp" or a number up to 255`);
+  if (Object.hasOwn(PROTOCOLS, name)) return PROTOCOLS[name]!;
+  if (/^\d+$/.test(name) && Number(name) <= 255) return Number(name) || null;
+  throw new Error(`proto name ${JSON.stringify(text)} not known; use protocol number 0-255`);
 }
 
 function parsePort(text: string): number | null {
-  return /^\d{1,5}$/.test(text) && Number(text) <= 65535 ? Number(text) : null;
+  return /^\d+$/.test(text) && Number(text) <= 65535 ? Number(text) : null;
 }
 
-/** "22", "80,443", "8000-8100" or "*". */
-function parsePorts(text: string): PortRange[] {
-  if (text === "*") return [ALL_PORTS];
-  return text.split(",").map((part) => {
-    const quoted = JSON.stringify(part);
-    const dash = part.indexOf("-");
-    const first = parsePort(dash < 0 ? part : part.slice(0, dash));
-    if (part.indexOf("-", dash + 1) > 0 && dash > 0) throw new Error(`port range ${quoted}: too many dashes(-)`);
-    if (first === null) throw new Error(`port range ${quoted}: invalid first integer`);
-    const last = dash < 0 ? first : parsePort(part.slice(dash + 1));
-    if (last === null) throw new Error(`port range ${quoted}: invalid last integer`);
-    if (first === 0) throw new Error(`port range ${quoted}: first port must be >0, or use '*' for wildcard`);
-    if (first > last) throw new Error(`port range ${quoted}: first port must be <= last port`);
-    return { first, last };
-  });
+/** "22", "8000-8100" or "*". */
+function parsePortRange(text: string): PortRange {
+  if (text === "*") return ALL_PORTS;
+  const quoted = JSON.stringify(text);
+  if (text === "") throw new Error(`invalid port list: ${quoted}`);
+  const [low, high, ...more] = text.split("-");
+  if (more.length > 0) throw new Error(`port range ${quoted}: too many dashes(-)`);
+  const first = parsePort(low!);
+  if (first === null) throw new Error(`port range ${quoted}: invalid first integer`);
+  const last = high === undefined ? first : parsePort(high);
+  if (last === null) throw new Error(`port range ${quoted}: invalid last integer`);
+  if (first === 0) throw new Error(`port range ${quoted}: first port must be >0, or use '*' for wildcard`);
+  // The service says it the wrong way round.
+  if (first > last) throw new Error(`port range ${quoted}: first port must be >= last port`);
+  return { first, last };
 }
 
-/** The part before the last colon, brackets of an IPv6 address removed, and the ports after it. */
+/** The part before the last colon, brackets of an IPv6 address removed, and the list of ports after it. */
 export function splitPorts(text: string): { host: string; ports: PortRange[] } {
   const colon = text.lastIndexOf(":");
   if (colon < 0) throw new Error('hostport must contain a colon (":")');
-  const ports = parsePorts(text.slice(colon + 1).trim());
   const host = text.slice(0, colon).trim();
+  if (host.includes(",")) throw new Error('host cannot contain a comma (",")');
+  const list = text.slice(colon + 1).toLowerCase();
+  const ports = list.split(",").map((part) => parsePortRange(part.trim()));
   return { host: host.startsWith("[") && host.endsWith("]") ? host.slice(1, -1) : host, ports };
 }
 
-/** One entry of a grant's `ip`: "*", "443", "80-90", "tcp:443", "icmp:*". */
-export function parseOpening(text: string): { protocol: number | null; ports: PortRange[] } {
+/** One entry of a grant's `ip`: "*", "443", "80-90", "tcp:443", "icmp:*". No list: each range is an entry. */
+export function parseOpening(text: string): { protocol: number | null; ports: PortRange } {
+  if (text === "") throw new Error("empty string");
   const colon = text.lastIndexOf(":");
   const name = colon < 0 ? "*" : text.slice(0, colon);
-  const ports = parsePorts(text.slice(colon + 1));
+  if (name.includes(",")) throw new Error('host cannot contain a comma (",")');
+  const ports = parsePortRange(text.slice(colon + 1));
   if (name === "") throw new Error("empty protocol");
   const protocol = name === "*" ? null : parseProtocol(name);
-  if (!hasPorts(protocol) && ports.some((range) => range !== ALL_PORTS)) {
+  if (!hasPorts(protocol) && ports !== ALL_PORTS) {
     throw new Error(`${JSON.stringify(text)}: only tcp, udp and sctp have ports, use "${name}:*"`);
   }
   return { protocol, ports };

@@ -57,9 +57,10 @@ export function parseSelector(word: string, known: Definitions): Selector {
   }
   const host = known.hosts.get(text.startsWith("host:") ? text.slice("host:".length) : text);
   if (host) return { kind: "range", range: host, text };
-  if (text.includes("@")) return { kind: "user", token: text, text };
+  if (text.includes("@") && !/^(user|localpart):/.test(text)) return { kind: "user", token: text, text };
   const range = parseRange(text);
   if (range) return { kind: "range", range, text };
+  if (text.includes(":")) throw new Error("host name must not contain colon (:)");
   throw new Error(`host not found: ${JSON.stringify(text)}`);
 }
 

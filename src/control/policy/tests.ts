@@ -1,6 +1,6 @@
 // Entries of `tests` and `sshTests`, run against the policy that holds them. Users and tags without a node get one for the
 // time of the test, so that a test says the same on an empty tailnet.
-import { addressNumber, type Range } from "./addresses.ts";
+import { addressNumber, isIPv6, type Range } from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { Compiled } from "./compile.ts";
 import { PolicyError, type TestFailure } from "./error.ts";
@@ -118,6 +118,14 @@ function partyOf(word: string, compiled: Compiled): Party | string {
   return nodes.isEmpty ? `${JSON.stringify(word)} stands for nobody` : { nodes, address: null };
 }
 
+/** Sources are users, groups, tags and addresses: no words for everybody. */
+function sourceOf(word: string, compiled: Compiled): Party | string {
+  const selector = selectorOf(word, compiled.policy);
+  if (typeof selector !== "string" && (selector.kind === "any" || selector.kind === "autogroup"))
+    return `user or host is invalid: unknown user or host: ${JSON.stringify(word)}`;
+  return partyOf(word, compiled);
+}
+
 /** Whether a rule's protocol serves a test's. A test that names none is content with TCP or UDP. */
 function opens(rule: number | null, test: number | null): boolean {
   if (rule === null) return test !== SCTP;
@@ -173,7 +181,7 @@ function testErrors(test: PolicyTest, real: Compiled, tailnet: Tailnet, budget: 
   if (protocol !== null && ![TCP, UDP, SCTP].includes(protocol)) {
     return [`proto ${JSON.stringify(test.proto)}: tests know tcp, udp and sctp`];
   }
-  const source = partyOf(test.src.trim(), compiled);
+  const source = sourceOf(test.src.trim(), compiled);
   if (typeof source === "string") return [`src: ${source}`];
   for (const [words, want] of [
     [test.accept, "Accept"],
@@ -225,6 +233,8 @@ function judge(
   } else {
     const target = partyOf(host, compiled);
     if (typeof target === "string") return target;
+    if (source.address && target.address && isIPv6(source.address) !== isIPv6(target.address))
+      return "an address of one family can not reach one of the other";
     if (target.nodes.isEmpty) check(source, null, target.address);
     for (const node of target.nodes) check(source, node, target.address);
   }
