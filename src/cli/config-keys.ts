@@ -146,6 +146,7 @@ export const OIDC_KEYS = {
   id: text,
   name: text,
   groups_claim: text,
+  groups_prefixed: bool,
   roles,
 } satisfies Record<string, Kind<unknown>>;
 

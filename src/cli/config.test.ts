@@ -190,6 +190,7 @@ test("Headscale's file is read as it is", () => {
       allowedGroups: ["/staff"],
       pkce: "S256",
       groupsClaim: "groups",
+      groupsPrefix: "",
       roles: {},
     },
   ]);
@@ -367,6 +368,15 @@ test("several providers stand side by side; a secret of each may come from the e
     ["home", "At home", "y"],
   ]);
   expect(mistakes(`${text}  colour: red\n`)).toEqual(['FILE:10: unknown key "oidc.colour"']);
+  // None can name a group of another, unless the operator says so; one alone names all.
+  const prefixes = (file: string) => load(file).settings.oidc.map(({ groupsPrefix }) => groupsPrefix);
+  expect(prefixes(text)).toEqual(["work/", "home/"]);
+  expect(prefixes(`${text}  groups_prefixed: false\n`)).toEqual(["work/", ""]);
+  expect(prefixes(text.slice(0, text.indexOf("- id: home")))).toEqual([""]);
+  expect(mistakes(text.replace("https://b.example", "https://a.example/realms/home/"))).toEqual([
+    'FILE:8: oidc.issuer "https://a.example/realms/home/" and "https://a.example/" begin alike: users of one could pass for the other\'s, so keep one of them',
+  ]);
+  expect(load(text.replace("b.example", "a.example.org")).settings.oidc).toHaveLength(2);
 });
 
 test("a file is found by flag, by environment, in a folder that is named, and never in Headscale's by itself", () => {

@@ -566,6 +566,7 @@ class Collected {
 
   private oidc(): OidcSettings[] {
     const ids = new Set<string>();
+    const issuers: string[] = [];
     return this.providers.map(({ values: v, at }) => {
       const need = (key: OidcKeyName) => {
         if (!v[key]) this.problems.push(`${at(key)} is needed`);
@@ -579,6 +580,14 @@ class Collected {
       const secretFile = v.client_secret_path ?? v.client_secret_file;
       const clientSecret = this.secret(at("client_secret"), v.client_secret, secretFile);
       const issuer = need("issuer");
+      const path = `${issuer.replace(/\/+$/, "")}/`;
+      const other = issuers.find((known) => known !== path && (known.startsWith(path) || path.startsWith(known)));
+      // A user is known by issuer and subject, written one behind the other.
+      if (issuer !== "" && other !== undefined)
+        this.problems.push(
+          `${at("issuer")} ${show(issuer)} and ${show(other)} begin alike: users of one could pass for the other's, so keep one of them`,
+        );
+      issuers.push(path);
       return {
         id,
         name: v.name ?? (URL.canParse(issuer) ? new URL(issuer).hostname : id),
@@ -595,6 +604,8 @@ class Collected {
         allowedGroups: v.allowed_groups ?? [],
         pkce: v["pkce.enabled"] ? (v["pkce.method"] ?? "S256") : "off",
         groupsClaim: v.groups_claim ?? "groups",
+        // An id has no "/": no provider can name a group of another.
+        groupsPrefix: (v.groups_prefixed ?? this.providers.length > 1) ? `${id}/` : "",
         roles: v.roles ?? {},
       };
     });

@@ -21,6 +21,7 @@ const SETTINGS: OidcSettings = {
   allowedGroups: [],
   pkce: "S256",
   groupsClaim: "groups",
+  groupsPrefix: "",
   roles: {},
 };
 const identity = (claims: Record<string, unknown>, settings: Partial<OidcSettings> = {}) =>
@@ -73,10 +74,25 @@ test("who it is comes from the token alone, whatever else is claimed; names and 
     email: "",
     profilePicUrl: "",
     groups: [],
+    policyGroups: [],
     role: null,
     expiry: 1_900_000_000_000,
   });
   expect(identity({ roles: ["b", "a", "a", 7, ""] }, { groupsClaim: "roles" }).groups).toEqual(["a", "b"]);
+});
+
+test("a subject has 1 to 255 characters; another is refused in one sentence", () => {
+  const of = (sub: string) => identityOf({}, { ...TOKEN, sub }, SETTINGS).providerId;
+  expect(of("x".repeat(255))).toHaveLength("https://id.example.com/".length + 255);
+  expect(() => of("x".repeat(256))).toThrow("Example names a subject of 256 characters, where 1 to 255 are allowed");
+  expect(() => of("")).toThrow("a subject of 0 characters");
+});
+
+test("a prefix stands before groups in the policy alone: filters and roles know them as the provider names them", () => {
+  const settings = { groupsPrefix: "second/", allowedGroups: ["ops"], roles: { admin: ["ops"] } };
+  const who = identity({ groups: ["ops", "oidc/ops"] }, settings);
+  expect([refusalOf(who, { ...SETTINGS, ...settings }), who.role]).toEqual([null, "admin"]);
+  expect(userFrom(who, undefined, 1, 0).groups).toEqual(["second/oidc/ops", "second/ops"]);
 });
 
 test("where groups give roles, the highest counts, at each login; elsewhere a role stays as it was given", () => {

@@ -13,6 +13,8 @@ const RETRY = 10_000;
 const MAX_TEXT = 200;
 const MAX_URL = 2048;
 const MAX_GROUPS = 1000;
+/** OpenID Connect Core, section 2. */
+const MAX_SUBJECT = 255;
 
 /** Who signed in, as far as it is believed. */
 export interface Identity {
@@ -24,7 +26,10 @@ export interface Identity {
   /** "" when there is none, or none that counts. */
   email: string;
   profilePicUrl: string;
+  /** As the provider names them. */
   groups: readonly string[];
+  /** As the policy names them behind "group:". */
+  policyGroups: readonly string[];
   /** Null: the provider does not decide it. */
   role: Role | null;
   /** Of the id token. */
@@ -174,12 +179,16 @@ function reasonOf(error: unknown): string {
   return cause instanceof Error ? `${message} (${cause.message})` : message;
 }
 
-/** `token`: the claims of the id token alone, which decide who it is and how long. */
+/** `token`: the claims of the id token alone, which decide who it is and how long. Throws ProviderError. */
 export function identityOf(
   claims: Claims,
   token: { iss: string; sub: string; exp: number },
   settings: OidcSettings,
 ): Identity {
+  if (token.sub === "" || token.sub.length > MAX_SUBJECT)
+    throw new ProviderError(
+      `${settings.name} names a subject of ${token.sub.length} characters, where 1 to ${MAX_SUBJECT} are allowed: choose another claim for "sub" there`,
+    );
   const name = text(claims.preferred_username, MAX_TEXT);
   const isVerified = claims.email_verified === true || claims.email_verified === "true";
   const picture = text(claims.picture, MAX_URL);
@@ -191,6 +200,7 @@ export function identityOf(
     email: isVerified || !settings.emailVerifiedRequired ? text(claims.email, MAX_TEXT) : "",
     profilePicUrl: /^https?:\/\//.test(picture) ? picture : "",
     groups,
+    policyGroups: groups.map((group) => settings.groupsPrefix + group),
     role: roleOf(groups, settings),
     expiry: token.exp * 1000,
   };
@@ -238,7 +248,7 @@ export function refusalOf({ email, groups }: Identity, settings: OidcSettings): 
 
 /** The user as the identity says: the one with this provider id, refreshed, or a new one. */
 export function userFrom(identity: Identity, known: UserRecord | undefined, newId: number, now: Millis): UserRecord {
-  const { providerId, name, displayName, email, profilePicUrl, groups } = identity;
+  const { providerId, name, displayName, email, profilePicUrl, policyGroups: groups } = identity;
   const profile = { name, displayName, email, profilePicUrl, groups, provider: "oidc", providerId };
   const role = identity.role ?? known?.role ?? "member";
   return known ? { ...known, ...profile, role } : { id: newId, ...profile, role, createdAt: now };

@@ -30,6 +30,8 @@ export interface OidcSettings {
   pkce: "off" | "S256" | "plain";
   /** Claim that lists the user's groups. */
   groupsClaim: string;
+  /** What stands before a group of this provider in the policy: "x/" makes its "admins" `group:x/admins`. */
+  groupsPrefix: string;
   /** Groups that give a role, at each login. Empty: administrators give roles. */
   roles: Readonly<Partial<Record<Role, readonly string[]>>>;
 }

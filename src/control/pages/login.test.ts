@@ -52,6 +52,7 @@ function provider(more: Partial<OidcSettings> = {}): OidcSettings {
     allowedGroups: [],
     pkce: "S256",
     groupsClaim: "groups",
+    groupsPrefix: "",
     roles: {},
     ...more,
   };
