@@ -62,7 +62,8 @@ else {
       ["acl.create again", 412],
       ["acl.update failing", 400],
       ["device absent", 404],
-      ["dns_nameservers.change", 501],
+      ["dns_nameservers.wrong", 400],
+      ["tailnet_settings.absent", 501],
       ["oauth_client.read deleted", 404],
     ]);
     const value = (step: string) => steps.get(step)!.value;
@@ -92,11 +93,19 @@ else {
     expect(value("device.attributes")).toMatchObject({ attributes: { "custom:tier": "prod" } });
     expect(value("device")).toMatchObject({ name: "front.net.test", tags: ["tag:web"] });
     expect(value("dns_nameservers.read")).toEqual(["9.9.9.9"]);
+    expect(value("dns_nameservers.read updated")).toEqual(["192.0.2.53"]);
     expect(value("dns_preferences.read")).toEqual({ magicDNS: true });
+    expect(value("dns_preferences.read deleted")).toEqual({ magicDNS: false });
     expect(value("dns_search_paths.read")).toEqual(["corp.test"]);
-    expect(value("dns_split_nameservers.create")).toEqual({ "corp.test": ["10.0.0.53"] });
-    expect(value("dns_configuration.read")).toMatchObject({ nameservers: [{ address: "9.9.9.9" }] });
-    expect(value("tailnet_settings.read")).toMatchObject({ devicesApprovalOn: false });
+    expect(value("dns_search_paths.read updated")).toEqual(["dev.test", "corp.test"]);
+    expect(value("dns_split_nameservers.create")).toEqual({ "corp.test": ["10.0.0.53"], "dev.test": ["10.1.0.53"] });
+    expect(value("dns_split_nameservers.delete")).toEqual({ "dev.test": ["10.1.0.53"] });
+    expect(value("dns_configuration.read")).toEqual({
+      nameservers: [{ address: "1.1.1.1", useWithExitNode: true }, { address: "9.9.9.9" }],
+      searchPaths: ["b.test"],
+      preferences: { overrideLocalDNS: true, magicDNS: true },
+    });
+    expect(value("tailnet_settings.read")).toMatchObject({ devicesApprovalOn: true, devicesKeyDurationDays: 90 });
     expect(value("users")).toMatchObject([{ id: "1", loginName: "alice", deviceCount: 0, status: "active" }]);
     expect(value("oauth_client.create")).toMatchObject({
       keyType: "client",

@@ -189,8 +189,7 @@ export const hostName: Kind<string> = (value) => {
 /** An IP address, or the URL of a DNS-over-HTTPS server. */
 export const resolver: Kind<string> = (value) => {
   const written = text(value);
-  if (!parseIP(written) && !/^https?:\/\/\S+$/.test(written))
-    throw new Wrong("must be an IP address or a DNS-over-HTTPS URL");
+  if (!isResolver(written)) throw new Wrong("must be an IP address or a DNS-over-HTTPS URL");
   return written;
 };
 

@@ -1,5 +1,6 @@
 // What the parts of the control server share. Each part is made once with it, and keeps no second copy of any of this.
 import type { PolicyAccess } from "./access.ts";
+import type { Choices } from "./chosen.ts";
 import type { Journal } from "./journal.ts";
 import type { Metrics } from "./metrics.ts";
 import type { Millis, Model } from "./model.ts";
@@ -9,6 +10,7 @@ import type { PolicyStore } from "./policy-store.ts";
 import type { ControlSettings } from "./settings.ts";
 
 export interface ControlContext {
+  /** The configuration, with what was chosen over the API in place of it: read it each time, it may be replaced. */
   readonly settings: ControlSettings;
   readonly model: Model;
   readonly journal: Journal;
@@ -29,6 +31,8 @@ export interface ControlContext {
   log(line: string): void;
   /** Replaces what the whole tailnet is told, and tells every open map stream. */
   setConfig(config: TailnetConfig): void;
+  /** Chooses settings in place of the configuration's. They hold, for open map streams, too, when it resolves. */
+  choose(choices: Partial<Choices>): Promise<void>;
   /** Another answer of the policy may be due: every open map stream looks. */
   poke(): void;
 }

@@ -22,6 +22,7 @@ export function configOf(settings: ControlSettings): TailnetConfig {
     taildrop: settings.taildrop,
     autoUpdate: settings.autoUpdate,
     logtail: settings.logtail,
+    clients: settings.clients,
   };
 }
 
@@ -142,13 +143,23 @@ const recordsSchema = z
   )
   .max(MAX_RECORDS);
 
+/** Whether it is a name of DNS, dots at its ends aside. */
+export function isDomain(name: string): boolean {
+  const plain = plainName(name);
+  return (
+    plain.length <= 253 && plain.split(".").every((label) => /^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$/.test(label))
+  );
+}
+
+/** Whether it is an IP address, or the URL of a DNS-over-HTTPS server. */
+export function isResolver(text: string): boolean {
+  return parseIP(text) !== null || (/^https?:\/\/\S+$/.test(text) && URL.canParse(text));
+}
+
 /** Why clients would pass a record over, or null. */
 export function recordProblem({ name, type, value }: ExtraRecord): string | null {
   const where = `extra record ${JSON.stringify(name)}`;
-  const plain = plainName(name);
-  const isName =
-    plain.length <= 253 && plain.split(".").every((label) => /^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$/.test(label));
-  if (!isName) return `${where}: this is no DNS name`;
+  if (!isDomain(name)) return `${where}: this is no DNS name`;
   const wanted = { "": [4, 16], A: [4], AAAA: [16] }[type.toUpperCase()];
   if (!wanted) return `${where}: clients take the types A and AAAA, not ${JSON.stringify(type)}`;
   const ip = parseIP(value);

@@ -14,6 +14,8 @@ import { type AccessOptions, PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
 import { addCertificates, createProvider } from "./certs.ts";
+import { Chosen } from "./chosen.ts";
+import { expiresSoon } from "./client-advice.ts";
 import { Clones } from "./clones.ts";
 import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
@@ -42,7 +44,7 @@ import { isExpired, withHostinfo } from "./register.ts";
 import { BadRequest, homeDerpOf, type MapInput, parseMap, parseRegister } from "./requests.ts";
 import { AutoApprover, routesOf } from "./routes.ts";
 import { addServerInfo } from "./server-info.ts";
-import type { ControlSettings } from "./settings.ts";
+import type { ControlSettings, ExtraRecord } from "./settings.ts";
 import { SSHChecks } from "./sshcheck.ts";
 import { Store } from "./store.ts";
 import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
@@ -171,6 +173,7 @@ class ControlServer implements Control {
   readonly health: ClientHealth;
   readonly logins: Logins;
   readonly metrics: Metrics;
+  private readonly chosen: Chosen;
   private config: TailnetConfig;
   private readonly journal: Journal;
   private readonly context: ControlContext;
@@ -181,6 +184,7 @@ class ControlServer implements Control {
   private readonly probes: Probes;
   private readonly derpMaps: DerpMaps;
   private extraRecords: ExtraRecordsFile | null = null;
+  private records: readonly ExtraRecord[];
   private readonly machines = new MachineRouter();
   private readonly approver: AutoApprover;
   private readonly sshChecks: SSHChecks;
@@ -195,6 +199,8 @@ class ControlServer implements Control {
   private closing: Promise<void> | null = null;
   private readonly now: () => Millis;
   private readonly startedAt: Millis;
+  /** When time was looked at last. */
+  private lastTick: Millis;
 
   constructor(
     private readonly options: ControlOptions,
@@ -206,7 +212,10 @@ class ControlServer implements Control {
   ) {
     this.now = options.now ?? Date.now;
     this.startedAt = this.now();
-    this.config = configOf(options.settings);
+    this.lastTick = this.startedAt;
+    this.chosen = new Chosen(options.settings, model);
+    this.config = configOf(this.chosen.settings);
+    this.records = options.settings.dns.extraRecords;
     this.adminSocket = socketOf(options).path;
     this.noisePublicKey = x25519Public(noiseKey);
     this.metrics = this.createMetrics();
@@ -254,7 +263,9 @@ class ControlServer implements Control {
     });
     const server = this;
     this.context = {
-      settings: options.settings,
+      get settings() {
+        return server.chosen.settings;
+      },
       model,
       journal: this.journal,
       get config() {
@@ -271,6 +282,10 @@ class ControlServer implements Control {
       random: randomBytes,
       log: (line) => options.log?.(line),
       setConfig: (config) => this.setConfig(config),
+      choose: async (choices) => {
+        await this.journal.commit({ documents: this.chosen.changes(choices) });
+        this.applySettings();
+      },
       poke: () => this.poke(),
     };
     this.policies = new PolicyStore(this.context, policy);
@@ -302,6 +317,7 @@ class ControlServer implements Control {
   }
 
   async start(): Promise<void> {
+    await this.chosen.forgetOutdated(this.context);
     await this.pages.start();
     for (const node of this.model.nodes.values())
       if (!hasName(node, this.config))
@@ -320,12 +336,24 @@ class ControlServer implements Control {
   }
 
   private readExtraRecords(): void {
-    const { settings } = this.options;
-    if (settings.dns.extraRecordsPath === "") return;
+    const { extraRecordsPath } = this.options.settings.dns;
+    if (extraRecordsPath === "") return;
     this.extraRecords = new ExtraRecordsFile({
-      path: settings.dns.extraRecordsPath,
-      changed: (records) => this.setConfig({ ...this.config, dns: dnsConfigOf(settings, records) }),
+      path: extraRecordsPath,
+      changed: (records) => {
+        this.records = records;
+        this.applySettings();
+      },
       log: this.context.log,
+    });
+  }
+
+  private applySettings(): void {
+    const { settings } = this.context;
+    this.setConfig({
+      ...this.config,
+      dns: dnsConfigOf(settings, this.records),
+      autoUpdate: settings.autoUpdate,
     });
   }
 
@@ -434,6 +462,12 @@ class ControlServer implements Control {
     const flipped = nodes.filter((node) => node.expired !== isExpired(node, now));
     if (flipped.length > 0)
       this.journal.applyVolatile({ nodes: flipped.map((node) => ({ ...node, expired: isExpired(node, now) })) });
+    const warned = nodes.filter((node) => expiresSoon(node, now) !== expiresSoon(node, this.lastTick));
+    this.lastTick = now;
+    for (const { id } of warned) {
+      this.streams.get(id)?.mark(id);
+      this.streams.get(id)?.poke();
+    }
     const timeout = this.options.settings.node.ephemeralTimeout;
     // Nobody could be seen while the server was down.
     const isAbandoned = (node: NodeRecord) =>

@@ -21,7 +21,7 @@ const DEFAULT_POLICY = `{
 `;
 
 export function policyV2(context: ControlContext): Operation[] {
-  const { policies, settings } = context;
+  const { policies } = context;
   const answer = ({ text, etag }: PolicyVersion, accept: string): Response => {
     const shown = text === "" ? DEFAULT_POLICY : text;
     const isJson = accept.includes("application/json") && !accept.includes(HUJSON);
@@ -104,20 +104,31 @@ export function policyV2(context: ControlContext): Operation[] {
       path: "/tailnet/{tailnet}/settings",
       id: "updateTailnetSettings",
       tag: "Settings",
-      summary: "Settings stand in the configuration file: those that are as asked for are confirmed, others refused",
+      summary: "Choose approval of devices, the lifetime of their keys, updates; of the rest, what holds is confirmed",
       scope: "feature_settings",
       params: tailnet,
       body: settingsIn,
       response: Settings,
-      handle({ body }) {
-        const present: Record<string, unknown> = settingsOf();
-        for (const [name, value] of Object.entries(body)) requireSame(name, present[name], value);
+      async handle({ body }) {
+        const { devicesApprovalOn, devicesAutoUpdatesOn, devicesKeyDurationDays, ...fixed } = body;
+        const present = settingsOf();
+        for (const [name, value] of Object.entries(fixed)) requireSame(name as keyof typeof fixed, present, value);
+        await context.choose({
+          ...(typeof devicesApprovalOn === "boolean" && { "node.needs_approval": devicesApprovalOn }),
+          ...(typeof devicesAutoUpdatesOn === "boolean" && { "auto_update.enabled": devicesAutoUpdatesOn }),
+          // What is shown is rounded: the same number is no change.
+          ...(typeof devicesKeyDurationDays === "number" &&
+            devicesKeyDurationDays !== present.devicesKeyDurationDays && {
+              "node.expiry": devicesKeyDurationDays === 0 ? null : devicesKeyDurationDays * DAY,
+            }),
+        });
         return settingsOf();
       },
     }),
   ];
 
   function settingsOf(): z.infer<typeof Settings> {
+    const { settings } = context;
     return {
       aclsExternallyManagedOn: settings.policy.mode === "file",
       aclsExternalLink: "",
@@ -134,13 +145,21 @@ export function policyV2(context: ControlContext): Operation[] {
   }
 }
 
-/** Throws CommandError unless a setting of the configuration file is as the caller wants it. */
-export function requireSame(name: string, present: unknown, wanted: unknown): void {
-  if (wanted === undefined || wanted === null || JSON.stringify(present) === JSON.stringify(wanted)) return;
-  throw new CommandError(
-    501,
-    `${name} is ${JSON.stringify(present)} by the server's configuration and cannot be changed from here: change it there, and restart the server`,
-  );
+/** Where else what cannot be set here is decided. */
+const DECIDED: Partial<Record<string, string>> = {
+  aclsExternallyManagedOn: "policy.mode of the server's configuration decides it",
+  httpsEnabled: "dns.certificates of the server's configuration decides it",
+};
+
+/** Throws CommandError unless a setting is as the caller wants it. */
+function requireSame<K extends keyof z.infer<typeof Settings>>(
+  name: K,
+  { [name]: present }: z.infer<typeof Settings>,
+  wanted: unknown,
+): void {
+  if (wanted === undefined || wanted === null || present === wanted) return;
+  const reason = DECIDED[name] ?? "there is no such thing here";
+  throw new CommandError(501, `${name} is ${JSON.stringify(present)} and cannot be set over the API: ${reason}`);
 }
 
 /** The policy with other tests. */

@@ -182,4 +182,5 @@ export const Settings = z
 export const settingsIn = Settings.partial().extend({
   aclsExternallyManagedOn: externalPolicy.aclsExternallyManagedOn.nullish(),
   aclsExternalLink: externalPolicy.aclsExternalLink.nullish(),
+  devicesKeyDurationDays: z.int().min(0).max(3650).nullish().meta({ description: "0: keys do not expire." }),
 });

@@ -219,37 +219,6 @@ test("a revoked key is known for a week, and then forgotten; its nodes stay", as
   expect((await api("GET", "/api/v2/device/1")).status).toBe(200);
 });
 
-test("settings and DNS are read; what the configuration says can be confirmed, nothing else set", async () => {
-  const settings = makeSettings({
-    dns: {
-      ...makeSettings().dns,
-      nameservers: ["9.9.9.9"],
-      split: { "corp.test": ["10.0.0.53"] },
-      searchDomains: ["corp.test"],
-    },
-  });
-  await using server = await TestServer.start({ settings });
-  const { apiKey } = await server.admin<{ apiKey: string }>("POST", "/apikey", {});
-  const api = client(server, apiKey);
-  expect((await api("GET", `${T}/settings`)).body).toMatchObject({
-    devicesApprovalOn: false,
-    aclsExternallyManagedOn: true,
-  });
-  expect((await api("PATCH", `${T}/settings`, { devicesApprovalOn: false })).status).toBe(200);
-  expect((await api("PATCH", `${T}/settings`, { devicesApprovalOn: true })).status).toBe(501);
-  expect((await api("GET", `${T}/dns/nameservers`)).body).toEqual({ dns: ["9.9.9.9"] });
-  expect((await api("GET", `${T}/dns/preferences`)).body).toEqual({ magicDNS: true });
-  expect((await api("GET", `${T}/dns/searchpaths`)).body).toEqual({ searchPaths: ["corp.test"] });
-  expect((await api("GET", `${T}/dns/split-dns`)).body).toEqual({ "corp.test": ["10.0.0.53"] });
-  expect((await api("POST", `${T}/dns/nameservers`, { dns: ["9.9.9.9"] })).status).toBe(200);
-  expect((await api("POST", `${T}/dns/nameservers`, { dns: ["1.1.1.1"] })).status).toBe(501);
-  expect((await api("PATCH", `${T}/dns/split-dns`, { "corp.test": ["10.0.0.53"], "gone.test": null })).status).toBe(
-    200,
-  );
-  expect((await api("PATCH", `${T}/dns/split-dns`, { "corp.test": null })).status).toBe(501);
-  expect((await api("PUT", `${T}/dns/split-dns`, {})).status).toBe(501);
-});
-
 test("a token is good for an hour, for what its client may, and for the part of it that was asked for", async () => {
   await using s = await start(POLICY);
   const c = await oauthClient(s, ["devices:core", "users:read"], ["tag:operator"]);

@@ -127,24 +127,46 @@ func terraform(c *tailscale.Client) {
 	servers, err := dns.Nameservers(ctx)
 	report("dns_nameservers.read", servers, err)
 	report("dns_nameservers.create", nil, dns.SetNameservers(ctx, servers))
-	report("dns_nameservers.change", nil, dns.SetNameservers(ctx, []string{"192.0.2.53"}))
+	report("dns_nameservers.update", nil, dns.SetNameservers(ctx, []string{"192.0.2.53"}))
+	servers, err = dns.Nameservers(ctx)
+	report("dns_nameservers.read updated", servers, err)
+	report("dns_nameservers.wrong", nil, dns.SetNameservers(ctx, []string{"nowhere"}))
+	report("dns_nameservers.delete", nil, dns.SetNameservers(ctx, []string{}))
 	preferences, err := dns.Preferences(ctx)
 	report("dns_preferences.read", preferences, err)
-	report("dns_preferences.create", nil, dns.SetPreferences(ctx, tailscale.DNSPreferences{MagicDNS: true}))
+	report("dns_preferences.delete", nil, dns.SetPreferences(ctx, tailscale.DNSPreferences{}))
+	preferences, err = dns.Preferences(ctx)
+	report("dns_preferences.read deleted", preferences, err)
 	paths, err := dns.SearchPaths(ctx)
 	report("dns_search_paths.read", paths, err)
-	report("dns_search_paths.create", nil, dns.SetSearchPaths(ctx, paths))
+	report("dns_search_paths.update", nil, dns.SetSearchPaths(ctx, []string{"dev.test", "corp.test"}))
+	paths, err = dns.SearchPaths(ctx)
+	report("dns_search_paths.read updated", paths, err)
 	split, err := dns.SplitDNS(ctx)
 	report("dns_split_nameservers.read", split, err)
-	split, err = dns.UpdateSplitDNS(ctx, tailscale.SplitDNSRequest{"corp.test": {"10.0.0.53"}})
+	split, err = dns.UpdateSplitDNS(ctx, tailscale.SplitDNSRequest{"dev.test": {"10.1.0.53"}})
 	report("dns_split_nameservers.create", split, err)
+	split, err = dns.UpdateSplitDNS(ctx, tailscale.SplitDNSRequest{"corp.test": nil})
+	report("dns_split_nameservers.delete", split, err)
+	report("dns_split_nameservers.replace", nil, dns.SetSplitDNS(ctx, tailscale.SplitDNSRequest{"a.test": {"10.2.0.53"}}))
+	report("dns_configuration.create", nil, dns.SetConfiguration(ctx, tailscale.DNSConfiguration{
+		Nameservers: []tailscale.DNSConfigurationResolver{{Address: "9.9.9.9"}, {Address: "1.1.1.1", UseWithExitNode: true}},
+		SearchPaths: []string{"b.test"},
+		Preferences: tailscale.DNSConfigurationPreferences{OverrideLocalDNS: true, MagicDNS: true},
+	}))
 	whole, err := dns.Configuration(ctx)
 	report("dns_configuration.read", whole, err)
+	report("dns_configuration.delete", nil, dns.SetConfiguration(ctx, tailscale.DNSConfiguration{}))
 
+	report("tailnet_settings.create", nil, c.TailnetSettings().Update(ctx, tailscale.UpdateTailnetSettingsRequest{
+		DevicesApprovalOn:      tailscale.PointerTo(true),
+		DevicesKeyDurationDays: tailscale.PointerTo(90),
+		NetworkFlowLoggingOn:   tailscale.PointerTo(false),
+	}))
 	settings, err := c.TailnetSettings().Get(ctx)
 	report("tailnet_settings.read", settings, err)
-	report("tailnet_settings.create", nil, c.TailnetSettings().Update(ctx, tailscale.UpdateTailnetSettingsRequest{
-		DevicesApprovalOn: tailscale.PointerTo(false),
+	report("tailnet_settings.absent", nil, c.TailnetSettings().Update(ctx, tailscale.UpdateTailnetSettingsRequest{
+		NetworkFlowLoggingOn: tailscale.PointerTo(true),
 	}))
 	users, err := c.Users().List(ctx, nil, nil)
 	report("users", users, err)
