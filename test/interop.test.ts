@@ -70,6 +70,11 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
       return true;
     });
 
+  const health = async (member: Member): Promise<string> => {
+    const status = (await member.status()) as { Health?: string[] | null } | null;
+    return (status?.Health ?? []).join("\n");
+  };
+
   beforeAll(async () => {
     lab = await Lab.create("interop");
     const boxHost = await lab.host("box");
@@ -79,7 +84,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
       tls,
       args: ["--ephemeral-timeout", `${EPHEMERAL_TIMEOUT}s`],
       // Expiry and ephemeral nodes are to go by the same clock wherever the server stands (EphemeralInAlternateTimezone).
-      env: { TZ: "America/Los_Angeles" },
+      env: { TZ: "America/Los_Angeles", WEFT_CLIENTS_LATEST_VERSION: "1.102.5" },
     });
     current = new Tailscaled(await lab.host("current"), join(dir.path, "current"), "1.102.5", env);
     old = new Tailscaled(await lab.host("old"), join(dir.path, "old"), "1.80.3", env);
@@ -93,6 +98,11 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     await lab?.close();
     dir[Symbol.dispose]();
   }, 300_000);
+
+  test("a client that is behind is told of the version that the operator named, and no other", async () => {
+    await until("the old client has heard of it", async () => (await health(old)).includes("1.102.5"));
+    expect(await health(current)).not.toContain("1.102.5");
+  });
 
   test("TestPingAllByIP, TestPingAllByIPManyUpDown: down and up again, three times", async () => {
     await reach(current, old);
@@ -161,6 +171,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     await box.admin("nodes", "expire", "-i", id);
     await sees(current, old.ip4, "expired", (peer) => peer?.Expired === true);
     await until(
+    await until("the client warns its user", async () => (await health(old)).includes("is cut off at"));
       "the client knows that it needs a login",
       async () => (await old.status())?.BackendState === "NeedsLogin",
     );

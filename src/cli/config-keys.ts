@@ -3,6 +3,7 @@
 import {
   address,
   bool,
+  clientVersion,
   domain,
   duration,
   hostName,
@@ -112,6 +113,9 @@ export const KEYS = {
   "logtail.enabled": bool,
   "taildrop.enabled": bool,
   "auto_update.enabled": bool,
+  "clients.latest_version": clientVersion,
+  "clients.urgent_below": clientVersion,
+  "clients.update_url": webUrl,
 
   "cli.address": text,
   "cli.api_key": text,

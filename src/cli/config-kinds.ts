@@ -75,6 +75,13 @@ export const map =
       throw new Wrong("must be keys and values");
     return Object.fromEntries(Object.entries(object).map(([key, entry]) => [key, item(entry)]));
   };
+/** Of an official client. */
+export const clientVersion: Kind<string> = (value) => {
+  const written = text(value);
+  if (!/^\d{1,6}\.\d{1,6}\.\d{1,6}$/.test(written)) throw new Wrong('must be a version like "1.102.5"');
+  return written;
+};
+
 
 /** Role -> groups of an identity provider. */
 export const roles: Kind<Partial<Record<Role, string[]>>> = (value) => {

@@ -412,6 +412,18 @@ class Collected {
       taildrop: v["taildrop.enabled"] ?? defaults.taildrop,
       autoUpdate: v["auto_update.enabled"] ?? defaults.autoUpdate,
       logtail: v["logtail.enabled"] ?? defaults.logtail,
+      clients: this.clients(),
+    };
+  }
+
+  private clients(): ControlSettings["clients"] {
+    const latestVersion = this.values["clients.latest_version"] ?? "";
+    for (const key of ["clients.urgent_below", "clients.update_url"] as const)
+      if (this.values[key] !== undefined && latestVersion === "") this.problem(key, "needs clients.latest_version");
+    return {
+      latestVersion,
+      urgentBelow: this.values["clients.urgent_below"] ?? "",
+      updateUrl: this.values["clients.update_url"] ?? "",
     };
   }
 

@@ -6,11 +6,12 @@
 import { createHash } from "node:crypto";
 import type * as tc from "../wire/tailcfg.ts";
 import { ZERO_TIME } from "../wire/tailcfg.ts";
+import { clientVersion, type Warnings, warningChange, warningsOf } from "./client-advice.ts";
 import { dnsFor } from "./dns.ts";
 import { peerHostinfo } from "./hostinfo.ts";
 import { IdSet } from "./idset.ts";
 import type { Model, NodeRecord, UserRecord } from "./model.ts";
-import { advertisedRoutes } from "./routes.ts";
+import type { ClientSettings } from "./settings.ts";
 
 /** Whom tagged nodes belong to, for clients. */
 export const TAGGED_USER_ID = 2147455555;
@@ -35,6 +36,8 @@ export interface TailnetConfig {
   autoUpdate: boolean;
   /** Whether clients may send their logs to their maker. */
   logtail: boolean;
+  /** What is known of newer clients. */
+  clients: ClientSettings;
 }
 
 /** A node as one viewer sees it. */
@@ -212,24 +215,6 @@ export function farewell(node: NodeRecord, config: TailnetConfig, now: number): 
   return { Node: selfNode({ ...node, expiry: now - 1000, expired: true }, config) };
 }
 
-/** Clients before it know texts only. */
-const DISPLAY_MESSAGES = 117;
-const UNAPPROVED = "weft-routes-unapproved";
-
-/** What a router should know: "" or why its routes do not work. */
-function routesProblem(node: NodeRecord): string {
-  const waiting = advertisedRoutes(node).filter((route) => !node.approvedRoutes.includes(route));
-  if (waiting.length === 0 || !node.authorized) return "";
-  const more = waiting.length > 5 ? ` and ${waiting.length - 5} more` : "";
-  return `Nobody uses the routes ${waiting.slice(0, 5).join(", ")}${more} until an administrator approves them.`;
-}
-
-function healthOf(problem: string, cap: number): tc.MapResponse {
-  if (cap < DISPLAY_MESSAGES) return { Health: problem === "" ? [] : [problem] };
-  const message = { Title: "Advertised routes wait for approval", Text: problem, Severity: "low" };
-  return { DisplayMessages: { [UNAPPROVED]: problem === "" ? null : message } };
-}
-
 /** Rules are long: what was sent is remembered by its hash. */
 function digest(value: unknown): string {
   const text = JSON.stringify(value);
@@ -287,7 +272,7 @@ export class View {
   private told = { self: "", filter: "", ssh: "", special: new Map<number, string>() as ReadonlyMap<number, string> };
   /** The shared object where it was that, else a digest. */
   private toldDns: tc.DNSConfig | string = "";
-  private toldProblem = "";
+  private warnings: Warnings = new Map();
   private toldRole: tc.CapMap | null = null;
 
   constructor(
@@ -319,7 +304,7 @@ export class View {
   next(model: Model, now: number): tc.MapResponse | null {
     const self = model.nodes.get(this.nodeId);
     if (!self) return null;
-    const message = this.sent === 0 ? this.first(self, model, now) : this.delta(self, model);
+    const message = this.sent === 0 ? this.first(self, model, now) : this.delta(self, model, now);
     this.sent = model.version;
     this.toldConfig = this.config;
     this.dirty.clear();
@@ -328,8 +313,8 @@ export class View {
 
   private first(self: NodeRecord, model: Model, now: number): tc.MapResponse {
     const decision = this.decide();
+    const newer = clientVersion(self, this.config.clients);
     this.isAdmitted = self.authorized;
-    this.toldProblem = routesProblem(self);
     this.toldRole = this.access.roleCapabilities(self);
     const ids = self.authorized ? this.access.circle(self.id).ids.filter((id) => id !== self.id) : [];
     const peers = ids.map((id) => model.nodes.get(id)!).filter((peer) => this.isShown(peer));
@@ -347,7 +332,8 @@ export class View {
       ControlTime: timeText(now),
       ...(!this.config.logtail && { Debug: { DisableLogTail: true } }),
       ...(self.cap < AUTO_UPDATE_CAPABILITY && { DefaultAutoUpdate: this.config.autoUpdate }),
-      ...(this.toldProblem !== "" && healthOf(this.toldProblem, self.cap)),
+      ...this.warn(self, now),
+      ...(newer && { ClientVersion: newer }),
     };
   }
 
@@ -358,7 +344,14 @@ export class View {
     return dns;
   }
 
-  private delta(self: NodeRecord, model: Model): tc.MapResponse | null {
+  /** What is wrong with the node, as far as it was not told. */
+  private warn(self: NodeRecord, now: number): tc.MapResponse {
+    const told = this.warnings;
+    this.warnings = warningsOf(self, hasName(self, this.config), now);
+    return warningChange(told, this.warnings, self.cap);
+  }
+
+  private delta(self: NodeRecord, model: Model, now: number): tc.MapResponse | null {
     const message: tc.MapResponse = {};
     const changed: NodeRecord[] = [];
     const removed: number[] = [];
@@ -382,9 +375,7 @@ export class View {
     }
     for (const id of [...this.dirty].sort((a, b) => a - b)) {
       if (id === this.nodeId) {
-        const problem = routesProblem(self);
-        if (problem !== this.toldProblem) Object.assign(message, healthOf(problem, self.cap));
-        this.toldProblem = problem;
+        Object.assign(message, this.warn(self, now));
         if (model.stampsOf(id)!.self > this.sent) message.Node = this.self(self);
         continue;
       }

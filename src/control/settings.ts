@@ -94,6 +94,16 @@ export interface DerpSettings {
   embedded: DERPMap | null;
 }
 
+/** Of official clients. */
+export interface ClientSettings {
+  /** "1.102.5": older ones show that there is an update. "" for nothing known: clients are told nothing. */
+  latestVersion: string;
+  /** Older ones call the update a matter of security. */
+  urgentBelow: string;
+  /** Where an update is to be had: with it, desktop clients show a notification. */
+  updateUrl: string;
+}
+
 export interface ControlSettings {
   /** Where clients find this server: http or https, without a path. */
   serverUrl: string;
@@ -138,6 +148,7 @@ export interface ControlSettings {
   autoUpdate: boolean;
   /** Whether clients may send their logs to their maker. */
   logtail: boolean;
+  clients: ClientSettings;
 }
 
 const MINUTE = 60_000;
@@ -175,5 +186,6 @@ export function defaultSettings(serverUrl: string, baseDomain: string): ControlS
     taildrop: true,
     autoUpdate: false,
     logtail: false,
+    clients: { latestVersion: "", urgentBelow: "", updateUrl: "" },
   };
 }

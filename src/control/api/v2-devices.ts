@@ -1,6 +1,7 @@
 // Devices and users, in /api/v2.
 import { z } from "zod";
 import { ZERO_TIME } from "../../wire/tailcfg.ts";
+import { clientVersion } from "../client-advice.ts";
 import type { ControlContext } from "../context.ts";
 import { CommandError } from "../errors.ts";
 import type { NodeRecord, UserRecord } from "../model.ts";
@@ -286,7 +287,7 @@ function deviceOf(context: ControlContext, node: NodeRecord, all: boolean): ApiD
     name: `${node.givenName}.${context.config.baseDomain}`,
     hostname: node.hostname,
     clientVersion: word(hostinfo.IPNVersion),
-    updateAvailable: false,
+    updateAvailable: clientVersion(node, context.config.clients)?.LatestVersion !== undefined,
     os: word(hostinfo.OS),
     created: timeText(node.createdAt),
     connectedToControl: node.online,
