@@ -166,12 +166,12 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     const isIt = (peer: Record<string, unknown> | null) =>
       Math.abs(Date.parse(String(peer?.KeyExpiry)) - Date.parse(future)) <= 1000;
     await sees(current, old.ip4, "with its expiry", isIt);
+    await until("the client warns its user", async () => (await health(old)).includes("is cut off at"));
     await box.admin("nodes", "expire", "-i", id, "--disable");
     expect((await nodeOf(old)).expiry).toBeNull();
     await box.admin("nodes", "expire", "-i", id);
     await sees(current, old.ip4, "expired", (peer) => peer?.Expired === true);
     await until(
-    await until("the client warns its user", async () => (await health(old)).includes("is cut off at"));
       "the client knows that it needs a login",
       async () => (await old.status())?.BackendState === "NeedsLogin",
     );
