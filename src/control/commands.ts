@@ -383,7 +383,8 @@ export class Commands {
 
   apiNode(node: NodeRecord): ApiNode {
     const user = node.userId === null ? undefined : this.model.users.get(node.userId);
-    const key = node.authKeyId === null ? undefined : this.model.keys.get(node.authKeyId);
+    const isByKey = node.registerMethod === "authkey" && node.authKeyId !== null;
+    const key = isByKey ? this.model.keys.get(node.authKeyId!) : undefined;
     const routes = routesOf(this.context, node);
     return {
       id: String(node.id),

@@ -84,6 +84,7 @@ export interface NodeRecord {
   approvedRoutes: readonly string[];
   /** Device attributes ("custom:…") that postures compare. */
   attributes: Readonly<Record<string, string | number | boolean>>;
+  /** The pre-auth key that was used last for it, whatever became of the node since; null: none, or it was deleted. */
   authKeyId: number | null;
   /** Null: never. */
   expiry: Millis | null;

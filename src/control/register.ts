@@ -110,7 +110,8 @@ function keep(ctx: ControlContext, node: NodeRecord, input: RegisterInput, now: 
     if (!sameTags(key.tags, node.tags)) {
       const problem = keyTagsProblem(input, key);
       if (problem) return refuse(problem);
-      const retagged: NodeRecord = { ...node, tags: key.tags, userId: null, expiry: null, authKeyId: key.id };
+      const owner = { tags: key.tags, userId: null, expiry: null, authKeyId: key.id, registerMethod: "authkey" as const };
+      const retagged: NodeRecord = { ...node, ...owner };
       return succeed(model, retagged, { keys: [{ ...key, used: true }] });
     }
   }
@@ -174,7 +175,8 @@ export function planLogin(
     userId: isTagged ? null : login.userId,
     expiry: isTagged ? null : expiryOf(ctx, input, login.expiry, now),
     ephemeral: input.ephemeral,
-    authKeyId: null,
+    // A restart presents that key again, and must not undo what a person has decided since.
+    authKeyId: existing?.authKeyId ?? null,
     registerMethod: login.method,
   };
   const holder = ctx.model.nodeByKey(input.nodeKey);

@@ -258,6 +258,22 @@ test("AuthKeyConvertToUserViaCLIRegister (#3038): a node of a key of tags become
   expect((await node.stream()).self?.Tags).toBeUndefined();
 });
 
+test("a container restarts with the key of tags that it joined with, and stays what a person has made of it since", async () => {
+  await using t = await Tagging.start();
+  const authKey = await t.key(["tag:owned"], null);
+  const node = await t.server.join("a", authKey);
+  expect(await t.login(node, { ...forceReauth(node), tags: [] })).toBe("");
+  expect(await node.register({ authKey })).toMatchObject({ Error: "", User: { ID: t.alice } });
+  expect((await node.stream()).self?.Tags).toBeUndefined();
+  // Another key is somebody's word of today, and so is the first one for a new node key.
+  expect(await node.register({ authKey: await t.key(["tag:second"], null) })).toMatchObject({ User: { ID: TAGGED } });
+  expect((await node.stream()).self?.Tags).toEqual(["tag:second"]);
+  expect(await t.login(node, { ...forceReauth(node), tags: [] })).toBe("");
+  node.rotate();
+  expect(await node.register({ authKey })).toMatchObject({ Error: "", User: { ID: TAGGED } });
+  expect((await node.stream()).self).toMatchObject({ ID: 1, Tags: ["tag:owned"] });
+});
+
 test("a login on a machine with a tagged node that lives on, under a key of another profile, makes a node of its own", async () => {
   await using t = await Tagging.start();
   const node = await t.server.join("a", await t.key(["tag:owned"]));
