@@ -110,7 +110,13 @@ function keep(ctx: ControlContext, node: NodeRecord, input: RegisterInput, now: 
     if (!sameTags(key.tags, node.tags)) {
       const problem = keyTagsProblem(input, key);
       if (problem) return refuse(problem);
-      const owner = { tags: key.tags, userId: null, expiry: null, authKeyId: key.id, registerMethod: "authkey" as const };
+      const owner = {
+        tags: key.tags,
+        userId: null,
+        expiry: null,
+        authKeyId: key.id,
+        registerMethod: "authkey" as const,
+      };
       const retagged: NodeRecord = { ...node, ...owner };
       return succeed(model, retagged, { keys: [{ ...key, used: true }] });
     }
