@@ -10,7 +10,7 @@ import { type Certificate, type Listener, listen } from "../src/net/listener.ts"
 import { createLogger } from "../src/net/logger.ts";
 import { certificate, freePort, skip, tempDir, until } from "./lib/mesh.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(300_000);
 const absent = Bun.which("pebble") && Bun.which("pebble-challtestsrv") ? null : "pebble (the Debian package) is absent";
 const isSkipped = skip(absent);
 const NAME = "weft.example.com";
@@ -53,7 +53,7 @@ beforeAll(async () => {
   start("pebble", "-config", config, "-dnsserver", `127.0.0.1:${dns}`);
   directoryUrl = `https://127.0.0.1:${api}/dir`;
   ca = readFileSync(own.ca, "utf8");
-  const get = (url: string) => fetch(url, { tls: { ca }, signal: AbortSignal.timeout(1000) });
+  const get = (url: string) => fetch(url, { tls: { ca }, signal: AbortSignal.timeout(5000) });
   await until("Pebble answers", async () => (await get(directoryUrl)).ok);
   roots = await (await get(`https://127.0.0.1:${management}/roots/0`)).text();
 });
@@ -108,7 +108,7 @@ test.skipIf(isSkipped)(
     await using plain = await serve({ host: "127.0.0.1", port: httpPort, app: acme.app, upgrades: {} });
     const first = await acme.current();
     await using secure = await serve({ host: "127.0.0.1", port: tlsPort, app, upgrades: {}, tls: first });
-    expect(seenBy(tlsPort)).rejects.toThrow();
+    await expect(seenBy(tlsPort)).rejects.toThrow();
     const used: Certificate[] = [];
     const use = (certificate: Certificate) => {
       used.push(certificate);

@@ -69,7 +69,7 @@ test(`${COUNT} upgrades that stop after a wrong handshake, half a head, or nothi
   }
   expect(strangers.open).toBe(COUNT);
   // Nobody is kept for longer than the time to finish a head.
-  await until("all strangers are gone", () => strangers.refused === COUNT, 40);
+  await until("all strangers are gone", () => strangers.refused === COUNT, 120);
   await joins(server, "after", key);
 });
 

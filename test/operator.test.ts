@@ -27,7 +27,7 @@ async function weft(
     stderr: "pipe",
     env: { ...process.env, ...options.env },
   });
-  const timer = setTimeout(() => child.kill("SIGKILL"), (options.seconds ?? 15) * 1000);
+  const timer = setTimeout(() => child.kill("SIGKILL"), (options.seconds ?? 60) * 1000);
   const [stdout, stderr] = await Promise.all([
     new Response(child.stdout).text(),
     new Response(child.stderr).text(),
@@ -132,7 +132,7 @@ describe("an operator's mistake is one sentence:", () => {
   });
 });
 
-async function waitFor(check: () => boolean, seconds = 15): Promise<void> {
+async function waitFor(check: () => boolean, seconds = 60): Promise<void> {
   const deadline = performance.now() + seconds * 1000;
   while (!check()) {
     if (performance.now() > deadline) throw new Error(`waited ${seconds} s in vain`);

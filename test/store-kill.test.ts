@@ -5,7 +5,7 @@ import { join, resolve } from "node:path";
 import type { ApiNode, ApiPreAuthKey, ApiUser } from "../src/control/api/shapes.ts";
 import type { StoreSettings } from "../src/control/store.ts";
 import { TestNode } from "../src/control/testing.ts";
-import { skip, tempDir } from "./lib/mesh.ts";
+import { skip, tempDir, until } from "./lib/mesh.ts";
 import { cannotRunPostgres, PostgresServer } from "./lib/postgres.ts";
 
 const CHILD = resolve(import.meta.dir, "lib/control-child.ts");
@@ -50,19 +50,23 @@ class Acknowledged {
   readonly keys = new Map<string, ApiPreAuthKey>();
   /** Node key to the id of the pre-auth key that it was let in with. */
   readonly registered = new Map<string, string>();
-  private count = 0;
+  private names = 0;
+
+  get count(): number {
+    return this.users.size + this.keys.size + this.registered.size;
+  }
 
   /** One administrator, and the nodes that he lets in, until the server is gone. */
   async work(server: Server, times = Number.POSITIVE_INFINITY): Promise<void> {
     for (let i = 0; i < times; i++) {
-      const name = `user-${++this.count}`;
+      const name = `user-${++this.names}`;
       const { user } = await server.admin<{ user: ApiUser }>("POST", "/user", { name });
       this.users.set(name, user);
       const { preAuthKey } = await server.admin<{ preAuthKey: ApiPreAuthKey }>("POST", "/preauthkey", {
         user: user.id,
       });
       this.keys.set(preAuthKey.id, preAuthKey);
-      const node = new TestNode(server.url, `host-${this.count}`);
+      const node = new TestNode(server.url, `host-${this.names}`);
       try {
         const answer = await node.register({ authKey: preAuthKey.key });
         if (answer.MachineAuthorized) this.registered.set(node.nodeKey, preAuthKey.id);
@@ -92,10 +96,12 @@ class Acknowledged {
   }
 }
 
-/** Loads the server until `end` is due, at a moment that differs from round to round. */
+/** Loads the server until `end` is due: in the middle of something that differs from round to round. */
 async function loadUntil(server: Server, acknowledged: Acknowledged, round: number, end: () => Promise<void>) {
+  const due = acknowledged.count + ((round * 5) % 23);
   const work = Array.from({ length: ADMINISTRATORS }, () => acknowledged.work(server).catch(() => {}));
-  await Bun.sleep((round * 37) % 110);
+  await until("the server has worked", () => acknowledged.count >= due, 60, 1);
+  await Bun.sleep((round * 37) % 11);
   await end();
   await Promise.all(work);
 }

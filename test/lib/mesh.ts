@@ -25,7 +25,7 @@ export function skip(...reasons: (string | null)[]): boolean {
 export async function until<T>(
   what: string,
   check: () => Promise<T> | T,
-  seconds = 20,
+  seconds = 60,
   every = 100,
 ): Promise<NonNullable<T>> {
   const deadline = performance.now() + seconds * 1000;
@@ -52,13 +52,21 @@ export function tempDir(name: string): { path: string } & Disposable {
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
 }
 
-/** A TCP port of loopback that was free a moment ago, for programs that take no port 0. */
+/**
+ * A TCP port of loopback that was free a moment ago, for programs that take no port 0. The kernel gives it to nobody else
+ * meanwhile: ports below 32768 are not those of connections.
+ */
 export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
-  const { port } = server.address() as { port: number };
-  await new Promise((done) => server.close(done));
-  return port;
+  for (;;) {
+    const port = 10_000 + Math.floor(Math.random() * 20_000);
+    const server = createServer();
+    const isFree = await new Promise<boolean>((done) => {
+      server.once("error", () => done(false));
+      server.listen(port, "127.0.0.1", () => done(true));
+    });
+    await new Promise((done) => server.close(done));
+    if (isFree) return port;
+  }
 }
 
 export interface BoxOptions {
@@ -108,7 +116,7 @@ export class Box {
 
   /** GET from inside the box's own host; null when there is no 200. */
   async get(path: string): Promise<string | null> {
-    const code = `const r = await fetch(${JSON.stringify(this.url + path)}, { tls: { rejectUnauthorized: false }, signal: AbortSignal.timeout(2000) }); if (!r.ok) process.exit(1); console.log(await r.text());`;
+    const code = `const r = await fetch(${JSON.stringify(this.url + path)}, { tls: { rejectUnauthorized: false }, signal: AbortSignal.timeout(10_000) }); if (!r.ok) process.exit(1); console.log(await r.text());`;
     const result = await this.host.run([process.execPath, "-e", code]);
     return result.code === 0 ? result.stdout : null;
   }
@@ -179,7 +187,7 @@ export abstract class Member {
     return result.code === 0 && result.stdout ? (JSON.parse(result.stdout) as Status) : null;
   }
 
-  async running(seconds = 30): Promise<void> {
+  async running(seconds = 60): Promise<void> {
     const status = await until(
       `${this.name} is Running`,
       async () => {
@@ -212,6 +220,21 @@ export abstract class Member {
     this.process.kill(signal);
     await this.process.exited;
   }
+
+  /**
+   * After a login that was refused: an official daemon asks again and again, and each refusal that it hears ends whichever `up`
+   * runs just then, also one of another login.
+   */
+  async restart(): Promise<void> {
+    await this.stop();
+    await this.start();
+  }
+}
+
+/** All echo requests are answered, however late. */
+export async function answers(from: Host, ip: string, count = 5): Promise<void> {
+  const { received } = await ping(from, ip, { count, intervalMs: 50, timeoutMs: 30_000 });
+  if (received !== count) throw new Error(`${ip} has answered ${received} of ${count} pings of ${from.name}`);
 }
 
 export class WeftNode extends Member {
@@ -271,7 +294,7 @@ export class Tailscaled extends Member {
       ],
       { TS_NO_LOGS_NO_SUPPORT: "1", TS_DEBUG_FIREWALL_MODE: "nftables", ...this.env },
     );
-    await until(`${this.name}'s daemon answers`, async () => (await this.status()) !== null, 20, 200);
+    await until(`${this.name}'s daemon answers`, async () => (await this.status()) !== null, 60, 200);
   }
 
   async up(url: string, key: string): Promise<void> {
@@ -283,7 +306,7 @@ export class Tailscaled extends Member {
         `--auth-key=${key}`,
         `--hostname=${this.name}`,
         "--accept-dns=false",
-        "--timeout=30s",
+        "--timeout=50s",
       ),
     );
     if (result.code !== 0)
@@ -310,7 +333,7 @@ export async function pathIs(path: "direct" | "relay", a: Member, b: Member): Pr
       }
       return true;
     },
-    40,
+    120,
     200,
   );
 }
