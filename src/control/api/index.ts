@@ -106,27 +106,30 @@ export function createApis(context: ControlContext, logins: Logins): Apis {
   };
 }
 
-const TITLES: Record<number, string> = {
-  400: "Bad Request",
-  401: "Unauthorized",
-  403: "Forbidden",
-  404: "Not Found",
-  409: "Conflict",
-  412: "Precondition Failed",
-  413: "Content Too Large",
-  429: "Too Many Requests",
-  501: "Not Implemented",
+/** Title, and the number that gRPC has for it. */
+const KINDS: Record<number, [title: string, code: number]> = {
+  400: ["Bad Request", 3],
+  401: ["Unauthorized", 16],
+  403: ["Forbidden", 7],
+  404: ["Not Found", 5],
+  409: ["Conflict", 6],
+  412: ["Precondition Failed", 9],
+  413: ["Content Too Large", 11],
+  429: ["Too Many Requests", 8],
+  501: ["Not Implemented", 12],
 };
 
-/** RFC 7807. */
+/** RFC 7807, and what Headscale's errors had before it did so. */
 const renderProblem: MountOptions["renderError"] = (c, status, message, data) => {
-  const title = TITLES[status] ?? "Internal Server Error";
+  const [title, code] = KINDS[status] ?? ["Internal Server Error", 13];
   const body = {
     type: "about:blank",
     title,
     status,
     detail: message,
+    code,
     message,
+    details: [],
     ...(data !== undefined && { errors: data }),
   };
   return c.body(JSON.stringify(body), status as 400, { "Content-Type": "application/problem+json" });

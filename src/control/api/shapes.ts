@@ -143,7 +143,9 @@ export const Problem = z
     title: z.string(),
     status: z.int(),
     detail: z.string(),
+    code: z.int().meta({ description: "gRPC's number for it, by which older UIs know an error." }),
     message: z.string().meta({ description: "The detail again, under the name by which older UIs look for it." }),
+    details: z.array(z.never()),
     errors: z.unknown().optional(),
   })
   .meta({ id: "Problem" });

@@ -157,6 +157,9 @@ test("headscale-admin", async () => {
   await api("POST", `/node/register?user=alice&key=${await waiting(s.server, "3")}`);
   expect(await api("GET", "/policy")).toMatchObject({ policy: "" });
   await api("PUT", "/policy", { policy: '{"acls": []}' });
+  // It knows an error by its code, and shows the message.
+  const problem = await send("POST", "/api/v1/user", JSON.stringify({ name: "alice" }));
+  expect(problem.body).toMatchObject({ code: 6, message: 'a user named "alice" already exists', details: [] });
   // It changes its key for a fresh one, and names the old one by its whole text.
   const { apiKey } = (await api("POST", "/apikey", { expiration })) as { apiKey: string };
   await api("POST", "/apikey/expire", { prefix: s.apiKey });

@@ -21,7 +21,7 @@ test("without a key nothing is told: neither data, nor what exists", async () =>
   ] as const) {
     const { status, type, body } = await client(server, key)("GET", path);
     expect([path, status, type]).toEqual([path, 401, "application/problem+json"]);
-    expect(Object.keys(body).sort()).toEqual(["detail", "message", "status", "title", "type"]);
+    expect(Object.keys(body).sort()).toEqual(["code", "detail", "details", "message", "status", "title", "type"]);
     expect(JSON.stringify(body)).not.toContain("alice");
   }
 });
