@@ -1,8 +1,10 @@
 // What Tailscale's own control service answered to some hundreds of policies, file by file: the refusal word for word, or
-// what it sent to every node of a small tailnet. The folder is named by WEFT_POLICY_CASES (`<category>/<id>.json`).
+// what it sent to every node of a small tailnet. The folder is named by WEFT_POLICY_CASES: each .json file in it, at any
+// depth, that holds a policy and an answer is a test, by its path.
 //
-// What a capture cannot tell the engine is read from it: which router of a pair the service had elected (history, not
-// policy), and which roles its users had. Lists whose order means nothing are compared as sorted lists, with repeats; the
+// What a capture cannot tell the engine is read from it: which router of a pair the service had elected (the lowest id, it
+// seems, but captures do not say the ids: their nodes are in the order of their names), which roles its users had, and
+// whether the tailnet has certificates. Lists whose order means nothing are compared as sorted lists, with repeats; the
 // order of rules is compared, but for entries that mix autogroup:self with other destinations: there the service itself
 // sends now the one part first, now the other.
 //
@@ -17,13 +19,20 @@ import { PolicyError } from "../src/control/policy/error.ts";
 import { checkPolicy, parsePolicy } from "../src/control/policy/index.ts";
 import type { PolicyNode, PolicyUser, Role, Tailnet } from "../src/control/policy/types.ts";
 
-interface CaptureNode {
-  packetFilter: FilterRule[] | null;
-  ssh: { principals: unknown[]; [key: string]: unknown }[] | null;
-  capMap: Record<string, unknown> | null;
-  allowedIPs: string[];
+interface CapturePeer {
+  name: string;
+  allowedIPs?: string[];
   primaryRoutes?: string[];
-  peers: { name: string; allowedIPs: string[]; primaryRoutes?: string[]; capMap?: Record<string, unknown> }[];
+  capMap?: Record<string, unknown>;
+}
+
+interface CaptureNode {
+  packetFilter?: FilterRule[] | null;
+  ssh?: { principals: unknown[]; [key: string]: unknown }[] | null;
+  capMap?: Record<string, unknown> | null;
+  allowedIPs?: string[];
+  primaryRoutes?: string[];
+  peers?: CapturePeer[];
 }
 
 interface FilterRule {
@@ -33,33 +42,40 @@ interface FilterRule {
   IPProto?: number[];
 }
 
-interface Case {
+/** What it does not say is empty. */
+interface Capture {
   policy: string | object;
-  tailnet: { settings: { devices_auto_updates_on?: boolean } };
   topology: {
-    users: { id: number; name: string; email: string }[];
-    nodes: Record<
+    users?: { id: number; name: string; email?: string }[];
+    nodes?: Record<
       string,
       {
-        tags: string[];
+        tags?: string[];
         user?: string;
-        ipv4: string;
-        ipv6: string;
-        routable_ips: string[] | null;
-        approved_routes: string[] | null;
+        ipv4?: string;
+        ipv6?: string;
+        routable_ips?: string[] | null;
+        approved_routes?: string[] | null;
       }
     >;
   };
   accepted: boolean;
   response?: { message: string };
-  nodes: Record<string, CaptureNode>;
+  /** Those that answered in time: of the others nothing is known but what their peers saw. */
+  nodes?: Record<string, CaptureNode>;
 }
 
-/** Capabilities of the self node that no policy gives, and why the service sends them. */
+const ADMIN = "https://tailscale.com/cap/is-admin";
+const OWNER = "https://tailscale.com/cap/is-owner";
+
+/**
+ * Capabilities of the self node that no policy gives, and why the service sends them. Should the engine send one all the
+ * same, the service must have sent it, too.
+ */
 const HOSTED_ONLY: Readonly<Record<string, string>> = {
   "https://tailscale.com/cap/file-sharing": "the tailnet's switch for Taildrop, not policy",
-  "https://tailscale.com/cap/is-admin": "the role of the node's owner in the hosted console",
-  "https://tailscale.com/cap/is-owner": "the role of the node's owner in the hosted console",
+  [ADMIN]: "the role of the node's owner in the hosted console; tagged nodes have it by policy alone",
+  [OWNER]: "the role of the node's owner in the hosted console; tagged nodes are the tailnet owner's",
   "https://tailscale.com/cap/ssh": "Tailscale SSH is part of the tailnet's plan",
   "https://tailscale.com/cap/tailnet-lock": "tailnet lock is part of the tailnet's plan",
   "probe-udp-lifetime": "a roll-out switch of the hosted service",
@@ -69,11 +85,9 @@ const HOSTED_ONLY: Readonly<Record<string, string>> = {
   https: "the tailnet's switch for certificates, not policy",
   "https://tailscale.com/cap/data-plane-audit-logs": "the tailnet's switch for flow logs, not policy",
   "tailnet-display-name": "the name of the hosted tailnet",
+  "tailnet.maxKeyDuration": "the tailnet's setting for the life of keys, not policy",
   "default-auto-update": "the tailnet's setting for updates, not policy; older captures are without it",
 };
-
-const ADMIN = "https://tailscale.com/cap/is-admin";
-const OWNER = "https://tailscale.com/cap/is-owner";
 
 function sorted(list: readonly unknown[] | null | undefined): string[] {
   return (list ?? []).map((item) => (typeof item === "string" ? item : JSON.stringify(item))).sort();
@@ -89,8 +103,9 @@ function filterForm(rules: readonly FilterRule[] | null, ordered: boolean): unkn
   return ordered ? forms : forms.sort((a, b) => (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1));
 }
 
-function policyCapabilities(capMap: Record<string, unknown> | null): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(capMap ?? {}).filter(([name]) => !Object.hasOwn(HOSTED_ONLY, name)));
+function policyCapabilities(capMap: Record<string, unknown>, tagged: boolean): Record<string, unknown> {
+  const byPolicy = (name: string) => !Object.hasOwn(HOSTED_ONLY, name) || (tagged && name === ADMIN);
+  return Object.fromEntries(Object.entries(capMap).filter(([name]) => byPolicy(name)));
 }
 
 function isStandIn(ipv6: string): boolean {
@@ -102,40 +117,57 @@ function innerAddress(index: number): string {
   return `fd7a:115c:a1e0:ffff::${(index + 1).toString(16)}`;
 }
 
-/** The tailnet of a capture, its names in order of their ids. */
-function tailnetOf(capture: Case): { tailnet: Tailnet; names: string[] } {
-  const names = Object.keys(capture.topology.nodes);
+/** Which router the service had elected, as the routers say, and as others say of those that say nothing. */
+function electionsOf({ nodes = {} }: Capture, names: readonly string[]): Map<string, number> {
+  const said = Object.entries(nodes).map(([name, { primaryRoutes }]) => ({ name, primaryRoutes }));
+  const silent = Object.values(nodes)
+    .flatMap(({ peers = [] }) => peers)
+    .filter(({ name }) => !Object.hasOwn(nodes, name));
+  const elected = new Map<string, number>();
+  for (const { name, primaryRoutes } of [...silent, ...said])
+    for (const route of primaryRoutes ?? []) elected.set(route, names.indexOf(name) + 1);
+  return elected;
+}
+
+/** The tailnet of a capture, and the names of its nodes in order of their ids. */
+function tailnetOf(capture: Capture): { tailnet: Tailnet; names: string[] } {
+  const { users: accounts = [], nodes: machines = {} } = capture.topology;
+  const names = Object.keys(machines).sort();
+  const capMaps = Object.values(capture.nodes ?? {}).map(({ capMap }) => capMap ?? {});
   const rolesOf = (user: string): Role => {
-    const own = names.find((name) => capture.topology.nodes[name]!.user === user);
-    const capMap = (own && capture.nodes[own]?.capMap) || {};
-    return OWNER in capMap ? "owner" : ADMIN in capMap ? "admin" : "member";
+    const own = names
+      .filter((name) => machines[name]!.user === user)
+      .map((name) => capture.nodes?.[name]?.capMap ?? {});
+    return own.some((capMap) => OWNER in capMap) ? "owner" : own.some((capMap) => ADMIN in capMap) ? "admin" : "member";
   };
-  const users: PolicyUser[] = capture.topology.users.map((user) => ({ ...user, role: rolesOf(user.name) }));
-  const owner = users.find(({ role }) => role === "owner") ?? users[0];
+  const users: PolicyUser[] = accounts.map((user) => ({ ...user, email: user.email ?? "", role: rolesOf(user.name) }));
   const nodes: PolicyNode[] = names.map((name, index) => {
-    const { user, tags, ipv4, ipv6, approved_routes } = capture.topology.nodes[name]!;
-    const userId = capture.topology.users.find((each) => each.name === user)?.id ?? null;
-    const inner = isStandIn(ipv6) ? innerAddress(index) : ipv6;
-    return { id: index + 1, userId, tags, ipv4, ipv6: inner, routes: approved_routes ?? [] };
+    const { user, tags, ipv4, ipv6, approved_routes } = machines[name]!;
+    const userId = accounts.find((each) => each.name === user)?.id ?? null;
+    const inner = ipv6 && isStandIn(ipv6) ? innerAddress(index) : (ipv6 ?? "");
+    return { id: index + 1, userId, tags: tags ?? [], ipv4: ipv4 ?? "", ipv6: inner, routes: approved_routes ?? [] };
   });
-  const primaries = new Map<string, number>();
-  for (const [index, name] of names.entries()) {
-    for (const route of capture.nodes[name]?.primaryRoutes ?? []) primaries.set(route, index + 1);
-  }
+  const owner = users.find(({ role }) => role === "owner") ?? users[0];
   const domain = owner?.email.split("@")[1];
-  return { tailnet: { users, nodes, primaries, ...(domain && { domains: [domain] }) }, names };
+  const tailnet = {
+    users,
+    nodes,
+    primaries: electionsOf(capture, names),
+    https: capMaps.some((each) => "https" in each),
+  };
+  return { tailnet: { ...tailnet, ...(domain && { domains: [domain] }) }, names };
 }
 
 /** The same tailnet once the policy's own approvals have taken effect. */
-function approved(tailnet: Tailnet, names: readonly string[], capture: Case, compiled: Compiled): Tailnet {
+function approved(tailnet: Tailnet, names: readonly string[], capture: Capture, compiled: Compiled): Tailnet {
   const nodes = tailnet.nodes.map((node, index) => {
-    const advertised = capture.topology.nodes[names[index]!]!.routable_ips ?? [];
+    const advertised = capture.topology.nodes![names[index]!]!.routable_ips ?? [];
     return { ...node, routes: [...new Set([...node.routes, ...compiled.autoApproved(node, advertised)])] };
   });
   return { ...tailnet, nodes };
 }
 
-function run(capture: Case): void {
+function run(capture: Capture): void {
   const text = typeof capture.policy === "string" ? capture.policy : JSON.stringify(capture.policy);
   const { tailnet, names } = tailnetOf(capture);
   let refusal: string | null = null;
@@ -158,61 +190,64 @@ function run(capture: Case): void {
   const outward = <T>(value: T): T => {
     let text = JSON.stringify(value);
     for (const [index, name] of names.entries()) {
-      text = text.replaceAll(new RegExp(`${innerAddress(index)}(?=["/])`, "g"), capture.topology.nodes[name]!.ipv6);
+      const { ipv6 } = capture.topology.nodes![name]!;
+      if (ipv6) text = text.replaceAll(new RegExp(`${innerAddress(index)}(?=["/])`, "g"), ipv6);
     }
     return JSON.parse(text) as T;
   };
+  const peerForm = ({ name, allowedIPs, primaryRoutes, capMap }: CapturePeer) => ({
+    name,
+    allowedIPs: sorted(allowedIPs),
+    primaryRoutes: sorted(primaryRoutes),
+    capMap: capMap ?? {},
+  });
+  const byName = (a: CapturePeer, b: CapturePeer): number => (a.name < b.name ? -1 : 1);
   const got: Record<string, unknown> = {};
   const want: Record<string, unknown> = {};
-  for (const [name, node] of Object.entries(capture.nodes)) {
+  for (const [name, node] of Object.entries(capture.nodes ?? {})) {
     const id = names.indexOf(name) + 1;
+    const tagged = tailnet.nodes[id - 1]!.tags.length > 0;
     const self = outward(compiled.selfView(id));
     want[name] = {
-      packetFilter: filterForm(node.packetFilter, !mixed),
+      packetFilter: filterForm(node.packetFilter ?? null, !mixed),
       ssh: (node.ssh ?? []).map((rule) => ({ ...rule, principals: sorted(rule.principals) })),
-      capMap: policyCapabilities(node.capMap),
+      capMap: policyCapabilities(node.capMap ?? {}, tagged),
       unknownCapabilities: [],
       allowedIPs: sorted(node.allowedIPs),
       primaryRoutes: sorted(node.primaryRoutes),
-      peers: node.peers.map((peer) => ({
-        name: peer.name,
-        allowedIPs: sorted(peer.allowedIPs),
-        primaryRoutes: sorted(peer.primaryRoutes),
-        capMap: peer.capMap ?? {},
-      })),
+      peers: (node.peers ?? []).map(peerForm).sort(byName),
     };
     got[name] = {
       packetFilter: filterForm(outward(compiled.packetFilter(id)) as FilterRule[], !mixed),
       ssh: outward(compiled.sshRules(id)).map((rule) => ({ ...rule, principals: sorted(rule.principals) })),
-      capMap: policyCapabilities(self.capMap),
+      capMap: policyCapabilities(self.capMap, tagged),
       unknownCapabilities: Object.keys(self.capMap).filter((key) => !(key in (node.capMap ?? {}))),
       allowedIPs: sorted(self.allowedIPs),
       primaryRoutes: sorted(self.primaryRoutes),
-      peers: compiled.peers(id).map((peer) => {
-        const view = outward(compiled.peerView(id, peer));
-        return {
-          name: names[peer - 1]!,
-          allowedIPs: sorted(view.allowedIPs),
-          primaryRoutes: sorted(view.primaryRoutes),
-          capMap: view.capMap,
-        };
-      }),
+      peers: compiled
+        .peers(id)
+        .map((peer) => peerForm({ name: names[peer - 1]!, ...outward(compiled.peerView(id, peer)) }))
+        .sort(byName),
     };
   }
   expect(got).toEqual(want);
 }
 
+/** Null: a file of another kind, an index for example. */
+function captureOf(file: string): Capture | null {
+  const value: unknown = JSON.parse(readFileSync(file, "utf8"));
+  const isCapture = ["policy", "topology", "accepted"].every((key) => Object.hasOwn(Object(value), key));
+  return isCapture ? (value as Capture) : null;
+}
+
 const folder = process.env.WEFT_POLICY_CASES ?? resolve(import.meta.dir, "../../shared/policy-cases");
 
 if (existsSync(folder)) {
-  const categories = readdirSync(folder, { withFileTypes: true }).filter((entry) => entry.isDirectory());
-  for (const category of categories.map(({ name }) => name).sort()) {
-    const files = readdirSync(join(folder, category)).filter((file) => file.endsWith(".json"));
-    for (const file of files.sort()) {
-      test(`${category}/${file.slice(0, -".json".length)}`, () => {
-        run(JSON.parse(readFileSync(join(folder, category, file), "utf8")) as Case);
-      });
-    }
+  const files = readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".json"));
+  for (const file of files.sort()) {
+    const capture = captureOf(join(folder, file));
+    if (capture) test(file.slice(0, -".json".length), () => run(capture));
+    else console.error(`${file} is no capture: it holds no policy, topology and answer`);
   }
 } else {
   console.error(`SKIP: captured policy results: no folder ${folder} (name one by WEFT_POLICY_CASES)`);
