@@ -64,7 +64,9 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
 
   const visit = async (url: string, account: string, tabs = 1): Promise<Visit> => {
     const script = join(import.meta.dir, "lib/chromium.ts");
-    const result = await person.run(["timeout", "40", process.execPath, script, url, account, `${tabs}`]);
+    const result = await person.run(["timeout", "120", process.execPath, script, url, account, `${tabs}`], {
+      timeoutMs: 150_000,
+    });
     if (result.code !== 0) throw new Error(`the browser: ${result.stderr.slice(-2000)}${result.stdout}`);
     return JSON.parse(result.stdout) as Visit;
   };
@@ -154,7 +156,12 @@ policy: { mode: file, path: ${policy} }
     async () => {
       const set = await server.host.run(server.cli("set", "--ssh", "--accept-risk=all"));
       expect(set.code).toBe(0);
-      const options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=5"];
+      const options = [
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "BatchMode=yes",
+        "ConnectTimeout=10",
+      ];
       const command = ["ssh", "-F", "none", ...options.flatMap((option) => ["-o", option]), `root@${server.ip4}`, "id"];
       const { session, url } = await until("a session waits", async () => {
         const session = new Daemon(alice.host, command);
@@ -180,6 +187,8 @@ policy: { mode: file, path: ${policy} }
     await alice.host.run(alice.cli("logout"));
     const first = await login(alice);
     await box.admin("auth", "reject", "--auth-id", /register\/(\S+)/.exec(first.url)![1]!);
+    expect(await first.done).toBe(1);
+    await alice.restart();
     const second = await login(alice);
     expect(second.url).not.toBe(first.url);
     expect((await visit(second.url, "alice")).answer).toContain("Connected");

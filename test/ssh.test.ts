@@ -44,9 +44,14 @@ describe.skipIf(skip(cannotUseNamespaces, noSSH, missing([["tailscaled", "1.102.
       to: Member,
       user: string,
       then?: (text: string) => void,
-      seconds = 20,
+      seconds = 90,
     ): Promise<Session> => {
-      const options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=5"];
+      const options = [
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "BatchMode=yes",
+        "ConnectTimeout=10",
+      ];
       const child = from.host.exec([
         ...["timeout", `${seconds}`, "ssh", "-F", "none", ...options.flatMap((option) => ["-o", option])],
         ...[`${user}@${to.ip4}`, "echo", "here is $(id -un)"],
@@ -79,7 +84,7 @@ describe.skipIf(skip(cannotUseNamespaces, noSSH, missing([["tailscaled", "1.102.
         return true;
       });
     /** A session that waits: the id of its login, and how it ends. */
-    const waiting = async (from: Member, to: Member, seconds = 20): Promise<{ id: string; end: Promise<Session> }> => {
+    const waiting = async (from: Member, to: Member, seconds = 90): Promise<{ id: string; end: Promise<Session> }> => {
       const { promise, resolve } = Promise.withResolvers<string>();
       const end = open(
         from,
@@ -198,14 +203,14 @@ describe.skipIf(skip(cannotUseNamespaces, noSSH, missing([["tailscaled", "1.102.
       await box.start();
       await comesIn(laptop, server);
       // Somebody else's session waits all the same.
-      const other = await waiting(phone, server);
+      const other = await until("another session waits", () => waiting(phone, server));
       await box.admin("auth", "reject", "--auth-id", other.id);
       expect((await other.end).code).not.toBe(0);
     }, 300_000);
 
     test("SSHCheckModeUnapprovedTimeout: as long as nobody approves a session, it does not go on", async () => {
       await check({ checkPeriod: "1h" });
-      const { end } = await until("a session waits", () => waiting(laptop, server, 3));
+      const { end } = await until("a session waits", () => waiting(laptop, server, 8));
       expect(await end).toMatchObject({ code: 124, out: "" });
     }, 300_000);
 
@@ -216,10 +221,10 @@ describe.skipIf(skip(cannotUseNamespaces, noSSH, missing([["tailscaled", "1.102.
       const { code, err } = await one.end;
       expect(code).not.toBe(0);
       expect(err).toContain("an administrator has refused");
-      const two = await waiting(laptop, server);
+      const two = await until("the next session waits", () => waiting(laptop, server));
       await box.admin("auth", "approve", "--auth-id", two.id);
       expect(await two.end).toMatchObject(inside("root"));
-      const three = await waiting(laptop, server);
+      const three = await until("the next session waits", () => waiting(laptop, server));
       await box.admin("auth", "reject", "--auth-id", three.id);
       await three.end;
     }, 300_000);

@@ -21,8 +21,16 @@ export async function main(argv: string[]): Promise<number> {
     return 0;
   }
   let failed = false;
-  for (const source of sources) if ((await install(source)) === "failed") failed = true;
+  for (const source of sources) if (!(await installOrRetry(source))) failed = true;
   return failed ? 1 : 0;
+}
+
+/** The network fails now and then, and what has been downloaded is kept: a second attempt goes on from there. */
+async function installOrRetry(source: PeerSource): Promise<boolean> {
+  if ((await install(source)) !== "failed") return true;
+  console.error("peers: once more in 10 s…");
+  await Bun.sleep(10_000);
+  return (await install(source)) !== "failed";
 }
 
 const complete = (source: PeerSource) =>

@@ -91,7 +91,7 @@ export function makeConfig(more: Partial<TailnetConfig> = {}): TailnetConfig {
 }
 
 /** Polls until `check` gives something; throws after `deadline` milliseconds. */
-export async function until<T>(check: () => T | null | undefined | false, what: string, deadline = 5000): Promise<T> {
+export async function until<T>(check: () => T | null | undefined | false, what: string, deadline = 60_000): Promise<T> {
   const end = performance.now() + deadline;
   for (;;) {
     const value = check();
@@ -218,7 +218,7 @@ export class TestNode {
 
   async post(path: string, body: unknown): Promise<{ status: number; text: string }> {
     const text = typeof body === "string" ? body : JSON.stringify(body);
-    const { status, body: answer } = await this.client.request({ method: "POST", path, body: text }, 1 << 24, 10_000);
+    const { status, body: answer } = await this.client.request({ method: "POST", path, body: text }, 1 << 24, 60_000);
     return { status, text: new TextDecoder().decode(answer) };
   }
 

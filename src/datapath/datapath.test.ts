@@ -26,7 +26,7 @@ describe.skipIf(!root)("datapath in mesh mode", () => {
     await b.knows(a);
     a.onRelay = (peer, data) => hex(peer) === hex(b.publicKey) && b.dp.relayIn(a.publicKey, data);
     b.onRelay = (peer, data) => hex(peer) === hex(a.publicKey) && a.dp.relayIn(b.publicKey, data);
-    const waiting = ping(h1, b.ip4, { count: 1, timeoutMs: 7000 });
+    const waiting = ping(h1, b.ip4, { count: 1, timeoutMs: 60_000 });
     await until("activity", () => a.activity.includes(hex(b.publicKey)));
     expect(a.relayed).toBe(0);
     a.dp.setPath(b.publicKey, { relay: true });

@@ -19,7 +19,7 @@ const ALICE = {
 };
 
 // Several servers and a provider in one test: on a busy machine that takes a while.
-setDefaultTimeout(20_000);
+setDefaultTimeout(120_000);
 
 let idp: IdentityProvider;
 beforeAll(async () => {
