@@ -208,6 +208,11 @@ export class PolicyAccess implements Access {
     return this.users.some((other) => other.id !== user.id && wordsOf(other).some((word) => words.has(word)));
   }
 
+  /** What the policy in force changes in the DERP map. */
+  get derpMap(): tc.DERPMap | null {
+    return this.policy.derpMap;
+  }
+
   /** Whether the policy knows this tag. Where there is no policy at all, any tag will do. */
   hasTag(tag: string): boolean {
     return this.policy.text === "" || this.policy.tagOwners.has(tag);

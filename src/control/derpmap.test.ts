@@ -5,7 +5,8 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type * as tc from "../wire/tailcfg.ts";
-import { DerpMaps, mergeDerpMaps, parseDerpMap } from "./derpmap.ts";
+import { DerpMaps, mergeDerpMaps, withPolicy } from "./derpmap.ts";
+import { parseDerpMap } from "./derpmap-parse.ts";
 import type { DerpSettings } from "./settings.ts";
 import { makeSettings, TestServer, until } from "./testing.ts";
 
@@ -102,6 +103,36 @@ test("a map that would leave clients without relays is refused with its place", 
   expect(wrong({ Regions: { "2": region(1, "h") } })).toThrow("RegionID 1 is not the number of its region");
   expect(() => parseDerpMap("{", false)).toThrow("it is not JSON");
   expect(() => parseDerpMap("a: [", true)).toThrow("it is not YAML");
+});
+
+test("a policy adds, replaces and takes out regions, or all of the server's own; not the last one", () => {
+  const own = mapOf(region(1, "one"), region(2, "two"));
+  const codes = (policy: tc.DERPMap | null) =>
+    Object.values(withPolicy(own, policy, "x").Regions!).map((each) => each?.Nodes?.[0]?.HostName);
+  expect(withPolicy(own, null, "x")).toBe(own);
+  expect(codes({ Regions: { "1": null, "2": region(2, "other"), "900": region(900, "extra") } })).toEqual([
+    "other",
+    "extra",
+  ]);
+  expect(codes({ ...mapOf(region(900, "extra")), omitDefaultRegions: true })).toEqual(["extra"]);
+  expect(codes({ Regions: { "1": null, "2": null } })).toEqual(["one", "two"]);
+});
+
+test("the derpMap of a policy reaches open map streams, and goes with the policy", async () => {
+  await using server = await TestServer.start({ settings: makeSettings({ policy: { mode: "database", path: "" } }) });
+  const stream = await (await server.join("a", await server.key({ user: await server.user("alice") }))).stream();
+  const regions = () => Object.keys(stream.messages.findLast(({ DERPMap }) => DERPMap)!.DERPMap!.Regions!).join();
+  const own = regions();
+  const set = (policy: object) => server.admin("PUT", "/policy", { policy: JSON.stringify(policy) });
+  await set({ derpMap: { Regions: { "900": region(900, "extra.test") } } });
+  await until(() => regions() === `${own},900`, "the region of the policy");
+  await set({ derpMap: { OmitDefaultRegions: true, Regions: { "901": region(901, "only.test") } } });
+  await until(() => regions() === "901", "the policy's region alone");
+  const sent = stream.messages.length;
+  await set({ derpMap: { OmitDefaultRegions: true, Regions: { "901": region(901, "only.test") } }, hosts: {} });
+  await set({});
+  await until(() => regions() === own, "the server's own");
+  expect(stream.messages.slice(sent).filter(({ DERPMap }) => DERPMap)).toHaveLength(1);
 });
 
 test("later maps win region by region, null takes one out, and the order of nodes is the seed's", () => {

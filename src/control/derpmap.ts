@@ -4,8 +4,8 @@
 // URLs are asked again now and then, sooner when one failed; files are read again when they change. What failed keeps what
 // it said last. A changed map goes to every open map stream.
 import { createHash } from "node:crypto";
-import { z } from "zod";
 import type * as tc from "../wire/tailcfg.ts";
+import { parseDerpMap } from "./derpmap-parse.ts";
 import type { DerpSettings } from "./settings.ts";
 import { FileWatch, readSmallFile } from "./watch.ts";
 
@@ -14,82 +14,6 @@ const MAX_BYTES = 4 * 1024 * 1024;
 const FETCH = 10_000;
 const FIRST_RETRY = 10_000;
 const MAX_RETRY = 15 * 60_000;
-
-const FIELDS = {
-  map: ["Regions", "HomeParams", "omitDefaultRegions"],
-  region: ["RegionID", "RegionCode", "RegionName", "Latitude", "Longitude", "Avoid", "NoMeasureNoHome", "Nodes"],
-  node: [
-    ...["Name", "RegionID", "HostName", "CertName", "IPv4", "IPv6", "STUNPort", "STUNOnly", "DERPPort"],
-    ...["InsecureForTests", "STUNTestIP", "CanPort80"],
-  ],
-};
-
-const nodeSchema = z.looseObject({
-  Name: z.string().min(1).max(100),
-  RegionID: z.int().optional(),
-  HostName: z.string().min(1).max(253),
-  CertName: z.string().max(300).optional(),
-  IPv4: z.string().max(64).optional(),
-  IPv6: z.string().max(64).optional(),
-  STUNPort: z.int().min(-1).max(65535).optional(),
-  DERPPort: z.int().min(0).max(65535).optional(),
-  STUNOnly: z.boolean().optional(),
-});
-const regionSchema = z.looseObject({
-  RegionID: z.int().optional(),
-  RegionCode: z.string().max(100).optional(),
-  RegionName: z.string().max(200).optional(),
-  Nodes: z.array(nodeSchema).min(1).max(100),
-});
-const mapSchema = z.looseObject({
-  Regions: z.record(z.string(), regionSchema.nullable()),
-});
-
-/** With the spelling of the fields that clients know; files write them in lower case. */
-function respelled(value: unknown, fields: readonly string[]): unknown {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) return value;
-  return Object.fromEntries(
-    Object.entries(value).map(([key, inner]) => [
-      fields.find((field) => field.toLowerCase() === key.toLowerCase()) ?? key,
-      inner,
-    ]),
-  );
-}
-
-/** Of YAML (if `yaml`) or JSON. Throws with one sentence. */
-export function parseDerpMap(text: string, yaml: boolean): tc.DERPMap {
-  let value: unknown;
-  try {
-    value = yaml ? Bun.YAML.parse(text) : JSON.parse(text);
-  } catch (error) {
-    throw new Error(`it is not ${yaml ? "YAML" : "JSON"}: ${(error as Error).message}`);
-  }
-  const map = respelled(value, FIELDS.map) as Record<string, unknown>;
-  if (typeof map?.Regions === "object" && map.Regions !== null) {
-    map.Regions = Object.fromEntries(
-      Object.entries(map.Regions).map(([id, inner]) => {
-        const region = respelled(inner, FIELDS.region) as Record<string, unknown> | null;
-        if (Array.isArray(region?.Nodes)) region.Nodes = region.Nodes.map((node) => respelled(node, FIELDS.node));
-        return [id, region];
-      }),
-    );
-  }
-  const parsed = mapSchema.safeParse(map);
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
-    throw new Error(`${issue.path.join(".") || "the map"}: ${issue.message}`);
-  }
-  const regions = Object.entries(parsed.data.Regions).map(([id, region]): [string, tc.DERPRegion | null] => {
-    if (!/^[1-9]\d{0,8}$/.test(id)) throw new Error(`Regions.${id.slice(0, 40)}: the key of a region is its number`);
-    if (!region) return [id, null];
-    for (const number of [region.RegionID, ...region.Nodes.map((node) => node.RegionID)])
-      if (number !== undefined && number !== Number(id))
-        throw new Error(`Regions.${id}: RegionID ${number} is not the number of its region`);
-    const RegionID = Number(id);
-    return [id, { ...region, RegionID, Nodes: region.Nodes.map((node) => ({ ...node, RegionID })) } as tc.DERPRegion];
-  });
-  return { ...(parsed.data as tc.DERPMap), Regions: Object.fromEntries(regions) };
-}
 
 /** Later maps win. Without regions that are null; the nodes of a region in an order that `seed` decides. */
 export function mergeDerpMaps(maps: readonly tc.DERPMap[], seed: string): tc.DERPMap {
@@ -111,6 +35,13 @@ export function mergeDerpMaps(maps: readonly tc.DERPMap[], seed: string): tc.DER
     ...(HomeParams && { HomeParams }),
     omitDefaultRegions: true,
   };
+}
+
+/** With what a policy changes in it: null for nothing. What would leave no relay changes nothing. */
+export function withPolicy(own: tc.DERPMap, policy: tc.DERPMap | null, seed: string): tc.DERPMap {
+  if (!policy) return own;
+  const merged = mergeDerpMaps([...(policy.omitDefaultRegions ? [] : [own]), policy], seed);
+  return Object.keys(merged.Regions ?? {}).length > 0 ? merged : own;
 }
 
 export interface DerpMapsOptions {

@@ -9,7 +9,7 @@ import { loadOrCreateKey } from "../net/keyfile.ts";
 import type { UpgradeHandler } from "../net/listener.ts";
 import { type Logger, newRequestId, whileServing } from "../net/logger.ts";
 import { Attempts } from "../net/ratelimit.ts";
-import type { RegisterResponse } from "../wire/tailcfg.ts";
+import type { DERPMap, RegisterResponse } from "../wire/tailcfg.ts";
 import { type AccessOptions, PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
@@ -20,7 +20,7 @@ import { Clones } from "./clones.ts";
 import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
 import type { DebugPages } from "./debug.ts";
-import { DerpMaps } from "./derpmap.ts";
+import { DerpMaps, withPolicy } from "./derpmap.ts";
 import { configOf, dnsConfigOf, ExtraRecordsFile } from "./dns.ts";
 import { Enrolment } from "./enrol.ts";
 import { addFeatures, type ClientHealth, clientAudit } from "./features.ts";
@@ -183,6 +183,8 @@ class ControlServer implements Control {
   private readonly pages: LoginPages;
   private readonly probes: Probes;
   private readonly derpMaps: DerpMaps;
+  /** As `derpMaps` has it, before the policy. */
+  private ownDerpMap: DERPMap;
   private extraRecords: ExtraRecordsFile | null = null;
   private records: readonly ExtraRecord[];
   private readonly machines = new MachineRouter();
@@ -215,6 +217,7 @@ class ControlServer implements Control {
     this.lastTick = this.startedAt;
     this.chosen = new Chosen(options.settings, model);
     this.config = configOf(this.chosen.settings);
+    this.ownDerpMap = this.config.derpMap;
     this.records = options.settings.dns.extraRecords;
     this.adminSocket = socketOf(options).path;
     this.noisePublicKey = x25519Public(noiseKey);
@@ -293,7 +296,10 @@ class ControlServer implements Control {
     this.derpMaps = new DerpMaps({
       settings: options.settings.derp,
       seed: options.settings.baseDomain,
-      changed: (derpMap) => this.setConfig({ ...this.config, derpMap }),
+      changed: (derpMap) => {
+        this.ownDerpMap = derpMap;
+        this.applyDerpMap();
+      },
       log: this.context.log,
       random: Math.random,
     });
@@ -305,7 +311,10 @@ class ControlServer implements Control {
     this.apis = createApis(this.context, this.logins);
     this.sshChecks = new SSHChecks(this.context, this.logins);
     this.sshChecks.mount(this.machines);
-    this.policies.onChanged = () => this.sweepChecks();
+    this.policies.onChanged = () => {
+      this.applyDerpMap();
+      this.sweepChecks();
+    };
     const attempts = new Attempts({
       what: "pre-auth key",
       log: this.context.log,
@@ -439,6 +448,12 @@ class ControlServer implements Control {
     this.sshChecks.sweep().catch((error: Error) => this.options.log?.(error.message));
   }
 
+  /** The server's own relays, as the policy changes them. */
+  private applyDerpMap(): void {
+    const derpMap = withPolicy(this.ownDerpMap, this.access.derpMap, this.config.baseDomain);
+    if (JSON.stringify(derpMap) !== JSON.stringify(this.config.derpMap)) this.setConfig({ ...this.config, derpMap });
+  }
+
   private setConfig(config: TailnetConfig): void {
     this.config = config;
     for (const stream of this.streams.values()) stream.configure(config);
@@ -464,10 +479,9 @@ class ControlServer implements Control {
       this.journal.applyVolatile({ nodes: flipped.map((node) => ({ ...node, expired: isExpired(node, now) })) });
     const warned = nodes.filter((node) => expiresSoon(node, now) !== expiresSoon(node, this.lastTick));
     this.lastTick = now;
-    for (const { id } of warned) {
-      this.streams.get(id)?.mark(id);
-      this.streams.get(id)?.poke();
-    }
+    // As if they had changed: then their streams look again.
+    if (warned.length > 0)
+      this.journal.applyVolatile({ nodes: warned.map(({ id }) => ({ ...this.model.nodes.get(id)! })) });
     const timeout = this.options.settings.node.ephemeralTimeout;
     // Nobody could be seen while the server was down.
     const isAbandoned = (node: NodeRecord) =>
@@ -637,7 +651,6 @@ class ControlServer implements Control {
     this.leaving.push(...effect.removed);
     this.access.onApplied(effect);
     this.approver.onApplied(effect);
-    for (const stream of this.streams.values()) for (const id of effect.nodes) stream.mark(id);
   }
 
   private onDurable(): void {

@@ -1,5 +1,6 @@
 // HuJSON text -> Policy. Everything that can be said about a policy without knowing the tailnet is checked here, in the
 // order definitions, rules, tests; the first fault is reported with its place.
+import { derpMapOf } from "../derpmap-parse.ts";
 import { covers, EVERYTHING, INTERNET, parseRange, type Range, RangeSet, TAILNET } from "./addresses.ts";
 import { formatDuration, parseDuration } from "./duration.ts";
 import { PolicyError } from "./error.ts";
@@ -38,7 +39,6 @@ const OPEN_CAPABILITIES = new Set([
 
 /** Sections of the hosted service that mean nothing here. */
 const REFUSED: Readonly<Record<string, string>> = {
-  derpmap: "derpMap is not part of the policy here: relays are set by the server's options",
   regionalrouting: "regionalRouting is a service of Tailscale's own relays and not supported",
 };
 
@@ -108,6 +108,7 @@ class Parser implements Definitions {
       randomizeClientPort: flag("randomizeClientPort"),
       disableIPv4: flag("disableIPv4"),
       oneCGNAT: this.oneCGNAT(),
+      derpMap: this.derpMap(),
     };
   }
 
@@ -271,6 +272,22 @@ class Parser implements Definitions {
     return text === "mac-always";
   }
 
+  private derpMap(): Policy["derpMap"] {
+    const section = this.sections.get("derpMap");
+    if (!section || section.isNull) return null;
+    const fields = fieldsOf(section, "derpMap", ["OmitDefaultRegions", "Regions", "HomeParams"]);
+    const omitDefaultRegions = fields.get("OmitDefaultRegions")?.boolean("OmitDefaultRegions") ?? false;
+    const [Regions, HomeParams] = ["Regions", "HomeParams"].map((name) => fields.get(name)?.plain() ?? undefined);
+    const map = at(
+      section,
+      () => derpMapOf({ Regions: Regions ?? {}, HomeParams }),
+      (message) => `derpMap: ${message}`,
+    );
+    if (omitDefaultRegions && !Object.values(map.Regions ?? {}).some((region) => region !== null))
+      throw section.wrong("derpMap: OmitDefaultRegions without a region of its own leaves no relay");
+    return { ...map, omitDefaultRegions };
+  }
+
   // ---- rules ----
 
   private sourceWord(word: string, place: Value): Selector {
@@ -430,7 +447,12 @@ class Parser implements Definitions {
         if (!fine) throw place.wrong(`${what}: ${JSON.stringify(text)} is no user, group or tag`);
         return selector;
       });
-    if (fields.has("services")) throw fields.get("services")!.wrong("autoApprovers.services is not supported");
+    // There are no services here that anybody could advertise: the section is checked, and has nothing to approve.
+    for (const [name, value, place] of fields.get("services")?.entries("autoApprovers.services") ?? []) {
+      if (!/^(svc|tag):[a-zA-Z][a-zA-Z0-9-]*$/.test(name))
+        throw place.wrong(`autoApprovers.services: ${JSON.stringify(name)} is no service like "svc:web", or tag`);
+      approvers(value, `autoApprovers.services[${JSON.stringify(name)}]`);
+    }
     const routes = (fields.get("routes")?.entries("autoApprovers.routes") ?? []).map(([prefix, value, place]) => {
       const range = prefix.includes("-") ? null : parseRange(prefix.trim());
       if (!range) throw place.wrong(`autoApprovers.routes: ${JSON.stringify(prefix)} is no CIDR`);
@@ -633,6 +655,7 @@ const SECTIONS = [
   "randomizeClientPort",
   "disableIPv4",
   "OneCGNATRoute",
+  "derpMap",
 ];
 
 /**

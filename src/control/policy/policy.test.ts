@@ -55,7 +55,7 @@ describe("HuJSON", () => {
       { line: 2, column: 1 },
       /"a" stands twice/,
     ],
-    ["a section that is refused", '{"derpMap": {}}', { line: 1, column: 2 }, /^derpMap is not part of the policy/],
+    ["a section that is refused", '{"regionalRouting": {}}', { line: 1, column: 2 }, /^regionalRouting is a service/],
     [
       "an unknown tag",
       '{"acls": [{"action":"accept","src":["*",\n  "tag:x"],"dst":[]}]}',
@@ -499,6 +499,31 @@ describe("refusals", () => {
     ],
     ["a group without its prefix", { groups: { dev: [] } }, 'groups["dev"]: group names must start with "group:"'],
     ["a host that is no address", { hosts: { h: "10.0.0.300" } }, 'hosts["h"]: "10.0.0.300" is no IP address or CIDR'],
+    [
+      "a region without nodes",
+      { derpMap: { Regions: { "900": { RegionID: 900, Nodes: [] } } } },
+      "derpMap: Regions.900.Nodes: Too small: expected array to have >=1 items",
+    ],
+    [
+      "a derpMap that leaves no relay",
+      { derpMap: { OmitDefaultRegions: true, Regions: { "1": null } } },
+      "derpMap: OmitDefaultRegions without a region of its own leaves no relay",
+    ],
+    [
+      "an unknown field of derpMap",
+      { derpMap: { OmitDefaultRegion: true } },
+      'json: unknown field "OmitDefaultRegion"',
+    ],
+    [
+      "an approver of services who is nobody",
+      { autoApprovers: { services: { "svc:web": ["*"] } } },
+      'autoApprovers.services["svc:web"]: "*" is no user, group or tag',
+    ],
+    [
+      "a service without a name",
+      { autoApprovers: { services: { web: [] } } },
+      'autoApprovers.services: "web" is no service like "svc:web", or tag',
+    ],
     [
       "a posture that is not there",
       { acls: [{ ...ALLOW, srcPosture: ["posture:x"] }] },

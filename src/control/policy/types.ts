@@ -1,4 +1,5 @@
 // A policy after parsing, and the tailnet that it is applied to.
+import type * as tc from "../../wire/tailcfg.ts";
 import type { Range, RangeSet } from "./addresses.ts";
 import type { Place } from "./error.ts";
 
@@ -117,6 +118,8 @@ export interface Policy {
   readonly randomizeClientPort: boolean;
   readonly disableIPv4: boolean;
   readonly oneCGNAT: boolean | null;
+  /** Changes to the relays of the server: regions that are null are taken out, `omitDefaultRegions` all of them. */
+  readonly derpMap: tc.DERPMap | null;
 }
 
 /** The highest first. */
