@@ -65,6 +65,7 @@ else {
       ["dns_nameservers.wrong", 400],
       ["tailnet_settings.absent", 501],
       ["oauth_client.read deleted", 404],
+      ["webhooks", 501],
     ]);
     const value = (step: string) => steps.get(step)!.value;
     expect(value("acl.read")).toEqual({
@@ -90,8 +91,12 @@ else {
       enabledRoutes: ["10.0.0.0/8"],
     });
     expect(value("device_tags.read")).toMatchObject({ tags: ["tag:web"], keyExpiryDisabled: true });
-    expect(value("device.attributes")).toMatchObject({ attributes: { "custom:tier": "prod" } });
+    expect(value("device.attributes")).toMatchObject({
+      attributes: { "custom:tier": "prod", "custom:oncall": true, "node:os": "linux" },
+      expiries: { "custom:oncall": expect.any(String) },
+    });
     expect(value("device")).toMatchObject({ name: "front.net.test", tags: ["tag:web"] });
+    expect((value("device") as { addresses: string[] }).addresses).toContain("100.64.0.77");
     expect(value("dns_nameservers.read")).toEqual(["9.9.9.9"]);
     expect(value("dns_nameservers.read updated")).toEqual(["192.0.2.53"]);
     expect(value("dns_preferences.read")).toEqual({ magicDNS: true });

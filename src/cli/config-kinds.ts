@@ -1,6 +1,5 @@
 // How one configuration value is read, whether it comes from YAML, from the environment or from a flag (which know text only).
 // A reader returns the value, or throws Wrong with what stands behind "KEY VALUE" in the message.
-
 import { isResolver } from "../control/dns.ts";
 import { ROLES, type Role } from "../control/policy/index.ts";
 import { LOG_FORMATS, LOG_LEVELS } from "../net/logger.ts";
@@ -75,13 +74,13 @@ export const map =
       throw new Wrong("must be keys and values");
     return Object.fromEntries(Object.entries(object).map(([key, entry]) => [key, item(entry)]));
   };
+
 /** Of an official client. */
 export const clientVersion: Kind<string> = (value) => {
   const written = text(value);
   if (!/^\d{1,6}\.\d{1,6}\.\d{1,6}$/.test(written)) throw new Wrong('must be a version like "1.102.5"');
   return written;
 };
-
 
 /** Role -> groups of an identity provider. */
 export const roles: Kind<Partial<Record<Role, string[]>>> = (value) => {

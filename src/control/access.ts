@@ -1,6 +1,7 @@
 // The policy in force and the tailnet that it is applied to. Compiled when something that it depends on has changed and
 // somebody asks: changes that come together are compiled together.
 import type * as tc from "../wire/tailcfg.ts";
+import type { AttributeValue } from "./attributes.ts";
 import { Routing } from "./ha.ts";
 import type { Effect, Model, NodeRecord, UserRecord } from "./model.ts";
 import { type Access, type Circle, circleOf, type Decision } from "./netmap.ts";
@@ -36,8 +37,9 @@ const OWNER: tc.CapMap = { ...ADMIN, "https://tailscale.com/cap/is-owner": null 
 
 type Log = (line: string) => void;
 
-/** "1.80.3-t1234" and the like: what postures compare. */
-function attributesOf({ hostinfo, attributes }: NodeRecord): Record<string, string | number | boolean> {
+/** What postures compare: what was set of a node, and what it says of itself. */
+export function attributesOf({ hostinfo, attributes }: NodeRecord): Record<string, AttributeValue> {
+  // Of "1.80.3-t1234" and the like.
   const version = /^\d+\.\d+\.\d+/.exec(hostinfo.IPNVersion ?? "")?.[0];
   return {
     ...attributes,

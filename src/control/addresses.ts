@@ -3,7 +3,7 @@
 // Never given: the network and broadcast address of IPv4, the first address of an IPv6 prefix, 100.100.100.100 and
 // fd7a:115c:a1e0::53 (services of the client itself), and 100.115.92.0/23 (ChromeOS). Of an IPv6 prefix the first /64 is
 // used: the rest of fd7a:115c:a1e0::/48 holds blocks with meanings of their own (spec/ts2021-control-protocol.md, section 0.3).
-import { parsePrefix } from "../wire/ip.ts";
+import { formatIP, parseIP, parsePrefix } from "../wire/ip.ts";
 import type { ControlContext } from "./context.ts";
 import { CommandError } from "./errors.ts";
 import type { Counters, NodeRecord } from "./model.ts";
@@ -113,6 +113,20 @@ function one(
     random: ctx.random,
     isTaken: (ip) => ctx.model.hasAddress(ip) || (also?.has(ip) ?? false),
   });
+}
+
+/** Gives a node this IPv4 address. Throws CommandError. */
+export async function assignIPv4(ctx: ControlContext, node: NodeRecord, text: string): Promise<void> {
+  const ip = parseIP(text);
+  const { v4 } = ctx.settings.prefixes;
+  if (ip?.length !== 4) throw new CommandError(400, `${JSON.stringify(text.slice(0, 60))} is no IPv4 address`);
+  if (v4 === null) throw new CommandError(400, "this tailnet has no IPv4 addresses (prefixes.v4 of the configuration)");
+  const ipv4 = formatIP(ip);
+  if (!usable(v4).has(addressNumber(ipv4)!))
+    throw new CommandError(400, `${ipv4} is not an address of ${v4} that nodes may have`);
+  if (ipv4 === node.ipv4) return;
+  if (ctx.model.hasAddress(ipv4)) throw new CommandError(409, `${ipv4} belongs to another node`);
+  await ctx.journal.commit({ nodes: [{ ...node, ipv4 }] });
 }
 
 /** What `backfillAddresses` did to one node. */

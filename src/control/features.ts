@@ -1,7 +1,9 @@
 // The smaller endpoints inside Noise (spec/ts2021-control-protocol.md, section 22): who am I, answers to pings, health,
 // device attributes, audit log, and whether a feature is there.
 import type { Hono } from "hono";
+import { ATTRIBUTE_NAME, changeAttributes } from "./attributes.ts";
 import type { ControlContext } from "./context.ts";
+import { CommandError } from "./errors.ts";
 import type { MachineRequest, MachineRouter } from "./machine.ts";
 import type { Millis, NodeRecord } from "./model.ts";
 import { timeText } from "./netmap.ts";
@@ -27,7 +29,6 @@ declare module "./model.ts" {
 
 const MAX_AUDIT = 1000;
 const MAX_DETAILS = 2000;
-const MAX_ATTRIBUTES = 64;
 const MAX_ATTRIBUTE = 256;
 /** Warnings that are kept of one node. */
 const MAX_HEALTH = 32;
@@ -121,20 +122,24 @@ async function setAttributes(ctx: ControlContext, { body, connection }: MachineR
   const update = fields.Update;
   if (typeof update !== "object" || update === null || Array.isArray(update))
     throw new BadRequest("Update is not an object");
-  const attributes: Record<string, string | number | boolean> = { ...node.attributes };
-  for (const [name, value] of Object.entries(update)) {
-    if (!/^custom:[A-Za-z0-9_]{1,50}$/.test(name))
-      throw new BadRequest(`"${name.slice(0, 80)}" is no attribute that a node may set: it must be custom:NAME`);
-    if (value === null) delete attributes[name];
-    else if (typeof value === "boolean" || (typeof value === "number" && Number.isFinite(value)))
-      attributes[name] = value;
-    else if (typeof value === "string" && value.length <= MAX_ATTRIBUTE) attributes[name] = value;
-    else
-      throw new BadRequest(`the value of ${name} is no text of at most ${MAX_ATTRIBUTE} characters, number or boolean`);
+  const changes: Parameters<typeof changeAttributes>[2] = Object.fromEntries(
+    Object.entries(update).map(([name, value]) => {
+      if (!ATTRIBUTE_NAME.test(name))
+        throw new BadRequest(`"${name.slice(0, 80)}" is no attribute that a node may set: it must be custom:NAME`);
+      if (value === null) return [name, null];
+      const isPlain = typeof value === "boolean" || (typeof value === "number" && Number.isFinite(value));
+      if (!isPlain && !(typeof value === "string" && value.length <= MAX_ATTRIBUTE))
+        throw new BadRequest(
+          `the value of ${name} is no text of at most ${MAX_ATTRIBUTE} characters, number or boolean`,
+        );
+      return [name, { value, expiry: null }];
+    }),
+  );
+  try {
+    await changeAttributes(ctx, node, changes);
+  } catch (error) {
+    throw error instanceof CommandError ? new BadRequest(error.message) : error;
   }
-  if (Object.keys(attributes).length > MAX_ATTRIBUTES)
-    throw new BadRequest(`a node has at most ${MAX_ATTRIBUTES} attributes`);
-  await ctx.journal.commit({ nodes: [{ ...node, attributes }] });
   return { json: {} };
 }
 

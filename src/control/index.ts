@@ -13,6 +13,7 @@ import type { DERPMap, RegisterResponse } from "../wire/tailcfg.ts";
 import { type AccessOptions, PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
+import { sweepAttributes } from "./attributes.ts";
 import { addCertificates, createProvider } from "./certs.ts";
 import { Chosen } from "./chosen.ts";
 import { expiresSoon } from "./client-advice.ts";
@@ -488,6 +489,7 @@ class ControlServer implements Control {
       node.ephemeral && !node.online && Math.max(node.lastSeen ?? node.createdAt, this.startedAt) + timeout <= now;
     const abandoned = nodes.filter(isAbandoned).map((node) => node.id);
     if (abandoned.length > 0) await this.journal.commit({ nodesRemoved: abandoned });
+    await sweepAttributes(this.context);
     await this.logins.sweep();
     await this.apis.sweep();
     await this.sshChecks.sweep();

@@ -15,7 +15,7 @@ import type { ApiDescription } from "./openapi.ts";
 import { type MountOptions, mount } from "./operation.ts";
 import { Problem } from "./shapes.ts";
 import { operationsV1 } from "./v1.ts";
-import { operationsV2, renderErrorV2 } from "./v2.ts";
+import { absentV2, operationsV2, renderErrorV2 } from "./v2.ts";
 import { ErrorV2 } from "./v2-shapes.ts";
 
 /** What the operations of all APIs work on. */
@@ -94,7 +94,7 @@ export function createApis(context: ControlContext, logins: Logins): Apis {
       .route("/", describedBy(v1))
       .route("/", describedBy(v2))
       .route("/", mount({ ...v1, authenticate: forV1, renderError: renderProblem, log }))
-      .route("/", mount({ ...v2, authenticate: who, renderError: renderErrorV2, log }));
+      .route("/", mount({ ...v2, authenticate: who, renderError: renderErrorV2, absent: absentV2, log }));
   };
   return {
     local: app(() => SOCKET_CALLER),

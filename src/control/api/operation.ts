@@ -108,6 +108,8 @@ export interface MountOptions {
   authenticate(c: Context): Caller;
   /** The error in the shape of this API. */
   renderError(c: Context, status: number, message: string, data?: unknown): Response;
+  /** Why something is not there that callers may look for. */
+  absent?(path: string): string | null;
   log(line: string): void;
 }
 
@@ -153,7 +155,11 @@ export function mount(options: MountOptions): Hono {
       }
     });
   }
-  app.all("/*", (c) => options.renderError(c, 404, `there is no ${c.req.method} ${c.req.path.slice(0, 200)}`));
+  app.all("/*", (c) => {
+    const reason = options.absent?.(c.req.path) ?? null;
+    if (reason !== null) return options.renderError(c, 501, reason);
+    return options.renderError(c, 404, `there is no ${c.req.method} ${c.req.path.slice(0, 200)}`);
+  });
   return app;
 }
 

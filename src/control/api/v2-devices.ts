@@ -1,6 +1,9 @@
 // Devices and users, in /api/v2.
 import { z } from "zod";
 import { ZERO_TIME } from "../../wire/tailcfg.ts";
+import { attributesOf } from "../access.ts";
+import { assignIPv4 } from "../addresses.ts";
+import { ATTRIBUTE_NAME, changeAttributes, expiriesOf } from "../attributes.ts";
 import { clientVersion } from "../client-advice.ts";
 import type { ControlContext } from "../context.ts";
 import { CommandError } from "../errors.ts";
@@ -26,7 +29,6 @@ import {
 
 /** Of a node key whose expiry is switched on again where the configuration names none. */
 const DEFAULT_EXPIRY = 180 * 24 * 60 * 60_000;
-const MAX_ATTRIBUTES = 100;
 /** A user counts as idle who was not seen for so long. */
 const IDLE_AFTER = 28 * 24 * 60 * 60_000;
 
@@ -39,6 +41,12 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
     return found;
   };
   const device = (record: NodeRecord, all: boolean) => deviceOf(context, record, all);
+  const attributes = (record: NodeRecord) => ({
+    attributes: attributesOf(record),
+    expiries: Object.fromEntries(
+      Object.entries(expiriesOf(context, record)).map(([name, expiry]) => [name, timeText(expiry)]),
+    ),
+  });
   const tag = "Devices";
   return [
     operation({
@@ -112,6 +120,21 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
       response: empty,
       async handle({ params }) {
         await commands.expireNode(node(params.device).id, context.now());
+        return {};
+      },
+    }),
+    operation({
+      method: "post",
+      path: "/device/{device}/ip",
+      id: "setDeviceIp",
+      tag,
+      summary: "Give a device another IPv4 address of the tailnet's prefix",
+      scope: "devices:core",
+      params: deviceParam,
+      body: z.object({ ipv4: text.meta({ examples: ["100.64.0.77"] }) }),
+      response: empty,
+      async handle({ params, body }) {
+        await assignIPv4(context, node(params.device), body.ipv4);
         return {};
       },
     }),
@@ -200,31 +223,30 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
       path: "/device/{device}/attributes",
       id: "getDevicePostureAttributes",
       tag,
-      summary: "What postures compare of a device, as far as it was set",
+      summary: "What postures compare of a device: what was set, and what it says of itself",
       scope: "devices:posture_attributes:read",
       params: deviceParam,
       response: DeviceAttributes,
-      handle: ({ params }) => ({ attributes: { ...node(params.device).attributes }, expiries: {} }),
+      handle: ({ params }) => attributes(node(params.device)),
     }),
     operation({
       method: "post",
       path: "/device/{device}/attributes/{attribute}",
       id: "setCustomDevicePostureAttributes",
       tag,
-      summary: 'Set an attribute, "custom:NAME"',
+      summary: 'Set an attribute, "custom:NAME", for good or until a time',
       scope: "devices:posture_attributes",
       params: deviceParam.extend({ attribute: attributeName() }),
       body: attributeIn,
       response: DeviceAttributes,
       async handle({ params, body }) {
-        if (body.expiry && body.expiry !== ZERO_TIME)
-          throw new CommandError(501, "attributes do not expire here: set it without an expiry, and delete it in time");
         const record = node(params.device);
-        const attributes = { ...record.attributes, [params.attribute]: body.value };
-        if (Object.keys(attributes).length > MAX_ATTRIBUTES)
-          throw new CommandError(400, `a device has at most ${MAX_ATTRIBUTES} attributes`);
-        await context.journal.commit({ nodes: [{ ...record, attributes }] });
-        return { attributes, expiries: {} };
+        // Go's client writes the year 1 where it means nothing.
+        const expiry = body.expiry && body.expiry !== ZERO_TIME ? Date.parse(body.expiry) : null;
+        if (expiry !== null && expiry <= context.now())
+          throw new CommandError(400, `the attribute would be over already, at ${timeText(expiry)}`);
+        await changeAttributes(context, record, { [params.attribute]: { value: body.value, expiry } });
+        return attributes(commands.node(record.id));
       },
     }),
     operation({
@@ -237,9 +259,7 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
       params: deviceParam.extend({ attribute: attributeName() }),
       response: empty,
       async handle({ params }) {
-        const record = node(params.device);
-        const { [params.attribute]: gone, ...attributes } = record.attributes;
-        if (gone !== undefined) await context.journal.commit({ nodes: [{ ...record, attributes }] });
+        await changeAttributes(context, node(params.device), { [params.attribute]: null });
         return {};
       },
     }),
@@ -250,7 +270,7 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
 function attributeName() {
   return z
     .string()
-    .regex(/^custom:[A-Za-z0-9_]{1,50}$/, 'must be "custom:" and a name of letters, digits and "_"')
+    .regex(ATTRIBUTE_NAME, 'must be "custom:" and a name of letters, digits and "_"')
     .meta({ examples: ["custom:tier"] });
 }
 
@@ -413,6 +433,53 @@ function usersV2(context: ControlContext, commands: ApiParts["commands"]): Opera
       async handle({ params, body }) {
         await commands.setRole(commands.requireUser(params.user).id, body.role);
         return {};
+      },
+    }),
+    operation({
+      method: "post",
+      path: "/users/{user}/delete",
+      id: "deleteUser",
+      tag: "Users",
+      summary: "Delete a user who has no devices",
+      scope: "users",
+      params: userParam,
+      response: empty,
+      async handle({ params }) {
+        await commands.destroyUser(commands.requireUser(params.user).id);
+        return {};
+      },
+    }),
+    ...["approve", "restore"].map((verb) =>
+      operation({
+        method: "post",
+        path: `/users/{user}/${verb}`,
+        id: `${verb}User`,
+        tag: "Users",
+        summary: "Confirm that a user may use the tailnet: all whom the server knows may",
+        scope: "users",
+        params: userParam,
+        response: empty,
+        handle({ params }) {
+          commands.requireUser(params.user);
+          return {};
+        },
+      }),
+    ),
+    operation({
+      method: "post",
+      path: "/users/{user}/suspend",
+      id: "suspendUser",
+      tag: "Users",
+      summary: "Refused: users are not suspended here",
+      scope: "users",
+      params: userParam,
+      response: empty,
+      handle({ params }) {
+        commands.requireUser(params.user);
+        throw new CommandError(
+          501,
+          "users are not suspended here: shut their devices out one by one (device/{id}/authorized), and the user at the identity provider",
+        );
       },
     }),
   ];

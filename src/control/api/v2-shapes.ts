@@ -82,7 +82,7 @@ export const DeviceRoutes = z
 const attribute = z.union([z.string().max(200), z.number(), z.boolean()]);
 export const attributeIn = z.object({
   value: attribute,
-  expiry: z.string().max(64).nullish(),
+  expiry: z.iso.datetime({ offset: true, error: "must be a time as in 2027-01-31T12:00:00Z" }).nullish(),
   comment: z.string().max(200).nullish(),
 });
 export const DeviceAttributes = z

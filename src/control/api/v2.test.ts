@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { makeSettings, TestServer } from "../testing.ts";
+import { makeSettings, TestServer, until } from "../testing.ts";
 import type { ApiPreAuthKey } from "./shapes.ts";
 import { client } from "./testing.ts";
 import type { ApiDevice, ApiKeyV2 } from "./v2-shapes.ts";
@@ -131,9 +131,9 @@ test("a device is read in full, named, tagged, routed, approved and deleted", as
     200,
   );
   expect(await post("/attributes/node:os", { value: "plan9" })).toBe(400);
-  expect((await s.api("GET", "/api/v2/device/1/attributes")).body.attributes).toEqual({ "custom:tier": "prod" });
+  expect((await s.api("GET", "/api/v2/device/1/attributes")).body.attributes).toMatchObject({ "custom:tier": "prod" });
   expect((await s.api("DELETE", "/api/v2/device/1/attributes/custom:tier")).status).toBe(200);
-  expect((await s.api("GET", "/api/v2/device/1/attributes")).body.attributes).toEqual({});
+  expect((await s.api("GET", "/api/v2/device/1/attributes")).body.attributes).not.toHaveProperty("custom:tier");
   expect(await post("/tags", { tags: ["tag:other"] })).toBe(200);
   expect(await device()).toMatchObject({ user: "tagged-devices", tags: ["tag:other"] });
   const list = async (query: string) =>
@@ -145,6 +145,76 @@ test("a device is read in full, named, tagged, routed, approved and deleted", as
   expect((await s.api("GET", `${T}/devices?colour=red`)).status).toBe(400);
   expect((await s.api("DELETE", "/api/v2/device/1")).status).toBe(200);
   expect(await list("")).toEqual(["db"]);
+});
+
+test("a device's address is another of the tailnet's, and its peers know it at once", async () => {
+  await using s = await start();
+  const key = await s.server.key({ user: await s.server.user("alice"), reusable: true });
+  const watcher = await (await s.server.join("watcher", key)).stream();
+  await s.server.join("web", key);
+  const set = async (ipv4: string) => (await s.api("POST", "/api/v2/device/2/ip", { ipv4 })).status;
+  expect(await set("100.64.0.77")).toBe(200);
+  await until(() => watcher.peer("web")?.Addresses?.includes("100.64.0.77/32"), "the new address");
+  expect((await s.api("GET", "/api/v2/device/2")).body.addresses).toContain("100.64.0.77");
+  for (const [ipv4, status] of [
+    ["100.64.0.77", 200],
+    ["100.64.0.1", 409],
+    ["192.0.2.1", 400],
+    ["100.100.100.100", 400],
+    ["fd7a:115c:a1e0::9", 400],
+    ["web", 400],
+  ] as const)
+    expect([ipv4, await set(ipv4)]).toEqual([ipv4, status]);
+});
+
+test("attributes are what was set and what the node says; those for a time end with it", async () => {
+  let now = Date.parse("2027-01-01T00:00:00Z");
+  await using server = await TestServer.start({ now: () => now });
+  const api = client(server, (await server.admin<{ apiKey: string }>("POST", "/apikey", {})).apiKey);
+  const node = await server.join("web", await server.key({ user: await server.user("alice"), expiration: null }));
+  await node.lite({ Hostinfo: { Hostname: "web", OS: "linux", IPNVersion: "1.102.5-t1" } });
+  const set = (name: string, body: object) => api("POST", `/api/v2/device/1/attributes/custom:${name}`, body);
+  const read = async () => (await api("GET", "/api/v2/device/1/attributes")).body;
+  await set("tier", { value: "prod" });
+  const expiry = "2027-01-01T01:00:00+00:00";
+  expect((await set("oncall", { value: true, expiry })).body).toMatchObject({
+    attributes: { "custom:tier": "prod", "custom:oncall": true, "node:os": "linux", "node:tsVersion": "1.102.5" },
+    expiries: { "custom:oncall": "2027-01-01T01:00:00.000Z" },
+  });
+  expect((await set("late", { value: 1, expiry: "2026-12-31T23:59:59Z" })).status).toBe(400);
+  expect((await set("never", { value: 1, expiry: "tomorrow" })).status).toBe(400);
+  now += 3_600_000 - 1;
+  await server.control.tick();
+  expect((await read()).attributes).toMatchObject({ "custom:oncall": true });
+  now += 1;
+  await server.control.tick();
+  expect((await read()).attributes).not.toHaveProperty("custom:oncall");
+  expect((await read()).expiries).toEqual({});
+  // What is set anew without an end has none.
+  await set("oncall", { value: true, expiry: "2027-02-01T00:00:00Z" });
+  await set("oncall", { value: true });
+  now += 60 * 86_400_000;
+  await server.control.tick();
+  expect((await read()).attributes).toMatchObject({ "custom:oncall": true, "custom:tier": "prod" });
+});
+
+test("users are deleted when they have no devices; none is suspended, and all are approved", async () => {
+  await using s = await start();
+  await s.server.join("web", await s.server.key({ user: await s.server.user("alice") }));
+  await s.server.user("bob");
+  const post = async (path: string) => (await s.api("POST", `/api/v2/users/${path}`)).status;
+  expect([await post("1/delete"), await post("2/delete"), await post("2/delete")]).toEqual([409, 200, 404]);
+  expect([await post("1/approve"), await post("1/restore"), await post("9/approve")]).toEqual([200, 200, 404]);
+  expect(await post("1/suspend")).toBe(501);
+});
+
+test("what the hosted service has and this server has not is refused with the reason", async () => {
+  await using s = await start();
+  for (const path of [`${T}/contacts`, `${T}/webhooks`, `${T}/services/svc:web`, `${T}/logging/network/stream`]) {
+    const { status, body } = await s.api("GET", path);
+    expect([path, status, String(body.message).length > 20]).toEqual([path, 501, true]);
+  }
+  expect((await s.api("GET", `${T}/nonsense`)).status).toBe(404);
 });
 
 test("users are told with their devices", async () => {

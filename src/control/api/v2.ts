@@ -33,6 +33,25 @@ export function operationsV2(context: ControlContext, parts: ApiParts, credentia
   }));
 }
 
+/** Parts of Tailscale's API that are not here, by the word that follows the tailnet, device or base path; and why. */
+const ABSENT: Readonly<Record<string, string>> = {
+  contacts: "contacts are whom the hosted service writes to; this server writes to nobody",
+  webhooks: "there are no webhooks: metrics and log say what happens",
+  services: "there are no services with addresses of their own: a node serves under its own name",
+  "vip-services": "there are no services with addresses of their own: a node serves under its own name",
+  logging: "logs are not streamed: this server writes its log to standard error",
+  "aws-external-id": "logs are not streamed: this server writes its log to standard error",
+  posture: "there are no posture integrations: set attributes of devices (device/{id}/attributes/custom:NAME)",
+  "user-invites": "nobody is invited: make users by hand, or let an identity provider name them",
+  "device-invites": "devices are not shared with other tailnets: there is one",
+};
+
+/** Why a path is not answered; null where there is no more to say than that. */
+export function absentV2(path: string): string | null {
+  const word = /^\/api\/v2\/(?:(?:tailnet|device)\/[^/]+\/)?([a-z-]+)/.exec(path)?.[1] ?? "";
+  return Object.hasOwn(ABSENT, word) ? ABSENT[word]! : null;
+}
+
 /** `{message, data, status}`; what else an error has to say stands beside these. */
 export const renderErrorV2: MountOptions["renderError"] = (c, status, message, data) => {
   const more = Array.isArray(data) ? { data } : data;

@@ -115,7 +115,11 @@ func terraform(c *tailscale.Client) {
 	get("device_tags.read")
 	report("device_tags.delete", nil, devices.SetTags(ctx, id, []string{}))
 	report("device.name", nil, devices.SetName(ctx, id, "front"))
+	report("device.ip", nil, devices.SetIPv4Address(ctx, id, "100.64.0.77"))
 	report("device.attribute", nil, devices.SetPostureAttribute(ctx, id, "custom:tier", tailscale.DevicePostureAttributeRequest{Value: "prod"}))
+	report("device.attribute for a time", nil, devices.SetPostureAttribute(ctx, id, "custom:oncall", tailscale.DevicePostureAttributeRequest{
+		Value: true, Expiry: tailscale.Time{Time: time.Now().Add(time.Hour)},
+	}))
 	attributes, err := devices.GetPostureAttributes(ctx, id)
 	report("device.attributes", attributes, err)
 	report("device.attribute deleted", nil, devices.DeletePostureAttribute(ctx, id, "custom:tier"))
@@ -188,6 +192,8 @@ func terraform(c *tailscale.Client) {
 		_, err = c.Keys().Get(ctx, client.ID)
 		report("oauth_client.read deleted", tailscale.IsNotFound(err), err)
 	}
+	_, err = c.Webhooks().List(ctx)
+	report("webhooks", nil, err)
 	report("acl.delete", nil, acl.Set(ctx, "", ""))
 	raw, err = acl.Raw(ctx)
 	report("acl.read deleted", raw, err)
