@@ -4,7 +4,9 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Lookup } from "../net/dns-client.ts";
 import { decodeMessage, signMessage, type TsigKey } from "../wire/dns.ts";
+import { untilPublished } from "./certs.ts";
 import type { DnsProviderSettings } from "./settings.ts";
 import { makeSettings, type TestNode, TestServer } from "./testing.ts";
 
@@ -63,7 +65,8 @@ test("a node gets the https capability and its name to certify, and sets the rec
   cleanups.push(() => rmSync(folder, { recursive: true, force: true }));
   const file = join(folder, "set");
   const command = ["sh", "-c", `echo "$0 $1 $2" >> ${file}`, "zone"];
-  const { node } = await start({ kind: "exec", command, resolvers: [], timeout: 10_000 });
+  const resolvers = [await showing("token").server];
+  const { node } = await start({ kind: "exec", command, resolvers, timeout: 10_000 });
   const map = await node.stream();
   expect(map.self!.CapMap).toHaveProperty("https");
   expect(map.dns!.CertDomains).toEqual(["a.net.test"]);
@@ -142,4 +145,62 @@ test("an answer counts only when it is signed with the key, over this very reque
   forge = false;
   expect(await setDns(node)).toEqual({ status: 200, text: "{}" });
   expect(updates).toEqual([1, 1]);
+});
+
+/** A name server that shows these TXT values for any name, once it has been asked so often. */
+function showing(value: string, after = 0) {
+  const names: string[] = [];
+  const server = nameServer((query) => {
+    // The first label of the question; the answer's name points to the question.
+    names.push(query.subarray(13, 13 + query[12]!).toString());
+    if (names.length <= after) return reply(query, 0);
+    const data = Buffer.concat([Buffer.of(value.length), Buffer.from(value)]);
+    const record = Buffer.concat([Buffer.of(0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 1, 0, data.length), data]);
+    const out = Buffer.concat([query, record]);
+    out[2]! |= 0x80;
+    out[7] = 1;
+    return out;
+  });
+  return { names, server };
+}
+
+/** What a resolver knows: "NS example.com" -> values. */
+function resolver(known: Record<string, string[]>): Lookup {
+  const ask = (type: string) => async (name: string) => {
+    const found = known[`${type} ${name}`];
+    if (!found) throw new Error("ENOTFOUND");
+    return found;
+  };
+  return {
+    resolveCname: ask("CNAME"),
+    resolveNs: ask("NS"),
+    resolve4: ask("A") as Lookup["resolve4"],
+    resolve6: ask("AAAA") as Lookup["resolve6"],
+  };
+}
+
+test("without named resolvers a program's record must be seen on the servers of its zone, which an alias may move", async () => {
+  const { names, server } = showing("token", 1);
+  const port = Number((await server).split(":")[1]);
+  const name = "_acme-challenge.a.net.test";
+  const settings: DnsProviderSettings = { kind: "exec", command: ["true"], resolvers: [], timeout: 5000 };
+  const lines: string[] = [];
+  const ctx = { random: (n: number) => new Uint8Array(n), log: (line: string) => void lines.push(line) };
+  const publish = (known: Record<string, string[]>, value: string, signal: AbortSignal) =>
+    untilPublished(settings, name, value, ctx, signal, resolver(known), port);
+  const zone = { "NS net.test": ["ns.test"], "NS test": ["root.test"], "A ns.test": ["127.0.0.1"] };
+  // It shows the record when it is asked a second time.
+  await publish(zone, "token", AbortSignal.timeout(10_000));
+  expect(names).toEqual(["_acme-challenge", "_acme-challenge"]);
+  await expect(publish(zone, "other", AbortSignal.timeout(50))).rejects.toThrow("did not appear on 127.0.0.1:");
+
+  const moved = { ...zone, [`CNAME ${name}`]: ["challenge.acme.test"], "NS acme.test": ["ns.test"] };
+  names.length = 1;
+  await publish(moved, "token", AbortSignal.timeout(10_000));
+  expect(names.slice(1)).toEqual(["challenge"]);
+
+  names.length = 0;
+  await publish({ "NS test": ["root.test"], "A root.test": ["127.0.0.1"] }, "token", AbortSignal.timeout(10_000));
+  expect(names).toEqual([]);
+  expect(lines.join()).toContain(`nobody knows the name servers of ${name}`);
 });

@@ -5,7 +5,7 @@
 import { execFile } from "node:child_process";
 import { createHmac } from "node:crypto";
 import { constantTimeEqual } from "../crypto/keys.ts";
-import { askNameServer } from "../net/dns-client.ts";
+import { askNameServer, authorityOf, type Lookup, systemLookup } from "../net/dns-client.ts";
 import {
   decodeMessage,
   encodeTxtQuery,
@@ -126,6 +126,29 @@ async function untilVisible(
   }
 }
 
+/**
+ * Resolves when the record can be seen where ACME looks for it: on the servers that the operator named, else on the one that
+ * was told to set it, else on those of its zone. Throws when the signal comes first.
+ */
+export async function untilPublished(
+  settings: DnsProviderSettings,
+  name: string,
+  value: string,
+  ctx: Pick<ControlContext, "random" | "log">,
+  signal: AbortSignal,
+  lookup: Lookup = systemLookup(),
+  port?: number,
+): Promise<void> {
+  const named = settings.resolvers.length > 0 || settings.kind === "exec" ? settings.resolvers : [settings.server];
+  if (named.length > 0) return untilVisible(named, name, value, ctx.random, signal);
+  const { name: at, servers } = await authorityOf(name, lookup, port);
+  if (servers.length === 0)
+    ctx.log(
+      `nobody knows the name servers of ${at}: that its record can be seen is the word of dns.certificates.command alone; dns.certificates.resolvers can name servers to ask`,
+    );
+  await untilVisible(servers, at, value, ctx.random, signal);
+}
+
 export function createProvider(settings: DnsProviderSettings, ctx: ControlContext): DnsProvider {
   if (settings.kind === "exec") return new ExecProvider(settings.command);
   return new Rfc2136Provider(settings, ctx.random, ctx.now);
@@ -157,9 +180,7 @@ export function addCertificates(ctx: ControlContext, machines: MachineRouter, pr
     const until = AbortSignal.any([signal, AbortSignal.timeout(settings.timeout)]);
     try {
       await provider.setTXT(name, value, until);
-      const servers =
-        settings.resolvers.length > 0 || settings.kind === "exec" ? settings.resolvers : [settings.server];
-      await untilVisible(servers, name, value, ctx.random, until);
+      await untilPublished(settings, name, value, ctx, until);
     } catch (error) {
       ctx.log(`node ${node.id} (${node.givenName}) gets no certificate: ${(error as Error).message}`);
       throw new BadRequest((error as Error).message, 503);

@@ -70,7 +70,7 @@ export type DnsProviderSettings = (
       command: readonly string[];
     }
 ) & {
-  /** Name servers that must show a record before a node is told that it is there, "192.0.2.53:53". Empty: `server`, or the word of the program. */
+  /** Name servers that must show a record before a node is told that it is there, "192.0.2.53:53". Empty: `server`, or those of the zone. */
   resolvers: readonly string[];
   /** How long that may take. */
   timeout: Millis;
