@@ -50,7 +50,6 @@ test("warnings ride on the map stream: what holds at first, then what changes", 
   const commit = (change: Change) => {
     const effect = model.apply(change);
     access.onApplied(effect);
-    for (const id of effect.nodes) view.mark(id);
     return view.next(model, NOW)?.DisplayMessages;
   };
   const node = makeNode(1, { cap: 117, hostinfo: { RoutableIPs: ["10.0.0.0/24"] } });

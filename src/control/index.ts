@@ -653,7 +653,6 @@ class ControlServer implements Control {
     this.leaving.push(...effect.removed);
     this.access.onApplied(effect);
     this.approver.onApplied(effect);
-    for (const stream of this.streams.values()) for (const id of effect.nodes) stream.mark(id);
   }
 
   private onDurable(): void {

@@ -99,8 +99,25 @@ function jsonOfMessage(message: tc.MapResponse): string {
   return others === "{}" ? `{${lists}}` : `{${lists},${others.slice(1)}`;
 }
 
+/** What was made of messages about peers alone, which many readers share (netmap.ts). */
+const encoded = {
+  zstd: new WeakMap<tc.MapResponse, Uint8Array[]>(),
+  plain: new WeakMap<tc.MapResponse, Uint8Array[]>(),
+};
+
 /** One message in pieces, to be written one after the other. They are shared with other readers: never to be changed. */
 export function encodeMessage(message: tc.MapResponse, zstd: boolean): Uint8Array[] {
+  if (message.Peers || message.Node) return encode(message, zstd);
+  const known = zstd ? encoded.zstd : encoded.plain;
+  let pieces = known.get(message);
+  if (!pieces) {
+    pieces = encode(message, zstd);
+    known.set(message, pieces);
+  }
+  return pieces;
+}
+
+function encode(message: tc.MapResponse, zstd: boolean): Uint8Array[] {
   const pieces = payloadOf(message, zstd);
   const length = Buffer.allocUnsafe(4);
   length.writeUInt32LE(pieces.reduce((sum, piece) => sum + piece.length, 0));

@@ -1,7 +1,7 @@
 // One open map stream: frames on an HTTP/2 response, one writer, keep-alives
 // (spec/ts2021-control-protocol.md, section 11; research/control-on-bun.md, pitfalls 1 and 6).
 //
-// While the client does not read, nothing is queued: changes mark peers in the view, and the message that brings all of them
+// While the client does not read, nothing is queued: the view knows what was told last, and the message that brings all since
 // is made when the client has taken the one before. A full netmap goes out piece by piece, as the client takes it; the
 // pieces are shared with other streams (map-frames.ts), so one that waits costs next to nothing.
 import type { ServerHttp2Stream } from "node:http2";
@@ -19,6 +19,8 @@ const HIGH_WATER = 64 * 1024;
 
 /** The same bytes each time: clients compare them and skip decoding. */
 const KEEP_ALIVE_FRAMES = new Map([true, false].map((zstd) => [zstd, encodeFrame({ KeepAlive: true }, zstd)]));
+
+const NOTHING: readonly Uint8Array[] = [];
 
 export interface MapStreamOptions {
   stream: ServerHttp2Stream;
@@ -43,7 +45,7 @@ export class MapStream implements Reader {
   private keepAliveTimer: ReturnType<typeof setTimeout> | null = null;
   private waitsForDrain = false;
   /** Pieces of a message of which the beginning is under way. */
-  private rest: Uint8Array[] = [];
+  private rest: readonly Uint8Array[] = NOTHING;
   private ended = false;
 
   constructor(private readonly options: MapStreamOptions) {
@@ -65,14 +67,9 @@ export class MapStream implements Reader {
 
   /** For the debug page. */
   get state(): { node: number; lastMessage: string; isWaitingForClient: boolean; hasMore: boolean } {
-    const { view } = this.options;
+    const { view, model } = this.options;
     const lastMessage = Number.isFinite(this.lastWrite) ? new Date(this.lastWrite).toISOString() : "";
-    return { node: view.nodeId, lastMessage, isWaitingForClient: this.waitsForDrain, hasMore: view.hasWork };
-  }
-
-  /** A node changed: this stream's client may have to hear of it at the next `poke`. */
-  mark(nodeId: number): void {
-    this.options.view.mark(nodeId);
+    return { node: view.nodeId, lastMessage, isWaitingForClient: this.waitsForDrain, hasMore: view.hasWork(model) };
   }
 
   /** What the whole tailnet is told is another: so is this client at the next `poke`. */
@@ -82,7 +79,8 @@ export class MapStream implements Reader {
 
   /** Has what is due written as soon as the client and the load allow. */
   poke(): void {
-    if (!this.ended && !this.waitsForDrain && this.options.view.hasWork) this.options.sweep.add(this);
+    const { view, model, sweep } = this.options;
+    if (!this.ended && !this.waitsForDrain && view.hasWork(model)) sweep.add(this);
   }
 
   /** Puts a question to the client at once. False: it cannot be sent, because the client does not read. */
@@ -114,7 +112,7 @@ export class MapStream implements Reader {
   }
 
   /** `pieces` of one message. Only while nothing waits. */
-  private send(pieces: Uint8Array[], kind: MapMessage): void {
+  private send(pieces: readonly Uint8Array[], kind: MapMessage): void {
     this.lastWrite = this.options.now();
     this.rest = pieces;
     this.sendPieces();
@@ -128,7 +126,7 @@ export class MapStream implements Reader {
       stream.write(this.rest[sent++]!);
       this.waitsForDrain = stream.writableLength > HIGH_WATER;
     }
-    this.rest = this.rest.slice(sent);
+    this.rest = sent < this.rest.length ? this.rest.slice(sent) : NOTHING;
   }
 
   /** The timer runs on while messages go out, and looks at the time of the last one when it is due. */

@@ -207,6 +207,60 @@ function stampsOf(version: number): Stamps {
   };
 }
 
+const NOTHING: readonly number[] = [];
+/** Changes that are remembered, at least; and for each node. */
+const MIN_LOG = 1024;
+const LOG_PER_NODE = 2;
+
+/** Which nodes changed lately. Readers remember a version instead of what they have yet to look at. */
+class ChangeLog {
+  private ids: number[] = [];
+  /** Beside each id: the version of its change. Ascending. */
+  private versions: number[] = [];
+  /** Changes after it are known. */
+  private start = 0;
+  private version = 0;
+  /** Answers, as of the last change: most readers ask for the same. */
+  private readonly answers = new Map<number, readonly number[]>();
+
+  add(ids: readonly number[], version: number, nodes: number): void {
+    this.version = version;
+    this.answers.clear();
+    for (const id of ids) {
+      this.ids.push(id);
+      this.versions.push(version);
+    }
+    const max = Math.max(MIN_LOG, nodes * LOG_PER_NODE);
+    if (this.ids.length <= 2 * max) return;
+    this.start = this.versions[this.ids.length - max - 1]!;
+    const from = this.after(this.start);
+    this.ids = this.ids.slice(from);
+    this.versions = this.versions.slice(from);
+  }
+
+  since(version: number): readonly number[] | null {
+    if (version === this.version) return NOTHING;
+    if (version < this.start) return null;
+    let answer = this.answers.get(version);
+    if (!answer) {
+      answer = [...new Set(this.ids.slice(this.after(version)))].sort((a, b) => a - b);
+      this.answers.set(version, answer);
+    }
+    return answer;
+  }
+
+  /** Index of the first change after a version. */
+  private after(version: number): number {
+    let [low, high] = [0, this.versions.length];
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.versions[middle]! > version) high = middle;
+      else low = middle + 1;
+    }
+    return low;
+  }
+}
+
 function unindex(index: Map<string, number>, key: string, id: number): void {
   if (index.get(key) === id) index.delete(key);
 }
@@ -214,12 +268,15 @@ function unindex(index: Map<string, number>, key: string, id: number): void {
 export class Model {
   /** Grows by one with each change. */
   version = 0;
+  /** As of the last change of a user. */
+  usersVersion = 0;
   readonly users = new Map<number, UserRecord>();
   readonly keys = new Map<number, PreAuthKeyRecord>();
   readonly nodes = new Map<number, NodeRecord>();
   counters: Counters = { lastUser: 0, lastKey: 0, lastNode: 0, lastIPv4: "", lastIPv6: "" };
   private readonly collections = new Map<string, Map<string, unknown>>();
   private readonly stamps = new Map<number, Stamps>();
+  private readonly log = new ChangeLog();
   private readonly byNodeKey = new Map<string, number>();
   private readonly byMachine = new Map<string, Set<number>>();
   private readonly byName = new Map<string, number>();
@@ -267,6 +324,14 @@ export class Model {
 
   stampsOf(nodeId: number): Stamps | undefined {
     return this.stamps.get(nodeId);
+  }
+
+  /**
+   * Nodes that were added, changed or removed after a version, and those of users that were changed: ascending, and the same
+   * list for all who ask at one version. Null: that was too long ago.
+   */
+  changedSince(version: number): readonly number[] | null {
+    return this.log.since(version);
   }
 
   /** Nodes in order of their ids. */
@@ -317,6 +382,8 @@ export class Model {
       this.unindexUser(user);
       undo.users = [...(undo.users ?? []), user];
     }
+    if (undo.users || undo.usersRemoved) this.usersVersion = this.version;
+    this.log.add(touched, this.version, this.nodes.size);
     return { nodes: touched, removed, undo };
   }
 

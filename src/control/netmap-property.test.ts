@@ -148,7 +148,6 @@ class World {
   private commit(change: Change): void {
     const effect = this.model.apply(change);
     this.access.onApplied(effect);
-    for (const id of effect.nodes) for (const { view } of this.clients.values()) view.mark(id);
   }
 
   act(action: Step): void {

@@ -87,7 +87,6 @@ test("the sum of the deltas is the full netmap, whatever changes and however lon
       const commit = (change: Change) => {
         const effect = model.apply(change);
         access.onApplied(effect);
-        for (const id of effect.nodes) for (const { view } of clients.values()) view.mark(id);
       };
       const read = (id: number) => {
         const client = clients.get(id)!;
@@ -131,7 +130,7 @@ test("a change that peers cannot see makes no message", () => {
   const view = new View(1, CONFIG, openAccess(model));
   view.next(model, 0);
   const hostinfo = { OS: "linux", BackendLogID: "secret", NetInfo: { DERPLatency: { "1-v4": 0.02 } } };
-  for (const id of model.apply({ nodes: [makeNode(2, { hostinfo })] }).nodes) view.mark(id);
+  model.apply({ nodes: [makeNode(2, { hostinfo })] });
   expect(view.next(model, 0)).toBeNull();
 });
 
@@ -143,11 +142,10 @@ test("apps show every node's owner as an administrator until a user has a role, 
   const commit = (change: Change) => {
     const effect = model.apply(change);
     access.onApplied(effect);
-    for (const id of effect.nodes) for (const view of views) view.mark(id);
   };
   const told = () =>
     views.map((view) => {
-      const capMap = view.hasWork ? view.next(model, 0)?.Node?.CapMap : undefined;
+      const capMap = view.hasWork(model) ? view.next(model, 0)?.Node?.CapMap : undefined;
       return capMap && ["is-admin", "is-owner"].filter((name) => `https://tailscale.com/cap/${name}` in capMap);
     });
   expect(told()).toEqual([["is-admin"], ["is-admin"]]);
@@ -167,9 +165,7 @@ test("a peer that came and went while the reader waited is never spoken of", () 
   const view = new View(1, CONFIG, openAccess(model));
   view.next(model, 0);
   model.apply({ nodes: [makeNode(2)] });
-  view.mark(2);
   model.apply({ nodesRemoved: [2] });
-  view.mark(2);
   expect(view.next(model, 0)).toBeNull();
 });
 
@@ -183,12 +179,9 @@ test("nodes that may not see each other learn nothing, and what becomes visible 
     hiding(model, (peer) => peer.tags.length > 0),
   );
   expect(view.next(model, 0)!.Peers!.map((peer) => peer.ID)).toEqual([3]);
-  const mark = (change: Change) => {
-    for (const id of model.apply(change).nodes) view.mark(id);
-  };
-  mark({ nodes: [makeNode(2, { endpoints: ["192.0.2.1:1"] })] });
+  model.apply({ nodes: [makeNode(2, { endpoints: ["192.0.2.1:1"] })] });
   expect(view.next(model, 0)).toBeNull();
-  mark({ nodes: [makeNode(2, { ...tagged, endpoints: ["192.0.2.1:1"] }), makeNode(3)] });
+  model.apply({ nodes: [makeNode(2, { ...tagged, endpoints: ["192.0.2.1:1"] }), makeNode(3)] });
   const message = view.next(model, 0)!;
   expect(message.PeersChanged!.map((peer) => peer.ID)).toEqual([2]);
   expect(message.PeersRemoved).toEqual([3]);
@@ -204,13 +197,14 @@ test("a peer that was hidden for a while comes back whole, and is not told gone 
     hiding(model, () => !hidden),
   );
   view.next(model, 0);
+  const touch = () => model.apply({ nodes: [{ ...model.nodes.get(2)! }] });
   hidden = true;
-  view.mark(2);
+  touch();
   expect(view.next(model, 0)).toEqual({ PeersRemoved: [2] });
-  view.mark(2);
+  touch();
   expect(view.next(model, 0)).toBeNull();
   hidden = false;
-  view.mark(2);
+  touch();
   expect(view.next(model, 0)?.PeersChanged?.map((peer) => peer.ID)).toEqual([2]);
 });
 
@@ -256,4 +250,47 @@ test("what was undone is as if it had never been", () => {
     ),
     { numRuns: 200, seed: 1 },
   );
+});
+
+test("a reader that slept through thousands of changes hears the sum of them", () => {
+  const model = new Model();
+  model.apply({ users: USERS, nodes: [1, 2, 3, 4].map((id) => makeNode(id)) });
+  const access = openAccess(model);
+  const [slow, quick] = [new View(1, CONFIG, access), new View(1, CONFIG, access)];
+  for (const view of [slow, quick]) view.next(model, 0);
+  const wholly = { slow: new Set<string>(), quick: new Set<string>() };
+  const read = (name: "slow" | "quick", view: View) => {
+    const message = view.next(model, 0);
+    for (const { ID } of message?.PeersChanged ?? []) wholly[name].add(`changed ${ID}`);
+    for (const id of message?.PeersRemoved ?? []) wholly[name].add(`removed ${id}`);
+    return message?.PeersChangedPatch?.map((patch) => [patch!.NodeID, patch!.Endpoints]);
+  };
+  model.apply({ nodes: [makeNode(5)] });
+  model.apply({ nodesRemoved: [2] });
+  read("quick", quick);
+  for (let i = 1; i <= 5000; i++) model.apply({ nodes: [{ ...model.nodes.get(3)!, endpoints: [`192.0.2.1:${i}`] }] });
+  expect(model.changedSince(1)).toBeNull();
+  expect(slow.hasWork(model)).toBe(true);
+  expect(read("slow", slow)).toEqual([[3, ["192.0.2.1:5000"]]]);
+  expect(read("quick", quick)).toEqual([[3, ["192.0.2.1:5000"]]]);
+  expect(wholly.slow).toEqual(new Set(["changed 5", "removed 2"]));
+  expect(wholly.quick).toEqual(wholly.slow);
+  expect(slow.hasWork(model)).toBe(false);
+});
+
+test("views that are told the same share the message, those that see something else do not", () => {
+  const model = new Model();
+  model.apply({ users: USERS, nodes: [1, 2, 3, 4].map((id) => makeNode(id)) });
+  const access = openAccess(model);
+  const views = [1, 2, 3].map((id) => new View(id, CONFIG, access));
+  for (const view of views) view.next(model, 0);
+  model.apply({ nodes: [{ ...model.nodes.get(4)!, endpoints: ["192.0.2.1:1"] }] });
+  const [first, second] = views.map((view) => view.next(model, 0));
+  expect(first?.PeersChangedPatch?.length).toBe(1);
+  expect(second).toBe(first!);
+  model.apply({ nodes: [{ ...model.nodes.get(1)!, endpoints: ["192.0.2.2:1"] }, makeNode(5)] });
+  const [own, other, last] = views.map((view) => view.next(model, 0));
+  expect(own?.PeersChangedPatch).toBeUndefined();
+  expect(other?.PeersChangedPatch?.map((patch) => patch!.NodeID)).toEqual([1]);
+  expect(last).toBe(other!);
 });

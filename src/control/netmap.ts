@@ -1,8 +1,9 @@
 // What a node is told about the tailnet: the first message of a map stream, and the smallest message that brings an open
 // one up to date (spec/ts2021-control-protocol.md, sections 12 to 14, 26). Pure: the model goes in, messages come out.
 //
-// A view remembers which peers its node knows and up to which version of the model; changes only mark peers as dirty.
-// However long a slow reader makes a message wait, what waits is a set of ids: merged by nature, bounded by the tailnet.
+// A view remembers which peers its node knows and up to which version of the model; the model says what changed after that.
+// So however long a slow reader makes a message wait, nothing waits but a number, and views that are at the same version and
+// see the same share one message.
 import { createHash } from "node:crypto";
 import type * as tc from "../wire/tailcfg.ts";
 import { ZERO_TIME } from "../wire/tailcfg.ts";
@@ -254,12 +255,32 @@ function patchOf(node: NodeRecord, model: Model, since: number): tc.PeerChange |
 /** Clients from it on have a node capability for updates. */
 const AUTO_UPDATE_CAPABILITY = 131;
 
+/** What a view says of a peer. Digits: a list of them is a key. */
+const Turn = { None: 0, Patch: 1, Whole: 2, Removed: 3 } as const;
+type Turn = (typeof Turn)[keyof typeof Turn];
+
+/** Messages by what is said of the peers that changed, as long as somebody asks for that list. */
+const sharedMessages = new WeakMap<readonly number[], Map<TailnetConfig, Map<string, tc.MapResponse | null>>>();
+
+function sharedBy(ids: readonly number[], config: TailnetConfig): Map<string, tc.MapResponse | null> {
+  let byConfig = sharedMessages.get(ids);
+  if (!byConfig) {
+    byConfig = new Map();
+    sharedMessages.set(ids, byConfig);
+  }
+  let messages = byConfig.get(config);
+  if (!messages) {
+    messages = new Map();
+    byConfig.set(config, messages);
+  }
+  return messages;
+}
+
 /** What one open map stream has been told, and what it has yet to be told. */
 export class View {
   private readonly known = new IdSet();
   /** Owners whose profiles were told, as they were then; null for the owner of tagged nodes. */
   private readonly knownUsers = new Map<number, UserRecord | null>();
-  private dirty = new Set<number>();
   /** Version of the model that the last message reflects; 0: no message yet. */
   private sent = 0;
   private decision: Pick<Decision, "self" | "special"> | null = null;
@@ -281,34 +302,101 @@ export class View {
     private readonly access: Access,
   ) {}
 
-  /** Something about this node (peer or self) may have changed. */
-  mark(nodeId: number): void {
-    this.dirty.add(nodeId);
-  }
-
   /** What the whole tailnet is told is another now: the parts that differ go with the next message. */
   configure(config: TailnetConfig): void {
     this.config = config;
   }
 
-  get hasWork(): boolean {
+  hasWork(model: Model): boolean {
     return (
       this.sent === 0 ||
       this.config !== this.toldConfig ||
-      this.dirty.size > 0 ||
+      model.changedSince(this.sent)?.length !== 0 ||
       this.access.epochOf(this.nodeId) !== this.epoch
     );
   }
 
-  /** The next message; null when nothing has changed or the node is gone. */
+  /** The next message, which is never to be changed; null when nothing has changed or the node is gone. */
   next(model: Model, now: number): tc.MapResponse | null {
     const self = model.nodes.get(this.nodeId);
     if (!self) return null;
     const message = this.sent === 0 ? this.first(self, model, now) : this.delta(self, model, now);
     this.sent = model.version;
     this.toldConfig = this.config;
-    this.dirty.clear();
     return message;
+  }
+
+  private delta(self: NodeRecord, model: Model, now: number): tc.MapResponse | null {
+    const ids = model.changedSince(this.sent) ?? this.all();
+    const shared = this.sharedDelta(self, model, ids);
+    return shared === undefined ? this.ownDelta(self, model, new Set(ids), now) : shared;
+  }
+
+  /** Whoever it knows or may know, itself among them. */
+  private all(): number[] {
+    const { set, ids } = this.access.circle(this.nodeId);
+    return [...ids, ...this.known.difference(set), this.nodeId];
+  }
+
+  /** The message where only peers changed, and this view is like many others; undefined: it is not. */
+  private sharedDelta(self: NodeRecord, model: Model, ids: readonly number[]): tc.MapResponse | null | undefined {
+    if (
+      this.config !== this.toldConfig ||
+      this.access.epochOf(this.nodeId) !== this.epoch ||
+      self.authorized !== this.isAdmitted ||
+      model.usersVersion > this.sent
+    )
+      return undefined;
+    let turns = "";
+    for (const id of ids) {
+      if (id === this.nodeId) return undefined;
+      const peer = model.nodes.get(id);
+      const turn = this.turnOf(id, peer, self, model);
+      if (turn === Turn.Whole) {
+        const userId = userOf(peer!);
+        if (this.decision!.special.has(id) || this.knownUsers.get(userId) !== (model.users.get(userId) ?? null))
+          return undefined;
+      }
+      turns += turn;
+    }
+    const messages = sharedBy(ids, this.config);
+    let message = messages.get(turns);
+    if (message === undefined) {
+      message = this.messageOf(ids, (i) => Number(turns[i]) as Turn, model);
+      messages.set(turns, message);
+    }
+    if (message?.PeersChanged) for (const { ID } of message.PeersChanged) this.known.add(ID!);
+    if (message?.PeersRemoved) for (const id of message.PeersRemoved) this.known.delete(id);
+    return message;
+  }
+
+  private turnOf(id: number, peer: NodeRecord | undefined, self: NodeRecord, model: Model): Turn {
+    const known = this.known.has(id);
+    if (!peer || !this.isShown(peer) || !self.authorized || !this.access.sees(self.id, id))
+      return known ? Turn.Removed : Turn.None;
+    return !known || model.stampsOf(id)!.whole > this.sent ? Turn.Whole : Turn.Patch;
+  }
+
+  /** What to say of these peers; null: nothing. */
+  private messageOf(ids: readonly number[], turnOf: (i: number) => Turn, model: Model): tc.MapResponse | null {
+    const changed: tc.Node[] = [];
+    const removed: number[] = [];
+    const patches: tc.PeerChange[] = [];
+    ids.forEach((id, i) => {
+      const turn = turnOf(i);
+      if (turn === Turn.Removed) removed.push(id);
+      else if (turn === Turn.Whole) changed.push(this.peer(model.nodes.get(id)!));
+      else if (turn === Turn.Patch) {
+        const patch = patchOf(model.nodes.get(id)!, model, this.sent);
+        if (patch) patches.push(patch);
+      }
+    });
+    if (changed.length + removed.length + patches.length === 0) return null;
+    return {
+      ...(changed.length > 0 && { PeersChanged: changed }),
+      ...(removed.length > 0 && { PeersRemoved: removed }),
+      ...(patches.length > 0 && { PeersChangedPatch: patches }),
+    };
   }
 
   private first(self: NodeRecord, model: Model, now: number): tc.MapResponse {
@@ -351,53 +439,44 @@ export class View {
     return warningChange(told, this.warnings, self.cap);
   }
 
-  private delta(self: NodeRecord, model: Model, now: number): tc.MapResponse | null {
+  /** `dirty`: whom to look at; grows. */
+  private ownDelta(self: NodeRecord, model: Model, dirty: Set<number>, now: number): tc.MapResponse | null {
     const message: tc.MapResponse = {};
-    const changed: NodeRecord[] = [];
-    const removed: number[] = [];
-    const patches: tc.PeerChange[] = [];
-    const visible: NodeRecord[] = [self];
     if (this.config.derpMap !== this.toldConfig?.derpMap) message.DERPMap = this.config.derpMap;
-    const whole = this.decideAgain(model, message);
+    const whole = this.decideAgain(model, message, dirty);
     const role = this.access.roleCapabilities(self);
     if (role !== this.toldRole || this.config.autoUpdate !== this.toldConfig?.autoUpdate) {
       this.toldRole = role;
       message.Node = this.self(self);
     }
-    if (this.dirty.has(self.id) || this.config !== this.toldConfig || message.Node) {
+    if (dirty.has(self.id) || this.config !== this.toldConfig || message.Node) {
       const before = this.toldDns;
       const dns = this.dns(self);
       if (this.toldDns !== before) message.DNSConfig = dns;
     }
     if (self.authorized !== this.isAdmitted) {
       this.isAdmitted = self.authorized;
-      for (const id of this.access.circle(self.id).ids) this.dirty.add(id);
+      for (const id of this.access.circle(self.id).ids) dirty.add(id);
     }
-    for (const id of [...this.dirty].sort((a, b) => a - b)) {
-      if (id === this.nodeId) {
-        Object.assign(message, this.warn(self, now));
-        if (model.stampsOf(id)!.self > this.sent) message.Node = this.self(self);
-        continue;
-      }
-      const peer = model.nodes.get(id);
-      const known = this.known.has(id);
-      if (!peer || !this.isShown(peer) || !self.authorized || !this.access.sees(self.id, id)) {
-        if (known) removed.push(id);
-        this.known.delete(id);
-        continue;
-      }
-      visible.push(peer);
-      if (!known || whole.has(id) || model.stampsOf(id)!.whole > this.sent) {
-        changed.push(peer);
-        this.known.add(id);
-      } else {
-        const patch = patchOf(peer, model, this.sent);
-        if (patch) patches.push(patch);
-      }
+    if (dirty.delete(self.id)) {
+      Object.assign(message, this.warn(self, now));
+      if (model.stampsOf(self.id)!.self > this.sent) message.Node = this.self(self);
     }
-    if (changed.length > 0) message.PeersChanged = changed.map((peer) => this.peer(peer));
-    if (removed.length > 0) message.PeersRemoved = removed;
-    if (patches.length > 0) message.PeersChangedPatch = patches;
+    const ids = [...dirty].sort((a, b) => a - b);
+    const turns = ids.map((id) => {
+      const turn = this.turnOf(id, model.nodes.get(id), self, model);
+      return turn === Turn.Patch && whole.has(id) ? Turn.Whole : turn;
+    });
+    Object.assign(
+      message,
+      this.messageOf(ids, (i) => turns[i]!, model),
+    );
+    const visible = [self];
+    ids.forEach((id, i) => {
+      if (turns[i] === Turn.Removed) this.known.delete(id);
+      if (turns[i] === Turn.Whole) this.known.add(id);
+      if (turns[i] === Turn.Whole || turns[i] === Turn.Patch) visible.push(model.nodes.get(id)!);
+    });
     const profiles = this.newProfiles(visible, model);
     if (profiles.length > 0) message.UserProfiles = profiles;
     return Object.keys(message).length > 0 ? message : null;
@@ -432,20 +511,20 @@ export class View {
   }
 
   /** After a change of policy, or of what it depends on: marks peers that come, go or lead elsewhere; those are returned. */
-  private decideAgain(model: Model, message: tc.MapResponse): Set<number> {
+  private decideAgain(model: Model, message: tc.MapResponse, dirty: Set<number>): Set<number> {
     const whole = new Set<number>();
     const last = this.epoch;
     if (this.access.epochOf(this.nodeId) === last) return whole;
     const before = this.told;
     const { filter, sshRules } = this.decide();
-    if (this.access.era > last || this.dirty.has(this.nodeId)) {
+    if (this.access.era > last || dirty.has(this.nodeId)) {
       for (const id of this.known.difference(this.access.circle(this.nodeId).set))
-        if (id !== this.nodeId) this.dirty.add(id);
+        if (id !== this.nodeId) dirty.add(id);
     }
     if (before.special !== this.told.special) {
       for (const id of new Set([...before.special.keys(), ...this.told.special.keys()])) {
         if (before.special.get(id) === this.told.special.get(id) || !model.nodes.has(id)) continue;
-        this.dirty.add(id);
+        dirty.add(id);
         whole.add(id);
       }
     }

@@ -111,7 +111,6 @@ test("an open map stream learns of routes as they are approved, move and go, eac
   view.next(tailnet.model, 0);
   const next = (id: number, more: Partial<NodeRecord>) => {
     tailnet.edit(id, more);
-    view.mark(id);
     const message = view.next(tailnet.model, 0);
     return Object.fromEntries((message?.PeersChanged ?? []).map((peer) => [peer.ID, beyondAddresses(peer)]));
   };
@@ -187,7 +186,6 @@ test("a node that has not been let in serves nothing and sees nobody", () => {
   expect(view.next(tailnet.model, 0)!.Peers).toBeUndefined();
   expect(new View(1, CONFIG, tailnet.access).next(tailnet.model, 0)!.Peers).toBeUndefined();
   tailnet.edit(1, { authorized: true });
-  view.mark(1);
   const [peer] = view.next(tailnet.model, 0)!.PeersChanged!;
   expect(beyondAddresses(peer!)).toEqual(["10.0.0.0/8"]);
 });
