@@ -1,9 +1,10 @@
 // The mesh that Weft is for: Weft nodes and official clients through one box, over real TUN devices, direct and by relay.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { ping, transferHash, udpEcho } from "../lab/measure.ts";
+import { transferHash, udpEcho } from "../lab/measure.ts";
 import { Lab } from "../lab/network.ts";
 import {
+  answers,
   Box,
   cannotUseNamespaces,
   certificate,
@@ -30,8 +31,7 @@ async function traffic(a: Member, b: Member): Promise<void> {
     [b, a],
   ] as const) {
     for (const ip of [to.ip4, to.ip6]) {
-      const result = await ping(from.host, ip, { count: 5, intervalMs: 50 });
-      expect({ from: from.name, ip, received: result.received }).toEqual({ from: from.name, ip, received: 5 });
+      await answers(from.host, ip);
     }
   }
   expect(await transferHash(a.host, b.host, 100 * MB, { address: b.ip4 })).toEqual(
@@ -45,7 +45,7 @@ async function traffic(a: Member, b: Member): Promise<void> {
     [b, a, a.ip4],
     [a, b, b.ip6],
   ] as const) {
-    const udp = await udpEcho(from.host, to.host, 200, 1100, { address });
+    const udp = await udpEcho(from.host, to.host, 200, 1100, { address, timeoutMs: 30_000 });
     expect({ address, received: udp.received }).toEqual({ address, received: 200 });
   }
 }
@@ -104,9 +104,7 @@ function mesh(
     test("UDP unblocked: the path goes back to direct", async () => {
       lab.unblockUdp();
       await each((a, b) => pathIs("direct", a, b));
-      await each(async (a, b) => {
-        expect((await ping(a.host, b.ip4, { count: 5, intervalMs: 20 })).received).toBe(5);
-      });
+      await each((a, b) => answers(a.host, b.ip4));
     }, 300_000);
   });
 }

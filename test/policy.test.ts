@@ -75,7 +75,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("a policy between a Weft node
     const key = await box.key();
     await Promise.all(members.map((member) => member.up(box.url, key)));
     await Promise.all(members.map(listenOn));
-  }, 120_000);
+  }, 300_000);
 
   afterAll(async () => {
     await lab?.close();
@@ -85,11 +85,11 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("a policy between a Weft node
   test("without rules everybody reaches everybody", async () => {
     for (const from of members) {
       for (const to of members.filter((each) => each !== from)) {
-        await until(`${from.name} reaches ${to.name}`, async () => (await connects(from, to.ip4, PORTS[0]!)) || null);
-        expect(await connects(from, to.ip6, PORTS[1]!)).toBe(true);
+        await until(`${from.name} reaches ${to.name}`, () => connects(from, to.ip4, PORTS[0]!));
+        await until(`${from.name} reaches ${to.name} by IPv6`, () => connects(from, to.ip6, PORTS[1]!));
       }
     }
-  }, 120_000);
+  }, 300_000);
 
   test("one port is open in one direction, and nothing else", async () => {
     const [weft, current, old] = members;
@@ -107,12 +107,16 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("a policy between a Weft node
       [weft, current],
       [old, weft],
     ] as const) {
-      await until(`${from.name} reaches ${to.name}`, async () => (await connects(from, to.ip4, PORTS[0]!)) || null);
-      expect(await connects(from, to.ip4, PORTS[1]!)).toBe(false);
-      expect(await connects(from, to.ip6, PORTS[0]!)).toBe(false);
-      expect(await connects(to, from.ip4, PORTS[0]!)).toBe(false);
+      // Before, all of it was open.
+      await until(`${from.name} reaches one port of ${to.name}, and no more`, async () => {
+        expect(await connects(from, to.ip4, PORTS[0]!)).toBe(true);
+        expect(await connects(from, to.ip4, PORTS[1]!)).toBe(false);
+        expect(await connects(from, to.ip6, PORTS[0]!)).toBe(false);
+        expect(await connects(to, from.ip4, PORTS[0]!)).toBe(false);
+        return true;
+      });
     }
-  }, 120_000);
+  }, 300_000);
 
   test("a closed policy takes everybody away, an open one brings them back", async () => {
     const [weft, current, old] = members;
@@ -121,9 +125,9 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("a policy between a Weft node
     expect(await connects(weft, current.ip4, PORTS[0]!)).toBe(false);
     await reload({ acls: [{ action: "accept", src: ["autogroup:member"], dst: ["autogroup:self:*"] }] });
     await peersAre(weft, ["current", "old"]);
-    await until("weft reaches old", async () => (await connects(weft, old.ip6, PORTS[1]!)) || null);
-    await until("current reaches weft", async () => (await connects(current, weft.ip4, PORTS[0]!)) || null);
-  }, 120_000);
+    await until("weft reaches old", () => connects(weft, old.ip6, PORTS[1]!));
+    await until("current reaches weft", () => connects(current, weft.ip4, PORTS[0]!));
+  }, 300_000);
 });
 
 // Each policy says who reaches whom on which port; all pairs are tried, so what is not named must be closed.
@@ -162,7 +166,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
           if (got !== [...want].sort().join(" ")) throw new Error(`they reach ${got || "nobody"}`);
           return true;
         },
-        40,
+        90,
       );
     const both = (pair: string) => PORTS.map((port) => `${pair}:${port}`);
 
@@ -186,14 +190,14 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
         members.server.up(box.url, await key("--tags", "tag:server")),
       ]);
       await Promise.all(Object.values(members).map(listenOn));
-    }, 120_000);
+    }, 300_000);
 
     afterAll(async () => {
       await Promise.all(Object.values(members ?? {}).map((member) => member.stop()));
       await box?.stop();
       await lab?.close();
       dir[Symbol.dispose]();
-    }, 60_000);
+    }, 300_000);
 
     test("ACLAllowUser80Dst, ACLAllowUserDst, ACLAllowStarDst: one user, one port or all, one way", async () => {
       await set(allow(["alice@"], [`bob@:${WEB}`]));
@@ -202,7 +206,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
       await reaches(...both("alice>bob"));
       await set(allow(["alice@"], ["*:*"]));
       await reaches(...both("alice>bob"), ...both("alice>server"));
-    }, 60_000);
+    }, 300_000);
 
     test("ACLDenyAllPort80: a port that no rule names is closed", async () => {
       await set(allow(["*"], [`*:${SSH}`]));
@@ -211,7 +215,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
           (pair) => `${pair}:${SSH}`,
         ),
       );
-    }, 60_000);
+    }, 300_000);
 
     test("ACLNamedHostsCanReach{, BySubnet}, ACLGroupWithUnknownUser, ACLDevice1CanAccessDevice2: hosts, addresses, users, groups and tags name the same machines", async () => {
       const { alice, server } = members;
@@ -230,7 +234,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
       }
       await set(allow(["laptop"], [`everything:${WEB}`], definitions));
       await reaches(`alice>bob:${WEB}`, `alice>server:${WEB}`);
-    }, 90_000);
+    }, 300_000);
 
     test("ACLAutogroupMember, ACLAutogroupTagged, ACLAutogroupSelf", async () => {
       await set(allow(["autogroup:member"], ["autogroup:member:*"]));
@@ -264,7 +268,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
       await reaches(`alice>server:${SSH}`);
       await box.admin("nodes", "tag", "-i", id, "-t", "tag:server");
       await reaches(`alice>server:${WEB}`);
-    }, 90_000);
+    }, 300_000);
 
     test("ACLPolicyPropagationOverTime, PolicyUpdateWhileRunningWithCLIInDatabase: policies that come and go, each in force at once", async () => {
       for (let round = 0; round < 3; round++) {
@@ -273,7 +277,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
         await set(allow(["bob@"], ["tag:server:*"]));
         await reaches(...both("bob>server"));
       }
-    }, 90_000);
+    }, 300_000);
 
     test("ACLGroup{AfterUserDeletion, DeletionExactReproduction}, ACLDynamicUnknownUser{Addition, Removal}: members who go, and names that are nobody's, take nothing from the others", async () => {
       await box.admin("users", "create", "carol");
@@ -290,6 +294,6 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
         await team(...names);
         await reaches(`alice>bob:${WEB}`, `bob>alice:${WEB}`);
       }
-    }, 60_000);
+    }, 300_000);
   },
 );

@@ -77,11 +77,11 @@ export class WgEnd implements AsyncDisposable {
   }
 
   wg(...args: string[]): Promise<RunResult> {
-    return this.host.run(["wg", ...args], { timeoutMs: 10_000 });
+    return this.host.run(["wg", ...args], { timeoutMs: 60_000 });
   }
 
   wgIn(input: string, ...args: string[]): Promise<RunResult> {
-    return this.host.run(["wg", ...args], { stdin: new TextEncoder().encode(input), timeoutMs: 10_000 });
+    return this.host.run(["wg", ...args], { stdin: new TextEncoder().encode(input), timeoutMs: 60_000 });
   }
 
   async must(result: Promise<RunResult>): Promise<string> {
