@@ -91,3 +91,26 @@ test("a flood of machines that ask for a login and never finish it: real nodes r
   await joins(server, "third", key);
   for (const node of flooders) node.close();
 });
+
+test("a node that asks in a loop is told to wait, with every kind of request; its peers hear of each other meanwhile, and it is served again", async () => {
+  const lines: string[] = [];
+  await using server = await TestServer.start({ log: (line) => lines.push(line) });
+  const key = await server.key({ aclTags: ["tag:a"], reusable: true });
+  const looping = await server.join("looping", key);
+  const kinds = [
+    () => looping.lite({ Endpoints: [`192.0.2.1:${1 + Math.floor(Math.random() * 60_000)}`] }),
+    () => looping.post("/machine/update-health", { NodeKey: looping.nodeKey, Subsys: "x", Error: "y" }),
+    () => looping.post("/machine/register", { Version: 138, NodeKey: looping.nodeKey }),
+    () => looping.post("/machine/map", looping.mapRequest({ ReadOnly: true })),
+  ];
+  const flood = Array.from({ length: 400 }, (_, i) => kinds[i % kinds.length]!().then(({ status }) => status));
+  const [b, c] = [await server.join("b", key), await server.join("c", key)];
+  const map = await c.stream();
+  await b.lite({ Endpoints: ["198.51.100.7:41641"] });
+  await until("the change", async () => map.peer("b")?.Endpoints?.includes("198.51.100.7:41641") ?? false, 20);
+  const statuses = await Promise.all(flood);
+  expect(new Set(statuses)).toEqual(new Set([200, 204, 429]));
+  for (const kind of kinds.keys()) expect(statuses.filter((_, i) => i % kinds.length === kind)).toContain(429);
+  expect(lines.filter((line) => line.includes("asks more than"))).toHaveLength(1);
+  await until("it is served again", async () => (await looping.lite()).status === 200, 20);
+});

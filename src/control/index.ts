@@ -35,6 +35,7 @@ import { Sweep } from "./map-sweep.ts";
 import { Metrics } from "./metrics.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, hasName, type TailnetConfig, View } from "./netmap.ts";
+import { Paces } from "./pace.ts";
 import { LoginPages } from "./pages/login.ts";
 import { setupPages } from "./pages/setup.ts";
 import { Pings } from "./pings.ts";
@@ -51,8 +52,11 @@ import { Store } from "./store.ts";
 import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
 
 const ADMIN_SOCKET = "weft.sock";
+const NOISE_KEY = "noise_private.key";
 /** Milliseconds that a node stays online after its map stream ended: clients reconnect all the time. */
 const OFFLINE_GRACE = 10_000;
+/** What a full netmap costs, beside requests that cost 1. */
+const NETMAP_COST = 5;
 /** Milliseconds between looks for expired and abandoned nodes. */
 const TICK = 5_000;
 
@@ -180,6 +184,7 @@ class ControlServer implements Control {
   private readonly context: ControlContext;
   private readonly noise: NoiseServer;
   private readonly enrolment: Enrolment;
+  private readonly paces: Paces;
   private readonly clones = new Clones();
   private readonly pages: LoginPages;
   private readonly probes: Probes;
@@ -228,6 +233,7 @@ class ControlServer implements Control {
       onDurable: () => this.onDurable(),
     });
     this.approver = new AutoApprover(model);
+    this.paces = new Paces((line) => options.log?.(line));
     this.noise = new NoiseServer({
       privateKey: noiseKey,
       now: this.now,
@@ -235,6 +241,7 @@ class ControlServer implements Control {
       ...(options.maxConnections && { maxConnections: options.maxConnections }),
       onRequest: (stream, headers, connection) => {
         const handlers: MachineHandlers = {
+          admit: () => this.admit(connection, 1),
           register: async (body, _connection, signal) => {
             const answer = await this.register(body, connection, signal);
             this.metrics.registrations.add(answer.Error ? "refused" : answer.AuthURL ? "waiting" : "ok");
@@ -575,6 +582,8 @@ class ControlServer implements Control {
     const input = parseMap(body);
     checkVersion(input.version);
     const node = this.ownNode(input, connection);
+    const isSmall = !input.stream && input.omitPeers && !input.readOnly;
+    if (!isSmall) this.admit(connection, NETMAP_COST - 1);
     if (!input.readOnly) {
       const next = input.stream ? withStreamRequest(node, input) : withLiteUpdate(this.model, node, input);
       if (next !== node) await this.journal.commit({ nodes: [next] });
@@ -582,8 +591,14 @@ class ControlServer implements Control {
     }
     if (stream.destroyed || stream.closed) return;
     if (input.stream && !input.readOnly) this.openStream(this.ownNode(input, connection), input, stream, connection);
-    else if (input.omitPeers && !input.readOnly) respond(stream, 200);
+    else if (isSmall) respond(stream, 200);
     else this.answerOnce(this.ownNode(input, connection), input, stream);
+  }
+
+  private admit({ machineKey }: Connection, cost: number): void {
+    const wait = this.paces.take(machineKey, cost, performance.now());
+    if (wait > 0)
+      throw new BadRequest("this machine asks too often: ask again later", 429, Math.max(1, Math.ceil(wait / 1000)));
   }
 
   private ownNode(input: MapInput, connection: Connection): NodeRecord {

@@ -14,9 +14,13 @@ const BODY_TIMEOUT = 30_000;
 const MAX_BODIES = 64 * 1024 * 1024;
 /** Milliseconds that a client has to stop sending what was refused. */
 const REFUSED_LINGER = 5_000;
+/** Milliseconds before those who ask too often hear so: a client that asks again at once must not keep the server busy. */
+const HASTE_PAUSE = 1_000;
 
-/** What the control server does for machines. Both throw BadRequest. */
+/** What the control server does for machines. All throw BadRequest. */
 export interface MachineHandlers {
+  /** Before anything is read of a request: 429 to a machine that asks too often. */
+  admit(connection: Connection): void;
   /** `signal`: the client has gone away, so nobody waits for the answer any more. */
   register(body: Uint8Array, connection: Connection, signal: AbortSignal): Promise<RegisterResponse>;
   /** Answers on the stream. */
@@ -82,6 +86,7 @@ export async function handleMachineRequest(
   const gone = new AbortController();
   stream.on("close", () => gone.abort());
   try {
+    handlers.admit(connection);
     switch (`${method} ${path}`) {
       case "POST /machine/register": {
         const response = await handlers.register(await readBody(stream), connection, gone.signal);
@@ -105,10 +110,20 @@ export async function handleMachineRequest(
   } catch (error) {
     if (error instanceof BadRequest) {
       const { retryAfter } = error;
+      if (error.status === 429) await pause(stream, gone.signal);
       respond(stream, error.status, error.message, undefined, retryAfter > 0 ? { "retry-after": `${retryAfter}` } : {});
     } else respond(stream, 500, "internal error: the operator finds the reason in the log");
     if (!(error instanceof BadRequest) && !(error instanceof Abandoned)) throw error;
   }
+}
+
+/** Meanwhile the body that nobody wants is thrown away as it comes. */
+function pause(stream: ServerHttp2Stream, gone: AbortSignal): Promise<void> {
+  stream.resume();
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, HASTE_PAUSE);
+    gone.addEventListener("abort", () => resolve(clearTimeout(timer)), { once: true });
+  });
 }
 
 /** Throws BadRequest when the client is older than this server can serve. */
