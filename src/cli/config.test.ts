@@ -277,6 +277,20 @@ oidc:
   );
 });
 
+test("a DNS-over-HTTPS server that clients do not know is warned about: they would resolve nothing by it", () => {
+  const { warnings, config } = load(`dns:
+  nameservers:
+    global: [https://dns.quad9.net/dns-query, https://doh.example.com/dns-query, 9.9.9.9]
+    split:
+      corp.example: [https://dns.google.example.com/dns-query]
+`);
+  expect(warnings).toEqual([
+    expect.stringMatching(/:3: dns.nameservers.global https:\/\/doh.example.com.* name its address/),
+    expect.stringMatching(/:4: dns.nameservers.split https:\/\/dns.google.example.com/),
+  ]);
+  expect(config.settings.dns.nameservers).toHaveLength(3);
+});
+
 test("what Headscale has removed is explained", () => {
   const problems = mistakes(`acl_policy_path: /x
 dns_config:

@@ -4,7 +4,7 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
-import { recordProblem } from "../control/dns.ts";
+import { isKnownToClients, recordProblem } from "../control/dns.ts";
 import {
   type ControlSettings,
   type DnsProviderSettings,
@@ -510,6 +510,12 @@ class Collected {
         "dns.override_local_dns",
         "needs dns.nameservers.global: there is nothing to replace the local servers",
       );
+    for (const key of ["dns.nameservers.global", "dns.nameservers.split"] as const)
+      for (const server of Object.values(v[key] ?? {}).flat())
+        if (!isKnownToClients(server))
+          this.warnings.push(
+            `${this.places.get(key)} ${server} is no DNS-over-HTTPS service that official clients know: they resolve nothing by it; name its address in place of the URL`,
+          );
     if (v["dns.extra_records"]?.length && v["dns.extra_records_path"])
       this.problem("dns.extra_records_path", "and dns.extra_records exclude each other: keep the records in one place");
     for (const record of v["dns.extra_records"] ?? []) {

@@ -156,6 +156,19 @@ export function isResolver(text: string): boolean {
   return parseIP(text) !== null || (/^https?:\/\/\S+$/.test(text) && URL.canParse(text));
 }
 
+/** Domains of the DNS-over-HTTPS services whose addresses are built into official clients (seen with 1.102). */
+const KNOWN_DOH = [
+  ...["cloudflare-dns.com", "dns.google", "quad9.net", "dns.mullvad.net", "nextdns.io", "controld.com"],
+  ...["wikimedia-dns.org", "canadianshield.cira.ca"],
+];
+
+/** Whether official clients can ask this server: of an https URL that they do not know they say SERVFAIL for every name. */
+export function isKnownToClients(resolver: string): boolean {
+  if (!resolver.startsWith("https:")) return true;
+  const { hostname } = new URL(resolver);
+  return KNOWN_DOH.some((domain) => isWithin(hostname, domain));
+}
+
 /** Why clients would pass a record over, or null. */
 export function recordProblem({ name, type, value }: ExtraRecord): string | null {
   const where = `extra record ${JSON.stringify(name)}`;
