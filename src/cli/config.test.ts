@@ -278,7 +278,7 @@ oidc:
 });
 
 test("a DNS-over-HTTPS server that clients do not know is warned about: they would resolve nothing by it", () => {
-  const { warnings, config } = load(`dns:
+  const { warnings, settings } = load(`dns:
   nameservers:
     global: [https://dns.quad9.net/dns-query, https://doh.example.com/dns-query, 9.9.9.9]
     split:
@@ -288,7 +288,7 @@ test("a DNS-over-HTTPS server that clients do not know is warned about: they wou
     expect.stringMatching(/:3: dns.nameservers.global https:\/\/doh.example.com.* name its address/),
     expect.stringMatching(/:4: dns.nameservers.split https:\/\/dns.google.example.com/),
   ]);
-  expect(config.settings.dns.nameservers).toHaveLength(3);
+  expect(settings.dns.nameservers).toHaveLength(3);
 });
 
 test("what Headscale has removed is explained", () => {
