@@ -49,7 +49,7 @@ export interface NoiseKeys {
 }
 
 const PROTOCOL = new TextEncoder().encode("Noise_IK_25519_ChaChaPoly_BLAKE2s");
-const EMPTY = new Uint8Array(0);
+const EMPTY: Uint8Array = new Uint8Array(0);
 const ZERO_NONCE = new Uint8Array(12);
 
 /** The running hash and chaining key. A key made by `mixDH` seals or opens exactly one message. */
@@ -238,8 +238,13 @@ export class RecordSealer {
 
   /** All records of `plaintext`, one after the other. Every byte must reach the wire, in order, or the connection ends. */
   seal(plaintext: Uint8Array): Uint8Array {
-    const records = Math.ceil(plaintext.length / MAX_PLAINTEXT);
-    const out = new Uint8Array(plaintext.length + records * (HEADER + TAG));
+    const out = new Uint8Array(sealedLength(plaintext.length));
+    this.sealInto(plaintext, out);
+    return out;
+  }
+
+  /** As `seal`, to the beginning of `out`. Returns how many bytes that are: `sealedLength`. */
+  sealInto(plaintext: Uint8Array, out: Uint8Array): number {
     let at = 0;
     for (let from = 0; from < plaintext.length; from += MAX_PLAINTEXT) {
       const part = plaintext.subarray(from, Math.min(from + MAX_PLAINTEXT, plaintext.length));
@@ -249,14 +254,20 @@ export class RecordSealer {
       out[at + 2] = sealed & 0xff;
       at += HEADER + sealed;
     }
-    return out;
+    return at;
   }
+}
+
+/** Bytes of all records of so many bytes of plaintext. */
+export function sealedLength(plaintext: number): number {
+  return plaintext + Math.ceil(plaintext / MAX_PLAINTEXT) * (HEADER + TAG);
 }
 
 /** Records to plaintext, for one direction. Holds at most one unfinished frame (4096 bytes). */
 export class RecordOpener {
   private readonly nonce = new RecordNonce();
-  private readonly partial = new Uint8Array(MAX_FRAME);
+  /** Room for a frame, while one is unfinished: thousands of connections lie idle. */
+  private partial = EMPTY;
   private have = 0;
 
   constructor(private readonly key: Uint8Array) {}
@@ -273,6 +284,7 @@ export class RecordOpener {
       if (this.have < end) return out;
       this.have = 0;
       this.open(this.partial.subarray(HEADER, end), out);
+      this.partial = EMPTY;
     }
     while (chunk.length - at >= HEADER) {
       const end = frameEnd(chunk, at);
@@ -280,8 +292,11 @@ export class RecordOpener {
       this.open(chunk.subarray(at + HEADER, at + end), out);
       at += end;
     }
-    this.partial.set(chunk.subarray(at));
     this.have = chunk.length - at;
+    if (this.have > 0) {
+      this.partial = new Uint8Array(MAX_FRAME);
+      this.partial.set(chunk.subarray(at));
+    }
     return out;
   }
 
