@@ -158,7 +158,12 @@ export type OidcKeyName = keyof typeof OIDC_KEYS;
 export type OidcValues = { [K in OidcKeyName]?: ReturnType<(typeof OIDC_KEYS)[K]> };
 
 /** Never shown, neither in messages nor on the debug page. */
-export const SECRETS: readonly string[] = ["database.postgres.pass", "cli.api_key", "client_secret"];
+export const SECRETS: readonly string[] = [
+  "database.postgres.pass",
+  "cli.api_key",
+  "client_secret",
+  "dns.certificates.tsig_secret",
+];
 
 /** Old names that still work. */
 export const RENAMED: Record<string, KeyName> = {
