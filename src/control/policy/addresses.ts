@@ -163,18 +163,12 @@ export function tailnetRanges(prefixes: readonly string[]): RangeSet {
 /** Where nothing else is chosen. */
 export const TAILNET: RangeSet = tailnetRanges(["100.64.0.0/10", "fd7a:115c:a1e0::/48"]);
 
-/** autogroup:internet: public unicast. */
+/**
+ * autogroup:internet: what a client takes for the internet behind an exit node. Not more is left out: an exit node answers
+ * DNS for those who may reach 0.0.0.0 or 2000:: (tailscale, ipn/ipnlocal/peerapi.go and local.go).
+ */
 export const INTERNET: RangeSet = setOf("0.0.0.0/0", "2000::/3").without(
-  setOf(
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "224.0.0.0/3",
-  ),
+  setOf("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/4"),
 );
 
 /** autogroup:danger-all. */

@@ -532,9 +532,11 @@ class Parser implements Definitions {
     const { logins, localDomains } = this.logins(fields.get("users"), entry);
     for (const { selector, place } of dst) {
       if (isAutogroup(selector, "self") && !src.every(standsForUsers)) throw entry.wrong(SELF_NEEDS_USERS);
-      if (selector.kind === "user" && !src.every((each) => each.kind === "user" && each.token === selector.token)) {
+      const isOwn = (each: Selector) =>
+        each.kind === "user" && selector.kind === "user" && each.token === selector.token;
+      const tagged = src.some((each) => each.kind === "tag" || isAutogroup(each, "tagged"));
+      if ((selector.kind === "user" && !src.every(isOwn)) || (isAutogroup(selector, "member") && tagged))
         throw place.wrong("users in dst are only allowed from the same user");
-      }
     }
     const environment = (fields.get("acceptEnv")?.strings("acceptEnv") ?? []).map(({ text, at: place }) => {
       if (text.trim() === "") throw place.wrong("acceptEnv values cannot be empty");

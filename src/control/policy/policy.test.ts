@@ -241,6 +241,10 @@ describe("routes", () => {
     expect(compiled.peers(3)).toEqual([6]);
     expect(passes(compiled.packetFilter(6), "100.64.0.3", "9.9.9.9", 443)).toBe(true);
     expect(passes(compiled.packetFilter(6), "100.64.0.3", "192.168.7.1", 443)).toBe(false);
+    // An exit node asks its filter for these when it decides whether a peer may use its DNS.
+    expect(passes(compiled.packetFilter(6), "100.64.0.3", "0.0.0.0", 53)).toBe(true);
+    expect(passes(compiled.packetFilter(6), "fd7a:115c:a1e0::3", "2000::", 53)).toBe(true);
+    expect(passes(compiled.packetFilter(6), "100.64.0.1", "0.0.0.0", 53)).toBe(false);
   });
 
   test("via sends each group through its own router; the primary serves the rest", () => {
@@ -490,6 +494,11 @@ describe("refusals", () => {
     [
       "another user's node by SSH",
       { ssh: [{ action: "accept", src: ["bob@"], dst: ["alice@"], users: ["root"] }] },
+      "users in dst are only allowed from the same user",
+    ],
+    [
+      "a user's node by SSH from a tag",
+      { ssh: [{ action: "accept", src: ["tag:server"], dst: ["autogroup:member"], users: ["root"] }] },
       "users in dst are only allowed from the same user",
     ],
     [

@@ -1,6 +1,15 @@
 // Selectors of a policy -> users, nodes and addresses of a tailnet. Nodes are numbered by their place in the tailnet,
 // sorted by id; sets of them are bitmaps.
-import { addressNumber, overlaps, parseRange, type Range, RangeSet, TAILNET, tailnetRanges } from "./addresses.ts";
+import {
+  addressNumber,
+  EVERYTHING,
+  overlaps,
+  parseRange,
+  type Range,
+  RangeSet,
+  TAILNET,
+  tailnetRanges,
+} from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { PolicyError } from "./error.ts";
 import { rolesOf } from "./selectors.ts";
@@ -189,6 +198,7 @@ export class Resolver {
   /** Nodes that a selector means by who they are; null for those that stand for addresses. */
   identity(selector: Selector): Bits | null {
     if (selector.kind === "any" || selector.kind === "range" || selector.kind === "ipset") return null;
+    if (selector.kind === "autogroup" && selector.name === "autogroup:danger-all") return null;
     let found = this.cache.get(selector.text);
     if (!found) {
       found = this.identify(selector);
@@ -217,6 +227,8 @@ export class Resolver {
         return RangeSet.of([selector.range]);
       case "ipset":
         return this.policy.ipsets.get(selector.name) ?? RangeSet.EMPTY;
+      case "autogroup":
+        return selector.name === "autogroup:danger-all" ? EVERYTHING : RangeSet.EMPTY;
       default:
         return RangeSet.EMPTY;
     }

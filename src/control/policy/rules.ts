@@ -391,12 +391,10 @@ export class Compiler {
       const item = { order: rule.size++, text: formatRange(range), range, ports, access };
       rule.addresses.push(item);
       const nodes = new Set(resolver.routersOf(range).filter(viaFits));
-      if (rule.via.length === 0) {
-        for (const node of resolver.nodesIn(range)) nodes.add(node);
-        if (INTERNET.covers(range)) {
-          for (const node of resolver.exits) nodes.add(node);
-          if (selector.kind === "ipset") rule.exit = true;
-        }
+      if (rule.via.length === 0) for (const node of resolver.nodesIn(range)) nodes.add(node);
+      if (INTERNET.covers(range)) {
+        for (const node of resolver.exits) if (viaFits(node)) nodes.add(node);
+        if (selector.kind === "ipset") rule.exit = true;
       }
       for (const node of nodes) this.put(rule, node, item);
     }

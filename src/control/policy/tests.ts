@@ -1,11 +1,12 @@
 // Entries of `tests` and `sshTests`, run against the policy that holds them. Users and tags without a node get one for the
 // time of the test, so that a test says the same on an empty tailnet.
-import { addressNumber, isIPv6, type Range } from "./addresses.ts";
+import { addressNumber, covers, isIPv6, type Range, textOf } from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { Compiled } from "./compile.ts";
 import { PolicyError, type TestFailure } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { includesPort, parseProtocol, splitPorts } from "./ports.ts";
+import { holdsAddress, type Rule } from "./rules.ts";
 import { parseSelector } from "./selectors.ts";
 import { admitsLogin } from "./ssh.ts";
 import type { Policy, PolicyNode, PolicyTest, Selector, SSHRule, SSHTest, Tailnet } from "./types.ts";
@@ -74,13 +75,17 @@ function withStandIns(policy: Policy, tailnet: Tailnet): Tailnet {
   const tags = new Set(tailnet.nodes.flatMap((node) => node.tags));
   const nodes: PolicyNode[] = [];
   let lastId = tailnet.nodes.reduce((top, { id }) => Math.max(top, id), 0);
+  const { resolver } = new Compiled({ ...policy, accesses: [], ssh: [], nodeAttributes: [] }, tailnet);
+  const taken = new Set(tailnet.nodes.flatMap(({ ipv4, ipv6 }) => [ipv4, ipv6]));
+  // From the far end of where addresses come from: policies hardly name those.
+  function* addressesIn(range: Range | undefined): Generator<string> {
+    for (let n = range?.last; n !== undefined && n >= range!.first; n--) if (!taken.has(textOf(n))) yield textOf(n);
+  }
+  const ipv4 = addressesIn(resolver.own.ranges.findLast((range) => !isIPv6(range)));
+  const ipv6 = addressesIn(resolver.own.ranges.findLast(isIPv6));
   const standIn = (node: Pick<PolicyNode, "userId" | "tags">): void => {
-    lastId++;
-    // A private range of IPv6 that is not the tailnet's: only identity can match it.
-    const ipv6 = `fdff:ffff:ffff::${Math.floor(nodes.length / 65536).toString(16)}:${(nodes.length % 65536).toString(16)}`;
-    nodes.push({ ...node, id: lastId, ipv4: "", ipv6, routes: [] });
+    nodes.push({ ...node, id: ++lastId, ipv4: ipv4.next().value ?? "", ipv6: ipv6.next().value ?? "", routes: [] });
   };
-  const resolver = new Compiled({ ...policy, accesses: [], ssh: [], nodeAttributes: [] }, tailnet).resolver;
   for (const word of words) {
     const selector = selectorOf(word, policy);
     if (typeof selector === "string") continue;
@@ -132,40 +137,64 @@ function opens(rule: number | null, test: number | null): boolean {
   return test === null ? rule === TCP || rule === UDP : rule === test;
 }
 
-/** All nodes that a rule lets reach `node` or `address`, and whether the address `from` may. */
+/** Nodes that a rule lets through by their IPv4 and by their IPv6 address. */
+interface Sources {
+  readonly v4: Bits;
+  readonly v6: Bits;
+}
+
+const sources = new WeakMap<Rule, Sources>();
+
+function sourcesOf(rule: Rule, { resolver }: Compiled, budget: Budget): Sources {
+  let found = sources.get(rule);
+  if (!found) {
+    budget.spend(resolver.nodes.length);
+    const holding = (isWanted: (address: string) => boolean): Bits =>
+      Bits.of(
+        resolver.nodes.length,
+        [...rule.source.nodes].filter((node) =>
+          resolver.addressesOf(node).some((address) => isWanted(address) && holdsAddress(rule.source, address)),
+        ),
+      );
+    found = { v4: holding((address) => !address.includes(":")), v6: holding((address) => address.includes(":")) };
+    sources.set(rule, found);
+  }
+  return found;
+}
+
+/** All nodes that may reach `node` or `address`, and whether the address `from` may. */
 function reach(
   compiled: Compiled,
   target: { node: number | null; address: Range | null },
   protocol: number | null,
   port: number,
+  budget: Budget,
 ): { nodes: Bits; allows: (from: Range) => boolean } {
   const { resolver } = compiled;
-  const hits = compiled.rules.filter((rule) => {
-    if (rule.capabilities) return false;
-    if (!opens(rule.protocol, protocol)) return false;
-    if (rule.everywhere.some(({ ports }) => includesPort(ports, port))) return true;
-    const fits = ({ range, ports }: { range: Range | null; ports: Parameters<typeof includesPort>[0] }): boolean =>
-      includesPort(ports, port) && (range === null || ownsAddress(resolver, target, range));
-    if (target.node !== null && (rule.items.get(target.node) ?? []).some(fits)) return true;
-    // An address that is no node's may lie behind a router, or nowhere yet: the rule says so all the same.
-    return target.node === null && rule.addresses.some(fits);
-  });
+  const addresses = target.address
+    ? [target.address]
+    : resolver.addressesOf(target.node!).map((text) => ({ first: addressNumber(text)!, last: addressNumber(text)! }));
   const nodes = new Bits(resolver.nodes.length);
-  for (const { source } of hits) nodes.addAll(source.nodes);
-  return { nodes, allows: (from) => hits.some(({ source }) => source.ranges.covers(from)) };
-}
-
-function ownsAddress(
-  resolver: Compiled["resolver"],
-  target: { node: number | null; address: Range | null },
-  range: Range,
-): boolean {
-  const inside = ({ first, last }: Range): boolean => range.first <= first && last <= range.last;
-  if (target.address) return inside(target.address);
-  return resolver.addressesOf(target.node!).some((text) => {
-    const n = addressNumber(text)!;
-    return inside({ first: n, last: n });
-  });
+  const hits: { rule: Rule; ends: Range[] }[] = [];
+  for (const rule of compiled.rules) {
+    if (rule.capabilities || !opens(rule.protocol, protocol)) continue;
+    // An address that is no node's may lie behind a router, or nowhere yet: the rule says so all the same.
+    const items = target.node === null ? rule.addresses : (rule.items.get(target.node) ?? []);
+    const isThere = target.node === null || rule.targets.has(target.node);
+    const fitting = [...(isThere ? rule.everywhere : []), ...items].filter(({ ports }) => includesPort(ports, port));
+    const ends = addresses.filter((end) => fitting.some(({ range }) => range === null || covers(range, end)));
+    if (ends.length === 0) continue;
+    hits.push({ rule, ends });
+    const { v4, v6 } = sourcesOf(rule, compiled, budget);
+    if (ends.some(isIPv6)) nodes.addAll(v6);
+    if (!ends.every(isIPv6)) nodes.addAll(v4);
+  }
+  const allows = (from: Range): boolean =>
+    hits.some(
+      ({ rule, ends }) =>
+        ends.some((end) => isIPv6(end) === isIPv6(from)) && holdsAddress(rule.source, textOf(from.first)),
+    );
+  return { nodes, allows };
 }
 
 function testErrors(test: PolicyTest, real: Compiled, tailnet: Tailnet, budget: Budget): string[] {
@@ -217,10 +246,9 @@ function judge(
   let some = false;
   const check = (from: Party, node: number | null, address: Range | null): void => {
     budget.spend(compiled.rules.length + (resolver.nodes.length >>> 6) + 4);
-    const { nodes, allows } = reach(compiled, { node, address }, protocol, ports[0]!.first);
-    const byAddress = from.address !== null && allows(from.address);
-    all &&= byAddress || (!from.nodes.isEmpty && nodes.covers(from.nodes));
-    some ||= byAddress || nodes.overlaps(from.nodes);
+    const { nodes, allows } = reach(compiled, { node, address }, protocol, ports[0]!.first, budget);
+    all &&= from.address ? allows(from.address) : nodes.covers(from.nodes);
+    some ||= from.address ? allows(from.address) : nodes.overlaps(from.nodes);
   };
   const selector = selectorOf(host, compiled.policy);
   if (typeof selector !== "string" && isAutogroup(selector, "self")) {

@@ -17,7 +17,7 @@ export interface Reason {
 export interface Question {
   /** Id of the node that asks. */
   src: number;
-  /** Which of its addresses; any, when absent. */
+  /** Which of its addresses; any of the family of `dst`, when absent. */
   srcAddress?: string;
   /** An address: of a node, behind a router, or in the internet. */
   dst: string;
@@ -41,10 +41,13 @@ export function why(compiled: Compiled, { src, srcAddress, dst, port, protocol =
   const candidates = owned ? [owner] : compiled.routersFor(src, dst);
   const reasons: Reason[] = [];
   const seen = new Set<Access>();
+  const sources = (srcAddress === undefined ? resolver.addressesOf(from) : [srcAddress]).filter(
+    (address) => address.includes(":") === dst.includes(":"),
+  );
   const serves = (rule: Rule): boolean =>
     !rule.capabilities &&
     rule.source.nodes.has(from) &&
-    (srcAddress === undefined || holdsAddress(rule.source, srcAddress)) &&
+    sources.some((address) => holdsAddress(rule.source, address)) &&
     (rule.protocol === null ? DEFAULT_PROTOCOLS.has(protocol) : rule.protocol === protocol);
   for (const node of candidates) {
     for (const rule of compiled.rules.filter(serves)) {
