@@ -36,6 +36,16 @@ export const sources: PeerSource[] = [
     programs: ["tailscaled", "tailscale"],
   },
   {
+    name: "tailscale",
+    version: "1.62.1",
+    from: {
+      go: "tailscale-1.62.1",
+      packages: ["tailscale.com/cmd/tailscaled", "tailscale.com/cmd/tailscale"],
+      env: { GOTOOLCHAIN: "go1.24.9" },
+    },
+    programs: ["tailscaled", "tailscale"],
+  },
+  {
     name: "wireguard-go",
     version: "0.0.0-20260522210424-ecfc5a8d5446",
     from: { go: "wireguard-go", packages: ["golang.zx2c4.com/wireguard"] },
