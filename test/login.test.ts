@@ -230,7 +230,6 @@ policy: { mode: file, path: ${policy} }
     });
     up.kill();
     await up.exited;
-    await current.restart();
   }, 300_000);
 
   test("a login that waits goes on when the server has been restarted", async () => {
@@ -289,7 +288,6 @@ policy: { mode: file, path: ${policy} }
     expect(await signIn(refused.url, "alice")).toContain("requested tags [tag:other] are invalid or not permitted");
     expect(await refused.up.exited).toBe(1);
     expect(refused.up.output()).toContain("requested tags [tag:other] are invalid or not permitted");
-    await current.restart();
 
     const owned = await begin(current, box, "--force-reauth", "--advertise-tags=tag:web");
     await signIn(owned.url, "alice");

@@ -40,8 +40,11 @@ export class Enrolment {
     const request = login?.request;
     if (request?.kind !== "register" || request.machineKey !== machineKey || request.input.nodeKey !== input.nodeKey)
       return null;
+    // Clients ask again after a refusal: to hear it twice would end the next `tailscale up` as well.
+    if (login!.told) return null;
     const verdict = await this.logins.wait(login!.id, signal);
     if (signal.aborted) throw new BadRequest("the client has gone away", 503);
+    if (verdict?.approved === false) await this.logins.told(login!.id);
     const isEvicted = verdict === null && login!.expiresAt > this.ctx.now();
     if (isEvicted) await new Promise((resolve) => setTimeout(resolve, EVICTION_PAUSE));
     return verdict;

@@ -48,6 +48,10 @@ test("a verdict that comes before the question is the answer to it", async () =>
   await server.control.logins.reject(second.id);
   expect(await a.register({ followup: first.url })).toMatchObject({ AuthURL: "", Error: "", MachineAuthorized: true });
   expect((await b.register({ followup: second.url })).Error).toContain("refused this login");
+  const again = await b.register({ followup: second.url });
+  expect(again.Error ?? "").toBe("");
+  expect(again.AuthURL).toMatch(URL_FORM);
+  expect(again.AuthURL).not.toBe(second.url);
   expect(server.control.stats().nodes).toBe(1);
 });
 

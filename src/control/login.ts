@@ -41,6 +41,8 @@ export interface LoginRecord {
   expiresAt: Millis;
   /** Null: it waits. */
   verdict: Verdict | null;
+  /** The client has heard why it was refused; when it asks on, it is given another login. */
+  told?: boolean;
 }
 
 declare module "./model.ts" {
@@ -178,6 +180,12 @@ export class Logins {
   async reject(id: string, reason = REJECTED): Promise<void> {
     this.pending(id);
     await this.end([id], { approved: false, reason });
+  }
+
+  /** The client is about to hear its refusal. */
+  async told(id: string): Promise<void> {
+    const record = this.records.get(id);
+    if (record) await this.commit({}, [[id, { ...record, told: true }]]);
   }
 
   /** Forgets what has expired. */
