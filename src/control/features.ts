@@ -1,7 +1,7 @@
 // The smaller endpoints inside Noise (spec/ts2021-control-protocol.md, section 22): who am I, answers to pings, health,
 // device attributes, audit log, and whether a feature is there.
 import type { Hono } from "hono";
-import { ATTRIBUTE_NAME, changeAttributes } from "./attributes.ts";
+import { ATTRIBUTE_NAME, tellAttributes } from "./attributes.ts";
 import type { ControlContext } from "./context.ts";
 import { CommandError } from "./errors.ts";
 import type { MachineRequest, MachineRouter } from "./machine.ts";
@@ -122,23 +122,23 @@ async function setAttributes(ctx: ControlContext, { body, connection }: MachineR
   const update = fields.Update;
   if (typeof update !== "object" || update === null || Array.isArray(update))
     throw new BadRequest("Update is not an object");
-  const changes: Parameters<typeof changeAttributes>[2] = Object.fromEntries(
+  const told: Parameters<typeof tellAttributes>[2] = Object.fromEntries(
     Object.entries(update).map(([name, value]) => {
       if (!ATTRIBUTE_NAME.test(name))
         throw new BadRequest(`"${name.slice(0, 80)}" is no attribute that a node may set: it must be custom:NAME`);
-      if (value === null) return [name, null];
       const isPlain = typeof value === "boolean" || (typeof value === "number" && Number.isFinite(value));
-      if (!isPlain && !(typeof value === "string" && value.length <= MAX_ATTRIBUTE))
+      if (value !== null && !isPlain && !(typeof value === "string" && value.length <= MAX_ATTRIBUTE))
         throw new BadRequest(
           `the value of ${name} is no text of at most ${MAX_ATTRIBUTE} characters, number or boolean`,
         );
-      return [name, { value, expiry: null }];
+      return [name, value];
     }),
   );
   try {
-    await changeAttributes(ctx, node, changes);
+    await tellAttributes(ctx, node, told);
   } catch (error) {
-    throw error instanceof CommandError ? new BadRequest(error.message) : error;
+    if (!(error instanceof CommandError)) throw error;
+    throw new BadRequest(error.message, error.status === 403 ? 403 : 400);
   }
   return { json: {} };
 }

@@ -3,7 +3,7 @@ import { z } from "zod";
 import { ZERO_TIME } from "../../wire/tailcfg.ts";
 import { attributesOf } from "../access.ts";
 import { assignIPv4 } from "../addresses.ts";
-import { ATTRIBUTE_NAME, changeAttributes, expiriesOf } from "../attributes.ts";
+import { ATTRIBUTE_NAME, expiriesOf, setAttribute } from "../attributes.ts";
 import { clientVersion } from "../client-advice.ts";
 import type { ControlContext } from "../context.ts";
 import { CommandError } from "../errors.ts";
@@ -245,7 +245,7 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
         const expiry = body.expiry && body.expiry !== ZERO_TIME ? Date.parse(body.expiry) : null;
         if (expiry !== null && expiry <= context.now())
           throw new CommandError(400, `the attribute would be over already, at ${timeText(expiry)}`);
-        await changeAttributes(context, record, { [params.attribute]: { value: body.value, expiry } });
+        await setAttribute(context, record, params.attribute, { value: body.value, expiry });
         return attributes(commands.node(record.id));
       },
     }),
@@ -259,7 +259,7 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
       params: deviceParam.extend({ attribute: attributeName() }),
       response: empty,
       async handle({ params }) {
-        await changeAttributes(context, node(params.device), { [params.attribute]: null });
+        await setAttribute(context, node(params.device), params.attribute, null);
         return {};
       },
     }),

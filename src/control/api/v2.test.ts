@@ -167,6 +167,34 @@ test("a device's address is another of the tailnet's, and its peers know it at o
     expect([ipv4, await set(ipv4)]).toEqual([ipv4, status]);
 });
 
+test("a name that an administrator has set is no node's to set, anywhere, until the last of it is taken away", async () => {
+  await using server = await TestServer.start();
+  const api = client(server, (await server.admin<{ apiKey: string }>("POST", "/apikey", {})).apiKey);
+  const key = await server.key({ user: await server.user("alice"), reusable: true });
+  const [one, two] = [await server.join("one", key), await server.join("two", key)];
+  const tell = async (node: typeof one, Update: object) => {
+    const body = { Version: 138, NodeKey: node.nodeKey, Update };
+    const request = { method: "PATCH" as "POST", path: "/machine/set-device-attr", body: JSON.stringify(body) };
+    return (await node.client.request(request, 1 << 20, 60_000)).status;
+  };
+  const of = async (id: number) => {
+    const { attributes } = (await api("GET", `/api/v2/device/${id}/attributes`)).body as { attributes: object };
+    return Object.entries(attributes).filter(([name]) => name.startsWith("custom:"));
+  };
+  const path = (id: number) => `/api/v2/device/${id}/attributes/custom:trusted`;
+  expect(await tell(two, { "custom:trusted": true, "custom:desk": 7 })).toBe(200);
+  expect((await api("POST", path(1), { value: true })).status).toBe(200);
+  expect([await of(1), await of(2)]).toEqual([[["custom:trusted", true]], [["custom:desk", 7]]]);
+  for (const node of [one, two])
+    for (const value of [true, null]) expect(await tell(node, { "custom:desk": 8, "custom:trusted": value })).toBe(403);
+  expect([await of(1), await of(2)]).toEqual([[["custom:trusted", true]], [["custom:desk", 7]]]);
+  await api("POST", path(2), { value: false });
+  await api("DELETE", path(1));
+  expect(await tell(one, { "custom:trusted": true })).toBe(403);
+  await api("DELETE", path(2));
+  expect(await tell(one, { "custom:trusted": true })).toBe(200);
+});
+
 test("attributes are what was set and what the node says; those for a time end with it", async () => {
   let now = Date.parse("2027-01-01T00:00:00Z");
   await using server = await TestServer.start({ now: () => now });
