@@ -5,6 +5,7 @@ import fc from "fast-check";
 import { parseRange } from "./addresses.ts";
 import { policies, tailnets } from "./arbitraries.ts";
 import { Compiled, checkPolicy, PolicyError, parsePolicy, why } from "./index.ts";
+import { admitsLogin } from "./ssh.ts";
 import { passes } from "./testing.ts";
 import type { PolicyNode, Tailnet } from "./types.ts";
 
@@ -282,4 +283,62 @@ test("a test holds when every one of its pairs is open, or none is", () => {
     { numRuns: 400 },
   );
   expect(Math.min(seen.true, seen.false)).toBeGreaterThan(20);
+});
+
+const identities = fc.constantFrom("u1@", "u2@example.com", "group:g", "tag:a", "tag:b", "autogroup:member");
+const sshEntries = fc.record({
+  action: fc.constantFrom("accept", "check"),
+  src: fc.array(identities, { minLength: 1, maxLength: 2 }),
+  dst: fc.array(fc.constantFrom("tag:a", "tag:b", "autogroup:tagged", "autogroup:self"), {
+    minLength: 1,
+    maxLength: 2,
+  }),
+  users: fc.uniqueArray(fc.constantFrom("root", "autogroup:nonroot", "deploy", "localpart:*@example.com"), {
+    minLength: 1,
+  }),
+});
+
+test("SSH: the first rule that fits decides as the entries say, and check comes before accept", () => {
+  const seen = { accept: 0, check: 0, deny: 0 };
+  fc.assert(
+    fc.property(fc.array(sshEntries, { maxLength: 4 }), tailnets, (ssh, tailnet) => {
+      const compiled = compiledOf(
+        { groups: { "group:g": ["u1@", "u3@example.org"] }, tagOwners: { "tag:a": [], "tag:b": [] }, ssh },
+        tailnet,
+      );
+      for (const from of compiled ? tailnet.nodes : []) {
+        for (const to of tailnet.nodes) {
+          const local = from.tags.length === 0 && from.userId !== 3 ? `u${from.userId}` : null;
+          const sameUser = from.tags.length === 0 && to.tags.length === 0 && from.userId === to.userId;
+          for (const login of ["root", "deploy", "u1", "u2", "u3"]) {
+            const fitting = ssh.filter(({ src, dst, users }) => {
+              const byPart = users.includes("localpart:*@example.com");
+              // Who may be somebody by the part of his address may be so at home, too.
+              const home = sameUser && (byPart || dst.includes("autogroup:self"));
+              const there = home || dst.some((word) => word !== "autogroup:self" && isNode(word, to));
+              const named = users.some((word) => word === login) || (byPart && login === local);
+              return (
+                src.some((word) => isNode(word, from)) &&
+                there &&
+                (named || (login !== "root" && users.includes("autogroup:nonroot")))
+              );
+            });
+            const want = fitting.some(({ action }) => action === "check")
+              ? "check"
+              : fitting.length > 0
+                ? "accept"
+                : "deny";
+            const rule = compiled!
+              .sshRules(to.id)
+              .find((each) => each.principals.some(({ nodeIP }) => nodeIP === from.ipv6) && admitsLogin(each, login));
+            expect(rule ? (rule.action.holdAndDelegate ? "check" : "accept") : "deny").toBe(want);
+            expect(compiled!.sshDecision(from.id, to.id, login)?.action ?? "deny").toBe(want);
+            seen[want]++;
+          }
+        }
+      }
+    }),
+    { numRuns: 150 },
+  );
+  expect(Math.min(seen.accept, seen.check, seen.deny)).toBeGreaterThan(100);
 });
