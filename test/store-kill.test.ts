@@ -15,7 +15,7 @@ const ADMINISTRATORS = 4;
 class Server {
   private constructor(
     private readonly child: Bun.Subprocess<"pipe", "pipe", "inherit">,
-    private readonly socket: string,
+    readonly socket: string,
     readonly url: string,
   ) {}
 
@@ -56,6 +56,14 @@ class Acknowledged {
     return this.users.size + this.keys.size + this.registered.size;
   }
 
+  /** As of now. */
+  copy(): Acknowledged {
+    const copy = new Acknowledged();
+    for (const part of ["users", "keys", "registered"] as const)
+      for (const [key, value] of this[part]) copy[part].set(key, value as never);
+    return copy;
+  }
+
   /** One administrator, and the nodes that he lets in, until the server is gone. */
   async work(server: Server, times = Number.POSITIVE_INFINITY): Promise<void> {
     for (let i = 0; i < times; i++) {
@@ -76,8 +84,8 @@ class Acknowledged {
     }
   }
 
-  /** All of it is there, and what is there beyond it is whole. */
-  async check(server: Server): Promise<void> {
+  /** All of it is there, and what is there beyond it is whole. `reusable`: ids of keys that may have let several nodes in. */
+  async check(server: Server, reusable: readonly string[] = []): Promise<void> {
     const { users } = await server.admin<{ users: ApiUser[] }>("GET", "/user");
     const { preAuthKeys } = await server.admin<{ preAuthKeys: ApiPreAuthKey[] }>("GET", "/preauthkey");
     const { nodes } = await server.admin<{ nodes: ApiNode[] }>("GET", "/node");
@@ -91,7 +99,8 @@ class Acknowledged {
       expect([nodeKey, byKey.get(nodeKey)?.preAuthKey?.id]).toEqual([nodeKey, keyId]);
     // Each key lets one node in: a node without its used key, or the other way round, would be half a change.
     const used = preAuthKeys.filter((key) => key.used).map((key) => key.id);
-    expect(nodes.map((node) => node.preAuthKey!.id).toSorted()).toEqual(used.toSorted());
+    const single = (ids: string[]) => ids.filter((id) => !reusable.includes(id)).toSorted();
+    expect(single(nodes.map((node) => node.preAuthKey!.id))).toEqual(single(used));
     expect(new Set(nodes.flatMap((node) => node.ipAddresses)).size).toBe(nodes.length * 2);
   }
 }
@@ -125,6 +134,49 @@ test("SQLite: killed a hundred times under load, the server has lost nothing tha
   using folder = tempDir("kill");
   await killRounds(100, folder.path, { type: "sqlite", path: "" });
 }, 300_000);
+
+/** A command of `weft` in a process of its own; what it printed. */
+async function weft(...argv: string[]): Promise<string> {
+  const run = resolve(import.meta.dir, "../tools/run.ts");
+  const child = Bun.spawn([process.execPath, run, "weft", ...argv], { stdout: "pipe", stderr: "inherit" });
+  const text = await new Response(child.stdout).text();
+  expect([argv[0], await child.exited]).toEqual([argv[0], 0]);
+  return text;
+}
+
+test("SQLite: what is restored from a backup made under load has all that was acknowledged before; its nodes go on", async () => {
+  using folder = tempDir("backup");
+  const [data, restored, file] = ["data", "restored", "weft.backup"].map((name) => join(folder.path, name)) as [
+    string,
+    string,
+    string,
+  ];
+  const acknowledged = new Acknowledged();
+  let before = acknowledged;
+  const server = await Server.start(data, { type: "sqlite", path: "" });
+  const { user } = await server.admin<{ user: ApiUser }>("POST", "/user", { name: "owner" });
+  const key = { user: user.id, reusable: true };
+  const { preAuthKey } = await server.admin<{ preAuthKey: ApiPreAuthKey }>("POST", "/preauthkey", key);
+  const [web, db] = [new TestNode(server.url, "web"), new TestNode(server.url, "db")];
+  for (const node of [web, db]) await node.register({ authKey: preAuthKey.key });
+  await loadUntil(server, acknowledged, 20, async () => {
+    before = acknowledged.copy();
+    expect(await weft("backup", file, "--socket", server.socket)).toContain("the database, noise_private.key");
+    const count = acknowledged.count;
+    await until("the server works on", () => acknowledged.count > count, 60, 1);
+    await server.kill();
+  });
+  for (const node of [web, db]) node.close();
+  expect(before.count).toBeGreaterThan(0);
+  await weft("restore", file, "--data", restored);
+  const again = await Server.start(restored, { type: "sqlite", path: "" });
+  await before.check(again, [preAuthKey.id]);
+  const client = new TestNode(again.url, "web", web.machinePrivate);
+  client.nodeKey = web.nodeKey;
+  expect((await client.stream()).peer("db")?.Key).toBe(db.nodeKey);
+  client.close();
+  await again.kill();
+}, 120_000);
 
 describe.skipIf(skip(cannotRunPostgres))("PostgreSQL", () => {
   test("killed under load, the server has lost nothing that it acknowledged", async () => {

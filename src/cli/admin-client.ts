@@ -12,6 +12,8 @@ export interface Reach {
   insecure?: boolean;
   /** Milliseconds. */
   timeout?: number;
+  /** Only the socket will do, whatever the configuration says of servers elsewhere. */
+  here?: boolean;
 }
 
 type Method = "GET" | "POST" | "PUT" | "DELETE";
@@ -51,7 +53,7 @@ export class AdminClient {
     const config = isComplete && reach.config === undefined ? null : configFor(reach, env);
     const timeout = reach.timeout ?? config?.cli.timeout ?? DEFAULT_TIMEOUT;
     if (timeout <= 0) throw new UsageError("--timeout must be longer than nothing, for example 10s");
-    const address = reach.address ?? (isLocal ? "" : (config?.cli.address ?? ""));
+    const address = reach.address ?? (isLocal || reach.here ? "" : (config?.cli.address ?? ""));
     if (address === "") {
       if (reach["api-key"] !== undefined)
         throw new UsageError("--api-key needs --address: at the socket no key is asked for");
@@ -79,35 +81,53 @@ export class AdminClient {
 
   /** `path` below /api, for example "/v1/user". Throws with one sentence. */
   async call<T = unknown>(method: Method, path: string, body?: unknown): Promise<T> {
-    let response: Response;
-    let text: string;
+    const { response, text } = await this.send(method, path, body, async (response) => ({
+      response,
+      text: await response.text(),
+    }));
+    const answer = parsed(text) as T | null;
+    if (response.ok && answer !== null) return answer;
+    throw this.refusal(response, text);
+  }
+
+  /** An answer that is no JSON, piece by piece. Throws with one sentence. */
+  async *download(path: string): AsyncGenerator<Uint8Array> {
+    const response = await this.send("POST", path, undefined, async (response) => response);
+    if (!response.ok || !response.body) throw this.refusal(response, await response.text());
+    yield* response.body as unknown as AsyncIterable<Uint8Array>;
+  }
+
+  private async send<T>(
+    method: Method,
+    path: string,
+    body: unknown,
+    read: (response: Response) => Promise<T>,
+  ): Promise<T> {
     try {
-      response = await fetch(`${this.base}/api${path}`, {
-        ...this.init,
-        method,
-        signal: AbortSignal.timeout(this.timeout),
-        ...(body !== undefined && {
-          body: JSON.stringify(body),
-          headers: { ...this.init.headers, "Content-Type": "application/json" },
+      return await read(
+        await fetch(`${this.base}/api${path}`, {
+          ...this.init,
+          method,
+          signal: AbortSignal.timeout(this.timeout),
+          ...(body !== undefined && {
+            body: JSON.stringify(body),
+            headers: { ...this.init.headers, "Content-Type": "application/json" },
+          }),
         }),
-      });
-      text = await response.text();
+      );
     } catch (error) {
       throw new NoServer(this.problem(error as Error & { code?: string }));
     }
-    let answer: (T & { detail?: string; message?: string }) | null = null;
-    try {
-      answer = JSON.parse(text);
-    } catch {
-      // Whoever answers that is no control server, or something in front of it.
-    }
-    if (response.ok && answer !== null) return answer;
+  }
+
+  private refusal(response: Response, text: string): Error {
+    const answer = parsed(text) as { detail?: string; message?: string } | null;
     const detail = answer?.detail ?? answer?.message;
-    if (detail) throw new Error(detail);
+    if (detail) return new Error(detail);
     const target = response.headers.get("Location");
     if (response.status >= 300 && response.status < 400 && target)
-      throw new Error(`${this.where} sends us on to ${target}: give that address, if it is your server`);
-    throw new Error(`${this.where} does not speak the control server's API: it answered ${response.status}`);
+      return new Error(`${this.where} sends us on to ${target}: give that address, if it is your server`);
+    return new Error(`${this.where} does not speak the control server's API: it answered ${response.status}`);
   }
 
   /** By id, or by name where that is allowed. */
@@ -131,6 +151,15 @@ export class AdminClient {
     if (/CERT|SELF_SIGNED|ISSUER|ALTNAME/.test(error.code ?? ""))
       return `the certificate of ${this.where} is not to be trusted (${error.code}): check the address; --insecure goes without`;
     return `no control server answers at ${this.where}: ${error.message}`;
+  }
+}
+
+/** Null when it is no JSON: whoever answers that is no control server, or something in front of it. */
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
   }
 }
 

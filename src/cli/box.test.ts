@@ -152,7 +152,7 @@ test("users, keys and nodes: results alone on standard output, for people and fo
   );
   expectSentence(await weft("users", "create", "alice"), 1, 'a user named "alice" already exists');
   const list = await run("weft", "users", "list", `--data=${join(folder, "data")}`);
-  expect(list.stdout.split("\n")[0]).toMatch(/^ID \| Name +\| Username \| Email +\| Created$/);
+  expect(list.stdout.split("\n")[0]).toMatch(/^ID \| Name +\| Username \| Email +\| Created +\| Role$/);
   expect(list.stdout.split("\n")[1]).toMatch(
     /^1 +\| Alice \| alice +\| a@example.com \| \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$/,
   );

@@ -1,7 +1,5 @@
 // `bun run box`: control server, relay and STUN in one process, on one TCP port and one UDP port, with one data folder.
 import { Hono } from "hono";
-import { prepareDataDir } from "../control/datadir.ts";
-import { createControl } from "../control/index.ts";
 import { randomBytes } from "../crypto/keys.ts";
 import { generatePrivateKey } from "../crypto/x25519.ts";
 import { loadOrCreateKey } from "../net/keyfile.ts";
@@ -11,6 +9,7 @@ import type { ServerConfig } from "./config.ts";
 import { type Address, showAddress } from "./config-kinds.ts";
 import { parseFlags } from "./flags.ts";
 import { createMetricsApp } from "./metrics.ts";
+import { openControl } from "./open-control.ts";
 import {
   CONTROL_FLAGS,
   CONTROL_USAGE,
@@ -52,20 +51,13 @@ async function makeBox(
   log: Logger,
   cleanups: (() => unknown)[],
 ): Promise<Parts> {
-  const { settings, dataDir, noiseKeyPath, adminSocket, url } = config;
-  const embedded = config.relay.isInMap ? derpMapOf(url, stunAddress?.port ?? null, config.relay.region) : null;
-  prepareDataDir(dataDir);
-  makeFolderOf(noiseKeyPath);
-  const control = await createControl({
-    dataDir,
-    noiseKeyPath,
-    adminSocket,
-    settings: { ...settings, derp: { ...settings.derp, embedded } },
+  const { isInMap, region } = config.relay;
+  const control = await openControl(config, {
+    embedded: isInMap ? derpMapOf(config.url, stunAddress?.port ?? null, region) : null,
     onNodeRemoved: (nodeKey) => relay.disconnect(nodeKey),
-    log: (line) => log.warn(line),
-    requestLog: log,
+    log,
+    cleanups,
   });
-  cleanups.push(() => control.close());
   makeFolderOf(config.relay.keyPath);
   const relay = createRelay({
     privateKey: loadOrCreateKey(config.relay.keyPath, () => generatePrivateKey(randomBytes)),

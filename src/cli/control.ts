@@ -1,18 +1,16 @@
 // `bun run control`: the control server alone. Relays run elsewhere; it tells clients where.
 import { resolve } from "node:path";
-import { prepareDataDir } from "../control/datadir.ts";
-import { createControl } from "../control/index.ts";
 import type { Logger } from "../net/logger.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
 import type { ServerConfig } from "./config.ts";
 import { parseFlags, UsageError } from "./flags.ts";
 import { createMetricsApp } from "./metrics.ts";
+import { openControl } from "./open-control.ts";
 import {
   CONTROL_FLAGS,
   CONTROL_USAGE,
   configOf,
   derpMapOf,
-  makeFolderOf,
   type Parts,
   parseUrl,
   runServer,
@@ -66,18 +64,7 @@ async function makeControl(
   log: Logger,
   cleanups: (() => unknown)[],
 ): Promise<Parts> {
-  const { settings, dataDir, noiseKeyPath, adminSocket } = config;
-  prepareDataDir(dataDir);
-  makeFolderOf(noiseKeyPath);
-  const control = await createControl({
-    dataDir,
-    noiseKeyPath,
-    adminSocket,
-    settings: { ...settings, derp: { ...settings.derp, embedded: derpMap } },
-    log: (line) => log.warn(line),
-    requestLog: log,
-  });
-  cleanups.push(() => control.close());
+  const control = await openControl(config, { embedded: derpMap, log, cleanups });
   return {
     app: control.app,
     upgrades: control.upgrades,

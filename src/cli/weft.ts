@@ -34,6 +34,16 @@ export const LOCAL: Readonly<Record<string, Command>> = {
     about: "whether a control server works; exit status 0 or 1",
     main: async (argv) => (await import("./health.ts")).main(argv),
   },
+  backup: {
+    usage: "FILE",
+    about: "saves the database and the keys of the control server that runs here in one file",
+    main: async (argv) => (await import("./backup.ts")).main(argv),
+  },
+  restore: {
+    usage: "FILE",
+    about: "puts a backup into the data folder of a control server that does not run",
+    main: async (argv) => (await import("./restore.ts")).main(argv),
+  },
   generate: {
     usage: "private-key",
     about: "prints a new private key",

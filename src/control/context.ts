@@ -23,6 +23,8 @@ export interface ControlContext {
   /** Questions to nodes over their map streams. */
   readonly pings: Pings;
   readonly metrics: Metrics;
+  /** Everything that cannot be made anew (backup.ts). Throws CommandError while another is being made. */
+  backup(): Promise<{ size: number; body: ReadableStream }>;
   /** Whether the store answers. */
   healthy(): Promise<boolean>;
   now(): Millis;

@@ -14,6 +14,7 @@ import { type AccessOptions, PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
 import { sweepAttributes } from "./attributes.ts";
+import { streamBackup } from "./backup.ts";
 import { addCertificates, createProvider } from "./certs.ts";
 import { Chosen } from "./chosen.ts";
 import { expiresSoon } from "./client-advice.ts";
@@ -24,6 +25,7 @@ import type { DebugPages } from "./debug.ts";
 import { DerpMaps, withPolicy } from "./derpmap.ts";
 import { configOf, dnsConfigOf, ExtraRecordsFile } from "./dns.ts";
 import { Enrolment } from "./enrol.ts";
+import { CommandError } from "./errors.ts";
 import { addFeatures, type ClientHealth, clientAudit } from "./features.ts";
 import { addIdTokens } from "./idtoken.ts";
 import { Journal } from "./journal.ts";
@@ -80,6 +82,8 @@ export interface ControlOptions {
   requestLog?: Logger;
   /** Default: noise_private.key in the data folder. */
   noiseKeyPath?: string;
+  /** For backups: further keys by name, and files that belong to this server and are in no backup. */
+  backup?: { keys: Readonly<Record<string, string>>; elsewhere: readonly string[] };
   /** Default: weft.sock in the data folder, for its owner alone. */
   adminSocket?: { path: string; mode: number };
 }
@@ -119,8 +123,7 @@ export async function createControl(options: ControlOptions): Promise<Control> {
   checkSocketPath(socketOf(options).path);
   const store = await openStore(options);
   try {
-    const noiseKeyPath = options.noiseKeyPath ?? join(options.dataDir, "noise_private.key");
-    const noiseKey = loadOrCreateKey(noiseKeyPath, () => generatePrivateKey(randomBytes));
+    const noiseKey = loadOrCreateKey(noiseKeyPathOf(options), () => generatePrivateKey(randomBytes));
     const model = new Model();
     model.apply(await store.load());
     const policy = loadPolicy(options.settings.policy, model);
@@ -136,6 +139,10 @@ export async function createControl(options: ControlOptions): Promise<Control> {
     await store.close();
     throw error;
   }
+}
+
+function noiseKeyPathOf({ noiseKeyPath, dataDir }: ControlOptions): string {
+  return noiseKeyPath ?? join(dataDir, NOISE_KEY);
 }
 
 function socketOf({ adminSocket, dataDir }: ControlOptions): { path: string; mode: number } {
@@ -205,6 +212,7 @@ class ControlServer implements Control {
   private admin: Admin | null = null;
   private ticker: ReturnType<typeof setInterval> | null = null;
   private closing: Promise<void> | null = null;
+  private isBackingUp = false;
   private readonly now: () => Millis;
   private readonly startedAt: Millis;
   /** When time was looked at last. */
@@ -288,6 +296,7 @@ class ControlServer implements Control {
       },
       pings: this.pings,
       metrics: this.metrics,
+      backup: () => this.backup(),
       healthy: () => store.answers(),
       now: this.now,
       random: randomBytes,
@@ -372,6 +381,23 @@ class ControlServer implements Control {
       dns: dnsConfigOf(settings, this.records),
       autoUpdate: settings.autoUpdate,
     });
+  }
+
+  private async backup() {
+    if (this.isBackingUp) throw new CommandError(409, "another backup is being made: try again in a moment");
+    this.isBackingUp = true;
+    try {
+      const { dataDir, settings, backup } = this.options;
+      return await streamBackup(join(dataDir, "backups"), {
+        store: this.store,
+        keys: { [NOISE_KEY]: noiseKeyPathOf(this.options), ...backup?.keys },
+        serverUrl: settings.serverUrl,
+        elsewhere: backup?.elsewhere ?? [],
+        now: this.now(),
+      });
+    } finally {
+      this.isBackingUp = false;
+    }
   }
 
   verifyNode(nodeKey: Uint8Array): boolean {

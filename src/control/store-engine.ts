@@ -9,6 +9,8 @@ export interface Engine {
   readonly place: string;
   /** Copies everything, named by the schema that it has and the time; returns where to. */
   backup(schema: string): Promise<string>;
+  /** Writes all that is committed into a new SQLite file, while the store is in use. Null: the database has tools of its own for that. */
+  readonly snapshot: ((path: string) => Promise<void>) | null;
   /** Called once the schema is the newest: from here on the store is this server's. */
   claim(): Promise<void>;
   /** Whether this error of a statement is about what it says (a name that is taken, a value out of range), not about the database. */

@@ -67,6 +67,7 @@ export async function openPostgres(settings: PostgresSettings): Promise<Engine> 
         .execute();
       driver.holder = holder;
     },
+    snapshot: null,
     // SQLSTATE: bad data, broken constraints, and what is too large or complex.
     isRefusal: (error) => /^(22|23|54)/.test(String((error as { errno?: unknown }).errno ?? "")),
   };

@@ -3,7 +3,7 @@
 import { Database } from "bun:sqlite";
 import { chmodSync, closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { Kysely, SqliteAdapter, SqliteDialect } from "kysely";
+import { Kysely, SqliteAdapter, SqliteDialect, sql } from "kysely";
 import type { Tables } from "./schema.ts";
 import { backupName, type Engine } from "./store-engine.ts";
 
@@ -48,12 +48,17 @@ class BunSqliteDialect extends SqliteDialect {
 /** Opens or makes the file. Throws with one sentence. */
 export function openSqlite({ path }: SqliteSettings): Engine {
   const database = openDatabase(path);
+  const db = new Kysely<Tables>({ dialect: new BunSqliteDialect(database) });
   return {
-    db: new Kysely<Tables>({ dialect: new BunSqliteDialect(database) }),
+    db,
     dialect: "sqlite",
     place: path,
     backup: async (schema) =>
       backup(database, join(dirname(path), "backups"), `${backupName(schema, new Date())}.sqlite`),
+    // Through Kysely, which waits for the transaction that is under way.
+    snapshot: async (path) => {
+      await sql`VACUUM INTO ${path}`.execute(db);
+    },
     // Migrations that make a table anew need foreign keys off; they count from here on.
     claim: async () => {
       database.run("PRAGMA foreign_keys = ON");
@@ -76,8 +81,24 @@ function openDatabase(path: string): Database {
     return database;
   } catch (error) {
     database?.close();
-    throw new Error(openProblem(path, error as Error & { code?: string }));
+    throw new Error(openProblem(path, error as Error & { code?: string }), { cause: error });
   }
+}
+
+/** Moves a database out of the way, whole or damaged. Throws with one sentence when a server has it open. */
+export function moveAside(path: string, to: string): void {
+  let database: Database | null = null;
+  try {
+    database = openDatabase(path);
+    // All of it into the one file.
+    database.run("PRAGMA journal_mode = DELETE");
+  } catch (error) {
+    const { code } = (error as { cause?: { code?: unknown } }).cause ?? {};
+    if (!/^SQLITE_(NOTADB|CORRUPT)/.test(String(code))) throw error;
+  }
+  // Held while it moves.
+  for (const part of ["", "-wal", "-shm"]) if (existsSync(path + part)) renameSync(path + part, to + part);
+  database?.close();
 }
 
 function backup(database: Database, folder: string, name: string): string {

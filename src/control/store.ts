@@ -170,6 +170,16 @@ export class Store {
     });
   }
 
+  /** Writes everything into a new SQLite file, while the store is in use; null where the database has tools of its own. */
+  get snapshot(): ((path: string) => Promise<void>) | null {
+    return this.engine.snapshot;
+  }
+
+  /** What to call the database in messages. */
+  get place(): string {
+    return this.engine.place;
+  }
+
   /** Whether a question to the database is answered now. */
   async answers(): Promise<boolean> {
     try {

@@ -35,6 +35,7 @@ import {
 import { pings } from "./v1-pings.ts";
 import { policyQuestions } from "./v1-policy.ts";
 
+const BACKUP_TYPE = "application/vnd.sqlite3";
 const nodeAnswer = z.object({ node: Node });
 const keyReference = z.object({ id: id.transform(toId).optional(), prefix: text.optional() });
 const policyBody = z.object({ policy: z.string() });
@@ -49,6 +50,24 @@ export function operationsV1(context: ControlContext, parts: ApiParts): Operatio
     ...policy(context),
     ...policyQuestions(context),
     ...logins(parts),
+    operation({
+      method: "post",
+      path: "/backup",
+      id: "backup",
+      tag: "Server",
+      summary: "The database and the server's keys in one SQLite file, while the server runs; at the admin socket only",
+      response: z.unknown(),
+      textResponse: [BACKUP_TYPE],
+      async handle({ caller }) {
+        if (caller.kind !== "socket")
+          throw new CommandError(
+            403,
+            "a backup holds the keys of this server: it is made on the server itself, by `weft backup FILE`",
+          );
+        const { size, body } = await context.backup();
+        return new Response(body, { headers: { "Content-Type": BACKUP_TYPE, "Content-Length": String(size) } });
+      },
+    }),
     operation({
       method: "get",
       path: "/health",
