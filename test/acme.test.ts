@@ -1,7 +1,7 @@
 // Certificates from a real ACME server: Pebble validates both challenges over the network, its DNS leads every name here.
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { X509Certificate } from "node:crypto";
-import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { connect } from "node:tls";
 import { Hono } from "hono";
@@ -141,7 +141,9 @@ test.skipIf(isSkipped)(
 );
 
 test.skipIf(isSkipped)("TLS-ALPN-01: the challenge is answered on the TLS port itself", async () => {
-  const { acme } = make("alpn", { challenge: "TLS-ALPN-01" });
+  const { acme, lines } = make("alpn", { challenge: "TLS-ALPN-01" });
+  // Nothing can be written in its place: the certificate is used all the same, and not asked for again.
+  mkdirSync(join(dir.path, "alpn", `${NAME}.pem.new`));
   const tls = await acme.current();
   const challenge = (name: string) => acme.challengeFor(name);
   await using secure = await serve({ host: "127.0.0.1", port: tlsPort, app, upgrades: {}, tls, challenge });
@@ -149,6 +151,17 @@ test.skipIf(isSkipped)("TLS-ALPN-01: the challenge is answered on the TLS port i
   acme.close();
   expect((await seenBy(tlsPort)).subjectAltName).toBe(`DNS:${NAME}`);
   expect(acme.challengeFor(NAME)).toBeNull();
+  expect(lines.filter((line) => line.includes("cannot be kept"))).toHaveLength(1);
+  await acme.look(() => expect.unreachable());
+  expect(lines.join("")).not.toContain("PRIVATE KEY");
+});
+
+test("a certificate that was cut off on the disk keeps no server down: it is said, and another will be asked for", async () => {
+  const { acme, lines } = make("cut");
+  writeFileSync(join(dir.path, "cut", `${NAME}.pem`), "-----BEGIN PRIVATE KEY-----\nx\n-----BEGIN CERTIFICATE-----\n");
+  const { cert } = await acme.current();
+  expect(new X509Certificate(cert).subject).toBe("CN=ACME challenge");
+  expect(lines.join("")).toContain("cannot be used, another is asked for");
 });
 
 test.skipIf(isSkipped)(

@@ -67,8 +67,12 @@ export class TlsWatch {
   private stamp(): string {
     return [this.files.certPath, this.files.keyPath]
       .map((path) => {
-        const found = statSync(path, { throwIfNoEntry: false });
-        return `${found?.ino} ${found?.mtimeMs} ${found?.size}`;
+        try {
+          const { ino, mtimeMs, size } = statSync(path);
+          return `${ino} ${mtimeMs} ${size}`;
+        } catch (error) {
+          return (error as NodeJS.ErrnoException).code;
+        }
       })
       .join("\n");
   }

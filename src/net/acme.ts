@@ -12,7 +12,7 @@ import * as x509 from "@peculiar/x509";
 import acme from "acme-client";
 import { Hono } from "hono";
 import { writeAtomically } from "./keyfile.ts";
-import type { Certificate } from "./listener.ts";
+import { type Certificate, checkCertificate } from "./listener.ts";
 import type { Logger } from "./logger.ts";
 
 export interface AcmeOptions {
@@ -47,6 +47,8 @@ export class AcmeCertificates {
   private readonly alpnAnswers = new Map<string, Certificate>();
   private timer: ReturnType<typeof setTimeout> | null = null;
   private failures = 0;
+  /** The newest one; null: not looked for yet, or none. */
+  private held: Certificate | null = null;
   private isClosed = false;
 
   constructor(private readonly options: AcmeOptions) {
@@ -63,7 +65,7 @@ export class AcmeCertificates {
 
   /** What to start with: the certificate of the folder, or one that nobody trusts until `start` has got a real one. */
   async current(): Promise<Certificate> {
-    return this.cached() ?? (await alpnCertificate(this.options.hostname, "", this.options.now()));
+    return this.newest() ?? (await alpnCertificate(this.options.hostname, "", this.options.now()));
   }
 
   /** The certificate that answers TLS-ALPN-01 for this name. */
@@ -85,10 +87,12 @@ export class AcmeCertificates {
     const { log, hostname } = this.options;
     try {
       const certificate = await this.obtain();
-      writeAtomically(this.file(`${hostname}.pem`), `${certificate.key.trimEnd()}\n${certificate.cert}`);
+      if (this.isClosed) return LOOK_EVERY;
       use(certificate);
+      this.held = certificate;
       this.failures = 0;
       log.info(`a certificate for ${hostname} is in use`, { until: expiryOf(certificate).toISOString() });
+      this.keep(certificate);
       return LOOK_EVERY;
     } catch (error) {
       const wait = Math.min(MAX_RETRY, FIRST_RETRY * 2 ** Math.min(this.failures++, 20));
@@ -107,10 +111,22 @@ export class AcmeCertificates {
     if (this.timer) clearTimeout(this.timer);
   }
 
+  /** A folder that cannot be written costs a new certificate at the next start, not one an hour: servers count them. */
+  private keep({ key, cert }: Certificate): void {
+    const path = this.file(`${this.options.hostname}.pem`);
+    try {
+      writeAtomically(path, `${key.trimEnd()}\n${cert}`);
+    } catch (error) {
+      this.options.log.error(`the certificate cannot be kept in ${path}, so the next start asks for another`, {
+        error: (error as Error).message,
+      });
+    }
+  }
+
   private isDue(): boolean {
-    const cached = this.cached();
-    if (!cached) return true;
-    const { notBefore, notAfter } = acme.crypto.readCertificateInfo(cached.cert);
+    const newest = this.newest();
+    if (!newest) return true;
+    const { notBefore, notAfter } = acme.crypto.readCertificateInfo(newest.cert);
     return notAfter.getTime() - this.options.now() < (notAfter.getTime() - notBefore.getTime()) / 3;
   }
 
@@ -118,13 +134,27 @@ export class AcmeCertificates {
     return join(this.options.cacheDir, name);
   }
 
-  /** Null when there is none that can be read. */
-  private cached(): Certificate | null {
+  /** Null when there is none that can be used. */
+  private newest(): Certificate | null {
+    this.held ??= this.kept();
+    return this.held;
+  }
+
+  private kept(): Certificate | null {
     const path = this.file(`${this.options.hostname}.pem`);
     if (!existsSync(path)) return null;
-    const text = readFileSync(path, "utf8");
-    const at = text.indexOf("-----BEGIN CERTIFICATE-----");
-    return at > 0 ? { key: text.slice(0, at), cert: text.slice(at) } : null;
+    try {
+      const text = readFileSync(path, "utf8");
+      const at = text.indexOf("-----BEGIN CERTIFICATE-----");
+      const certificate = { key: text.slice(0, at), cert: text.slice(at) };
+      checkCertificate(certificate);
+      return certificate;
+    } catch (error) {
+      this.options.log.warn(`the certificate in ${path} cannot be used, another is asked for`, {
+        error: (error as Error).message,
+      });
+      return null;
+    }
   }
 
   private async accountKey(): Promise<string> {

@@ -182,7 +182,8 @@ function tlsOptions({ cert, key }: Certificate) {
   return { cert, key, minVersion: "TLSv1.2" } as const;
 }
 
-function checkCertificate(certificate: Certificate): void {
+/** Throws with one sentence when a server cannot use it. */
+export function checkCertificate(certificate: Certificate): void {
   try {
     createSecureContext(tlsOptions(certificate));
   } catch (error) {
