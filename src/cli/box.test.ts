@@ -154,7 +154,7 @@ test("users, keys and nodes: results alone on standard output, for people and fo
   const list = await run("weft", "users", "list", `--data=${join(folder, "data")}`);
   expect(list.stdout.split("\n")[0]).toMatch(/^ID \| Name +\| Username \| Email +\| Created +\| Role$/);
   expect(list.stdout.split("\n")[1]).toMatch(
-    /^1 +\| Alice \| alice +\| a@example.com \| \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$/,
+    /^1 +\| Alice \| alice +\| a@example.com \| \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| member$/,
   );
   const bob = JSON.parse((await weft("-o", "json", "users", "create", "bob")).stdout);
   expect(bob).toMatchObject({ id: "2", name: "bob" });
