@@ -10,6 +10,11 @@ import { Box, cannotUseNamespaces, certificate, skip, Tailscaled, tempDir, until
 import { missing } from "./lib/peers.ts";
 
 const QUAD100 = "100.100.100.100";
+/** Clients speak DoH to well-known providers only, and know their addresses. */
+const PROVIDERS = {
+  "dns.nextdns.io": ["45.90.28.0", "45.90.30.0"],
+  "dns.quad9.net": ["9.9.9.9", "149.112.112.112"],
+};
 const SECRET = Buffer.from("a secret of the name server").toString("base64");
 
 const absent = missing([
@@ -39,6 +44,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
   let lab: Lab;
   let box: Box;
   let servers: Host;
+  let doh: { process: Daemon; ca: string } | null = null;
   let current: Tailscaled;
   let old: Tailscaled;
 
@@ -63,7 +69,11 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
       zone "${name}" { type primary; file "${file(`${name}.zone`)}"; ${more} };`;
     const head = "$TTL 60\n@ SOA ns hostmaster 1 60 60 600 60\n@ NS ns\n";
     writeFileSync(file("weft.test.zone"), `${head}ns A ${servers.ip4}\n`);
-    writeFileSync(file("corp.test.zone"), `${head}ns A ${servers.ip4}\napp A 192.0.2.80\n`);
+    for (const [name, address] of Object.entries({ corp: 80, public: 81, doh: 82 }))
+      writeFileSync(
+        file(`${name}.test.zone`),
+        `${head}ns A ${servers.ip4}\napp A 192.0.2.${address}\n*.by A 192.0.2.${address}\n`,
+      );
     writeFileSync(
       file("named.conf"),
       `options { directory "${dir.path}"; pid-file none; session-keyfile none; recursion no; dnssec-validation no;
@@ -71,13 +81,36 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
        controls { };
        key "weft" { algorithm hmac-sha256; secret "${SECRET}"; };
        ${zone("weft.test", 'allow-update { key "weft"; };')}
-       ${zone("corp.test", "")}`,
+       ${zone("corp.test", "")}
+       ${zone("public.test", "")}
+       ${zone("doh.test", "")}`,
     );
     daemons.push(new Daemon(servers, [named!, "-g", "-n", "1", "-c", file("named.conf")]));
     await until(
       "the name server answers",
       async () => (await resolve(servers, "app.corp.test", "A", servers.ip4)) === "192.0.2.80",
     );
+  }
+
+  /** DoH with the providers' names and addresses, answered by the name server; its log has what was asked, and by whom. */
+  async function startDoH(): Promise<{ process: Daemon; ca: string }> {
+    mkdirSync(file("doh"));
+    const own = await certificate(file("doh"), servers.ip4, ...Object.keys(PROVIDERS));
+    for (const address of Object.values(PROVIDERS).flat()) servers.addAddress(`${address}/32`);
+    const code = `
+      import { createSocket } from "node:dgram";
+      Bun.serve({ hostname: "::", port: 443, tls: { cert: Bun.file("${own.cert}"), key: Bun.file("${own.key}") }, async fetch(request, server) {
+        console.log(server.requestIP(request).address.replace("::ffff:", ""), request.url);
+        const socket = createSocket("udp4");
+        const answer = new Promise((done) => socket.once("message", done));
+        socket.send(new Uint8Array(await request.arrayBuffer()), 53, "${servers.ip4}");
+        return new Response(await answer.finally(() => socket.close()), { headers: { "Content-Type": "application/dns-message" } });
+      } });
+      console.log("ready");`;
+    const process = new Daemon(servers, [globalThis.process.execPath, "-e", code]);
+    await until("the DoH server is ready", () => process.output().includes("ready"));
+    daemons.push(process);
+    return { process, ca: own.ca };
   }
 
   async function startPebble(): Promise<string> {
@@ -101,7 +134,11 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
     servers = await lab.host("servers");
     const tls = await certificate(dir.path, boxHost.ip4);
     let roots = readFileSync(tls.ca, "utf8");
-    if (!noNamed) await startNameServer();
+    if (!noNamed) {
+      await startNameServer();
+      doh = await startDoH();
+      roots += readFileSync(doh.ca, "utf8");
+    }
     if (!noPebble) roots += readFileSync(await startPebble(), "utf8");
     writeFileSync(file("roots.pem"), roots);
     writeFileSync(file("secret"), SECRET, { mode: 0o600 });
@@ -113,8 +150,10 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
   search_domains: [corp.test]
   extra_records_path: ${file("records.json")}
   nameservers:
+    global: ["https://dns.nextdns.io/abc123"]
     split:
       corp.test: [${servers.ip4}]
+      doh.test: ["https://dns.quad9.net/dns-query"]
   certificates:
     provider: rfc2136
     server: ${servers.ip4}
@@ -123,7 +162,10 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
     timeout: 20s
 `,
     );
-    box = await Box.start(boxHost, file("box"), { tls, args: ["--config", file("config.yaml")] });
+    box = await Box.start(boxHost, file("box"), {
+      tls,
+      args: ["--config", file("config.yaml"), "--policy-mode", "database"],
+    });
     const env = {
       SSL_CERT_FILE: file("roots.pem"),
       TS_DEBUG_ACME_DIRECTORY_URL: `https://${servers.ip4}:14000/dir`,
@@ -187,6 +229,51 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
     async () => {
       for (const member of [current, old]) await resolves(member, "app.corp.test", "192.0.2.80");
       await resolvesForPrograms("app", "192.0.2.80");
+    },
+    300_000,
+  );
+
+  test.skipIf(skip(noNamed))(
+    "DoH: a split domain by one provider, all other names by another, which learns of each device what nodeAttrs of the policy let it",
+    async () => {
+      /** How the provider was asked for a name that nobody has asked for before. */
+      let names = 0;
+      const asked = async (member: Tailscaled): Promise<string> => {
+        const before = doh!.process.output().length;
+        await resolves(member, `n${names++}.by.public.test`, "192.0.2.81");
+        const line = new RegExp(`^${member.host.ip4} https://dns.nextdns.io/(.*)$`, "m").exec(
+          doh!.process.output().slice(before),
+        );
+        return line?.[1] ?? "not at all";
+      };
+      const asks = (member: Tailscaled, wanted: string) =>
+        until(`${member.name} asks for ${wanted}`, async () => {
+          expect(await asked(member)).toBe(wanted);
+          return true;
+        });
+      const device = (member: Tailscaled) => `device_name=${member.name}&device_model=linux&device_ip=${member.ip4}`;
+      for (const member of [current, old]) {
+        await resolves(member, "app.doh.test", "192.0.2.82");
+        expect(doh!.process.output()).toContain(`${member.host.ip4} https://dns.quad9.net/dns-query\n`);
+        await asks(member, `abc123?${device(member)}`);
+      }
+      const nodeAttrs = [
+        { target: [current.ip4], attr: ["nextdns:no-device-info"] },
+        { target: [old.ip4], attr: ["nextdns:def456"] },
+      ];
+      const acls = [{ action: "accept", src: ["*"], dst: ["*:*"] }];
+      writeFileSync(file("policy.hujson"), JSON.stringify({ acls, nodeAttrs }));
+      await box.admin("policy", "set", "-f", file("policy.hujson"));
+      await asks(current, "abc123");
+      await asks(old, `def456?${device(old)}`);
+      const attributes = async (member: Tailscaled) => {
+        const { CapMap } = (await member.status())!.Self as unknown as { CapMap: Record<string, unknown> };
+        return Object.keys(CapMap).filter((name) => name.startsWith("nextdns:"));
+      };
+      expect(await Promise.all([attributes(current), attributes(old)])).toEqual([
+        ["nextdns:no-device-info"],
+        ["nextdns:def456"],
+      ]);
     },
     300_000,
   );

@@ -338,10 +338,15 @@ export async function pathIs(path: "direct" | "relay", a: Member, b: Member): Pr
   );
 }
 
-/** A CA and a server certificate for an IP address, made by openssl. */
-export async function certificate(dir: string, ip: string): Promise<{ ca: string; cert: string; key: string }> {
+/** A CA and a server certificate for an IP address and maybe names, made by openssl. */
+export async function certificate(
+  dir: string,
+  ip: string,
+  ...names: string[]
+): Promise<{ ca: string; cert: string; key: string }> {
   const file = (name: string) => join(dir, name);
-  await Bun.write(file("san"), `subjectAltName=IP:${ip}\nextendedKeyUsage=serverAuth\n`);
+  const subjects = [`IP:${ip}`, ...names.map((name) => `DNS:${name}`)];
+  await Bun.write(file("san"), `subjectAltName=${subjects}\nextendedKeyUsage=serverAuth\n`);
   const ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
   for (const args of [
     [
