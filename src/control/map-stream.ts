@@ -41,6 +41,7 @@ export interface MapStreamOptions {
 }
 
 export class MapStream implements Reader {
+  isDue = false;
   private lastWrite = Number.NEGATIVE_INFINITY;
   private keepAliveTimer: ReturnType<typeof setTimeout> | null = null;
   private waitsForDrain = false;

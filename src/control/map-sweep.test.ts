@@ -5,6 +5,7 @@ import { until } from "./testing.ts";
 const reader = (work: () => void = () => {}) => {
   const self = {
     written: 0,
+    isDue: false,
     write: () => {
       self.written++;
       work();

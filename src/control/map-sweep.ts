@@ -10,60 +10,70 @@ const REST = { factor: 2, min: 10, max: 1000 };
 export interface Reader {
   /** Writes what is due now. */
   write(): void;
+  /** Whether a sweep will come to it. Kept by the sweep; false at first. */
+  isDue: boolean;
 }
 
 export class Sweep {
   /** Who is written to in this sweep, and who in the next. */
-  private current = new Set<Reader>();
-  private next = new Set<Reader>();
+  private current: Reader[] = [];
+  private next: Reader[] = [];
+  /** How many of `current` have had their turn. */
+  private done = 0;
   private state: "idle" | "sweeping" | "resting" = "idle";
   private timer: ReturnType<typeof setTimeout> | null = null;
   private busy = 0;
 
   /** Something is due for this reader. */
   add(reader: Reader): void {
-    this.next.add(reader);
+    if (reader.isDue) return;
+    reader.isDue = true;
+    this.next.push(reader);
     if (this.state === "idle") this.start();
   }
 
   remove(reader: Reader): void {
-    this.current.delete(reader);
-    this.next.delete(reader);
+    reader.isDue = false;
   }
 
   close(): void {
     if (this.timer) clearTimeout(this.timer);
-    this.current.clear();
-    this.next.clear();
+    this.current = [];
+    this.next = [];
   }
 
   private start(): void {
     this.state = "sweeping";
     this.busy = 0;
+    this.done = 0;
     // All readers of one change are named before the first of them is written to.
     setImmediate(() => {
-      [this.current, this.next] = [this.next, this.current];
+      this.current = this.next;
+      this.next = [];
       this.slice();
     });
   }
 
   private slice(): void {
     const began = performance.now();
-    for (const reader of this.current) {
-      this.current.delete(reader);
+    while (this.done < this.current.length) {
+      const reader = this.current[this.done++]!;
+      if (!reader.isDue) continue;
+      reader.isDue = false;
       reader.write();
       if (performance.now() - began > SLICE) break;
     }
     this.busy += performance.now() - began;
-    if (this.current.size > 0) {
+    if (this.done < this.current.length) {
       setImmediate(() => this.slice());
       return;
     }
+    this.current = [];
     this.state = "resting";
     this.timer = setTimeout(
       () => {
         this.state = "idle";
-        if (this.next.size > 0) this.start();
+        if (this.next.length > 0) this.start();
       },
       Math.min(REST.max, Math.max(REST.min, this.busy * REST.factor)),
     );

@@ -20,7 +20,7 @@ export interface MetricsSources {
 
 /** A counter with one label, whose values are plain numbers until somebody reads. */
 class Tally<Label extends string> {
-  private readonly counts = new Map<Label, number>();
+  private readonly counts = new Map<Label, { count: number }>();
 
   constructor(registry: Registry, name: string, help: string, label: string, more: Record<string, string> = {}) {
     const { counts } = this;
@@ -32,13 +32,15 @@ class Tally<Label extends string> {
       registers: [registry],
       collect() {
         this.reset();
-        for (const [value, count] of counts) this.inc({ [label]: value, ...more }, count);
+        for (const [value, { count }] of counts) this.inc({ [label]: value, ...more }, count);
       },
     });
   }
 
   add(label: Label): void {
-    this.counts.set(label, (this.counts.get(label) ?? 0) + 1);
+    const known = this.counts.get(label);
+    if (known) known.count++;
+    else this.counts.set(label, { count: 1 });
   }
 }
 
