@@ -96,9 +96,7 @@ export function addFeatures(ctx: ControlContext, machines: MachineRouter, app: H
     })
     .on("PATCH", "/machine/set-device-attr", (request) => setAttributes(ctx, request))
     .on("POST", "/machine/audit-log", (request) => audit(ctx, request))
-    .on("POST", "/machine/feature/query", (request) => queryFeature(ctx, request))
-    .on("POST", "/machine/webclient/init/:src/to/:dst", noWebClient)
-    .on("POST", "/machine/webclient/wait/:src/to/:dst/:id", noWebClient);
+    .on("POST", "/machine/feature/query", (request) => queryFeature(ctx, request));
 
   // The same for a client that answers outside of Noise: the id alone is the proof.
   app.get("/machine/ping-response", (c) => {
@@ -187,11 +185,4 @@ function queryFeature(ctx: ControlContext, { body, connection }: MachineRequest)
   return {
     json: { Complete: false, Text: `This control server does not know the feature ${JSON.stringify(feature)}.\n` },
   };
-}
-
-function noWebClient(): never {
-  throw new BadRequest(
-    "this control server cannot confirm sessions of the web client: use the command line on the node, or grant tailscale.com/cap/webui and open it from there",
-    403,
-  );
 }

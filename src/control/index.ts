@@ -52,6 +52,7 @@ import type { ControlSettings, ExtraRecord } from "./settings.ts";
 import { SSHChecks } from "./sshcheck.ts";
 import { Store } from "./store.ts";
 import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
+import { WebClients } from "./webclient.ts";
 
 const ADMIN_SOCKET = "weft.sock";
 const NOISE_KEY = "noise_private.key";
@@ -328,6 +329,7 @@ class ControlServer implements Control {
     this.apis = createApis(this.context, this.logins);
     this.sshChecks = new SSHChecks(this.context, this.logins);
     this.sshChecks.mount(this.machines);
+    new WebClients(this.context, this.logins).mount(this.machines);
     this.policies.onChanged = () => {
       this.applyDerpMap();
       this.sweepChecks();

@@ -1,4 +1,5 @@
-// Logins that wait for a person: a machine that joins without a pre-auth key, or an SSH session in check mode. Each has an
+// Logins that wait for a person: a machine that joins without a pre-auth key, or a session that somebody must agree to (SSH
+// in check mode, a web client). Each has an
 // id that cannot be guessed ("hskey-authreq-<24 hex>"), an address for the browser, and ends with a verdict: by command line,
 // API or identity provider. They are documents of the store, so a restart of the server ends none of them.
 //
@@ -26,7 +27,14 @@ export interface SSHCheckLogin {
   localUser: string;
 }
 
-export type LoginRequest = RegisterLogin | SSHCheckLogin;
+export interface WebClientLogin {
+  kind: "web-client";
+  /** Where the browser is, and whose settings it wants to change. */
+  sourceNodeId: number;
+  targetNodeId: number;
+}
+
+export type LoginRequest = RegisterLogin | SSHCheckLogin | WebClientLogin;
 
 export type Verdict =
   /** `userId` null: an administrator approved it. */
@@ -55,6 +63,7 @@ export interface PendingLogin extends LoginRecord {
   id: string;
 }
 
+const WHAT = { "ssh-check": "an SSH session", "web-client": "a session of a web client" } as const;
 const ID = /^hskey-authreq-[0-9a-f]{24}$/;
 const MAX_PER_MACHINE = 8;
 /** Bytes of JSON that a waiting registration may keep of the client's Hostinfo. */
@@ -139,7 +148,10 @@ export class Logins {
   ): Promise<NodeRecord> {
     const { request } = this.pending(id);
     if (request.kind !== "register")
-      throw new CommandError(400, `login ${id} is an SSH session, not a machine: weft auth approve --auth-id ${id}`);
+      throw new CommandError(
+        400,
+        `login ${id} is ${WHAT[request.kind]}, not a machine: weft auth approve --auth-id ${id}`,
+      );
     if (!this.ctx.model.users.has(userId))
       throw new CommandError(404, `there is no user ${userId}: weft users list shows those that exist`);
     let planned: ReturnType<typeof planLogin>;
@@ -165,15 +177,16 @@ export class Logins {
     return planned.node;
   }
 
-  /** Lets an SSH session in; `userId` null: by an administrator. Throws CommandError. */
+  /** Lets a session in; `userId` null: by an administrator. Throws CommandError. */
   async approve(id: string, userId: number | null = null): Promise<void> {
     const { request } = this.pending(id);
-    if (request.kind !== "ssh-check")
+    if (request.kind === "register")
       throw new CommandError(
         400,
         `login ${id} is a machine that joins: weft auth register --auth-id ${id} --user NAME`,
       );
-    await this.end([id], { approved: true, userId }, this.onCheckApproved(request, userId));
+    const change = request.kind === "ssh-check" ? this.onCheckApproved(request, userId) : {};
+    await this.end([id], { approved: true, userId }, change);
   }
 
   /** Throws CommandError. */

@@ -43,6 +43,15 @@ interface Confirmation {
   address: string;
 }
 
+const WORDS = {
+  register: { waits: "A machine wants to join", question: "Let this machine in?" },
+  "ssh-check": { waits: "An SSH session waits", question: "Allow this SSH session?" },
+  "web-client": {
+    waits: "A browser wants to change a machine's settings",
+    question: "Let this browser change the machine's settings?",
+  },
+} as const;
+
 export class LoginPages {
   readonly app = new Hono();
   readonly providers: readonly Provider[];
@@ -103,11 +112,10 @@ export class LoginPages {
       ({ settings }) =>
         html`<a class="button" href="/${kind}/${login.id}/with/${settings.id}">Sign in with ${settings.name}</a>`,
     );
-    const title = kind === "register" ? "A machine wants to join" : "An SSH session waits";
     return page(
       c,
       200,
-      title,
+      WORDS[login.request.kind].waits,
       html`${this.description(login)}
 ${ready.length > 0 ? html`<p>${choice}</p>` : ""}
 ${this.providers.length > ready.length ? html`<p>An identity provider does not answer at present.</p>` : ""}
@@ -195,7 +203,7 @@ ${this.providers.length > ready.length ? html`<p>An identity provider does not a
     return page(
       c,
       200,
-      kind === "register" ? "Let this machine in?" : "Allow this SSH session?",
+      WORDS[login.request.kind].question,
       html`<p>You are signed in as <strong>${nameOf(identity)}</strong>. Continue only if you have started this yourself, just now.</p>
 ${this.description(login)}
 <form method="post" action="/${kind}/confirm/${login.id}">
@@ -288,8 +296,8 @@ ${this.description(login)}
   private async find(c: Context): Promise<PendingLogin | Response> {
     const address = clientAddress(c);
     const login = this.logins.get(c.req.param("id") ?? "");
-    const kind = c.req.path.startsWith("/register/") ? "register" : "ssh-check";
-    if (login?.request.kind === kind) return login.verdict ? gone(c, login) : login;
+    const isRegister = c.req.path.startsWith("/register/");
+    if (login && (login.request.kind === "register") === isRegister) return login.verdict ? gone(c, login) : login;
     const now = this.ctx.now();
     const wait = this.attempts.wait(address, now);
     if (wait > 0) {
@@ -302,12 +310,12 @@ ${this.description(login)}
 
   private description({ request }: PendingLogin) {
     const { model } = this.ctx;
-    if (request.kind === "ssh-check") {
+    if (request.kind !== "register") {
       const nameOfNode = (id: number) => model.nodes.get(id)?.givenName ?? `node ${id}`;
       return html`<dl>
 <dt>from</dt><dd>${nameOfNode(request.sourceNodeId)}</dd>
 <dt>to</dt><dd>${nameOfNode(request.targetNodeId)}</dd>
-<dt>as</dt><dd>${request.localUser}</dd>
+${request.kind === "ssh-check" ? html`<dt>as</dt><dd>${request.localUser}</dd>` : ""}
 </dl>`;
     }
     const { Hostname, OS, RequestTags } = request.input.hostinfo;
