@@ -34,7 +34,7 @@ else {
     let b: WeftNode;
     let c: WeftNode;
 
-    const reachable = async (from: Member, to: Member, seconds = 30) => {
+    const reachable = async (from: Member, to: Member, seconds = 90) => {
       await until(
         `${from.name} pings ${to.name}`,
         async () => (await ping(from.host, to.ip4, { count: 2, intervalMs: 50 })).received === 2,
@@ -67,7 +67,7 @@ else {
       // A new node is proof: only a live map stream can tell the others of it.
       const d = new WeftNode(await lab.host("nd"), join(dir.path, "d"));
       await d.up(box.url, await box.key());
-      await reachable(a, d, 60);
+      await reachable(a, d);
       await d.stop();
     }, 300_000);
 
@@ -80,7 +80,7 @@ else {
         async () => (await ping(a.host, b.ip4, { count: 2, intervalMs: 50 })).received === 0,
       );
       await box.start();
-      await reachable(a, b, 30);
+      await reachable(a, b);
       lab.unblockUdp();
       await pathIs("direct", a, b);
     }, 300_000);
@@ -93,8 +93,8 @@ else {
         await victim.stop("SIGKILL");
         await victim.start();
         if (victim === b) await b.running();
-        await reachable(a, b, 40);
-        await reachable(b, c, 40);
+        await reachable(a, b);
+        await reachable(b, c);
       }
       // Nothing acknowledged is lost, and a restarted node is the same node, not a new one.
       const after = await box.admin<NodeRow[]>("nodes", "list");

@@ -14,7 +14,7 @@ const cannot = cannotUseNamespaces ?? (noTools && `${noTools} missing: apt-get i
 
 async function reaches(from: WgEnd, to: WgEnd): Promise<void> {
   for (const ip of [to.ip4, to.ip6]) {
-    const { received } = await ping(from.host, ip, { count: 3, intervalMs: 30, timeoutMs: 7000 });
+    const { received } = await ping(from.host, ip, { count: 3, intervalMs: 30, timeoutMs: 30_000 });
     expect({ to: ip, received }).toEqual({ to: ip, received: 3 });
   }
 }
@@ -25,7 +25,10 @@ async function moves(from: WgEnd, to: WgEnd, bytes: number, address: string): Pr
 
 async function echoes(from: WgEnd, to: WgEnd, address: string): Promise<void> {
   for (const size of [8, 1200, 3000]) {
-    expect(await udpEcho(from.host, to.host, 20, size, { address })).toMatchObject({ sent: 20, received: 20 });
+    expect(await udpEcho(from.host, to.host, 20, size, { address, timeoutMs: 30_000 })).toMatchObject({
+      sent: 20,
+      received: 20,
+    });
   }
 }
 
@@ -81,7 +84,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
       const [line] = (await a.must(a.wg("show", a.device, "dump"))).trim().split("\n").slice(1);
       const [key, shared, , , handshake, rx, tx, keepalive] = line!.split("\t");
       expect([key, shared, keepalive]).toEqual([b.publicKey, psk.trim(), "off"]);
-      expect(Math.abs(Date.now() / 1000 - Number(handshake))).toBeLessThan(30);
+      expect(Math.abs(Date.now() / 1000 - Number(handshake))).toBeLessThan(300);
       expect(Number(rx)).toBeGreaterThan(300);
       expect(Number(tx)).toBeGreaterThan(300);
     },
@@ -123,7 +126,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     );
     expect((await a.wg("show", a.device, "fwmark")).stdout).toBe("0x1234\n");
     expect((await a.wg("show", a.device, "allowed-ips")).stdout).toBe(`${b.publicKey}\t${b.ip4}/32 10.9.0.0/16\n`);
-    expect((await ping(h1, b.ip4, { count: 2, intervalMs: 30 })).received).toBe(2);
+    expect((await ping(h1, b.ip4, { count: 2, intervalMs: 30, timeoutMs: 30_000 })).received).toBe(2);
     expect((await ping(h1, b.ip6, { count: 1, timeoutMs: 300 })).received).toBe(0);
   }, 300_000);
 
@@ -163,7 +166,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
       if (how === "rm") await h1.run(["rm", `/var/run/wireguard/${a.device}.sock`]);
       else if (how === "ip link del") h1.netlink.deleteLink(a.device);
       else void a.stop(how as NodeJS.Signals);
-      expect([how, await ends(a, 3)]).toEqual([how, 0]);
+      expect([how, await ends(a, 60)]).toEqual([how, 0]);
       expect(h1.netlink.link(a.device)).toBeNull();
       expect((await socket(a)).code).not.toBe(0);
     }
@@ -236,7 +239,7 @@ describe.skipIf(skip(cannot))("weft wg", () => {
     const up = await h1.run(["wg-quick", "up", conf], { env });
     expect(up).toMatchObject({ code: 0 });
     expect(h1.netlink.link(name)).toMatchObject({ up: true, mtu: 1380 });
-    for (const ip of [b.ip4, b.ip6]) expect((await ping(h1, ip, { count: 2, timeoutMs: 7000 })).received).toBe(2);
+    for (const ip of [b.ip4, b.ip6]) expect((await ping(h1, ip, { count: 2, timeoutMs: 30_000 })).received).toBe(2);
     expect(await transferHash(h1, h2, 5 * MB, { address: b.ip4 })).toMatchObject({ ok: true });
     expect(await h1.run(["wg-quick", "down", conf], { env })).toMatchObject({ code: 0 });
     expect(h1.netlink.link(name)).toBeNull();

@@ -87,7 +87,7 @@ test("a program that fails or hangs is told to the node and to the log", async (
   const lines: string[] = [];
   const failing = ["sh", "-c", "echo no such zone >&2; exit 3"];
   const { node } = await start(
-    { kind: "exec", command: failing, resolvers: [], timeout: 10_000 },
+    { kind: "exec", command: failing, resolvers: [], timeout: 60_000 },
     (line) => void lines.push(line),
   );
   expect(await setDns(node)).toMatchObject({ status: 503, text: expect.stringContaining("did not set the record") });
@@ -106,7 +106,7 @@ test("a name server that refuses, says nothing or never shows the record: the no
   );
   const silent = await start(rfc2136(await nameServer(() => null), { timeout: 100 }));
   expect((await setDns(silent.node)).text).toContain("did not answer in time");
-  const hiding = await start(rfc2136(await nameServer((query) => reply(query, 0)), { timeout: 100 }));
+  const hiding = await start(rfc2136(await nameServer((query) => reply(query, 0)), { timeout: 1500 }));
   expect((await setDns(hiding.node)).text).toContain("was set, but did not appear on");
   const gone = await start(rfc2136("127.0.0.1:1"));
   expect((await setDns(gone.node)).text).toContain("cannot be reached");

@@ -76,7 +76,7 @@ test("a handshake for another key ends with an error frame", async () => {
 });
 
 test("garbage in the records, and garbage instead of HTTP/2 inside them, end that connection and nothing else", async () => {
-  await using server = await TestServer.start({ liveness: { interval: 10, idleTimeout: 200 } });
+  await using server = await TestServer.start({ liveness: { interval: 10, idleTimeout: 1000 } });
   const authKey = await server.key({ user: await server.user("alice"), reusable: true });
   const bystander = await (await server.join("bystander", authKey)).stream();
   const preface = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");

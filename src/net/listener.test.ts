@@ -165,7 +165,7 @@ test("an answer that does not wait for the body reaches a client that goes on se
 });
 
 test("a body without end behind its answer, or one that stops, is cut off", async () => {
-  await using server = await serve({ limits: { bodyBytes: 1000, requestTimeout: 300 } });
+  await using server = await serve({ limits: { bodyBytes: 1000, requestTimeout: 1000 } });
   const { port } = server;
   const stopped = await talk(port, "POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\nab");
   expect(stopped).toContain("413");
@@ -184,7 +184,7 @@ test("a body without end behind its answer, or one that stops, is cut off", asyn
 });
 
 test("who sends garbage, a head that is too long or never ends, or a body that never comes is cut off", async () => {
-  await using server = await serve({ limits: { headBytes: 4096, headTimeout: 200, requestTimeout: 300 } });
+  await using server = await serve({ limits: { headBytes: 4096, headTimeout: 1000, requestTimeout: 1500 } });
   const { port } = server;
   const attempts = await Promise.all([
     talk(port, "\x16\x03\x01\x02\x00\x01\x00\xff\xff\n\n"),
@@ -202,12 +202,12 @@ test("who sends garbage, a head that is too long or never ends, or a body that n
 test("an upgrade takes the socket, with what came behind the head, and no limit of HTTP touches it any more", async () => {
   const heads: string[] = [];
   await using server = await serve({
-    limits: { headTimeout: 100, requestTimeout: 100, connections: 1 },
+    limits: { headTimeout: 1000, requestTimeout: 1000, connections: 1 },
     upgrades: {
       "/take": (_request, socket, head) => {
         heads.push(Buffer.from(head).toString());
         socket.write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n");
-        setTimeout(() => socket.end("late answer"), 400);
+        setTimeout(() => socket.end("late answer"), 1500);
       },
       "/throws": () => {
         throw new Error("no");
@@ -233,7 +233,7 @@ test("an upgrade takes the socket, with what came behind the head, and no limit 
 test("the same over TLS: app, upgrades, garbage and half heads", async () => {
   await using server = await serve({
     tls: TLS,
-    limits: { headTimeout: 200, requestTimeout: 300 },
+    limits: { headTimeout: 1000, requestTimeout: 1500 },
     upgrades: {
       "/take": (_request, socket, head) => socket.end(`HTTP/1.1 101 X\r\n\r\n${Buffer.from(head)}`),
     },
@@ -255,11 +255,11 @@ test("the same over TLS: app, upgrades, garbage and half heads", async () => {
 test("over TLS, who never shakes hands is cut off, and an upgrade outlives every limit of HTTP", async () => {
   await using server = await serve({
     tls: TLS,
-    limits: { headTimeout: 100, requestTimeout: 100, keepAliveTimeout: 100, connections: 2 },
+    limits: { headTimeout: 1000, requestTimeout: 1000, keepAliveTimeout: 1000, connections: 2 },
     upgrades: {
       "/take": (_request, socket) => {
         socket.write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n");
-        setTimeout(() => socket.end("late answer"), 400);
+        setTimeout(() => socket.end("late answer"), 1500);
       },
     },
   });
@@ -272,10 +272,10 @@ test("over TLS, who never shakes hands is cut off, and an upgrade outlives every
 test("an answer may take longer than its request might", async () => {
   const slow = new Hono();
   slow.get("/", async (c) => {
-    await Bun.sleep(400);
+    await Bun.sleep(1500);
     return c.text("at last");
   });
-  await using server = await serve({ app: slow, limits: { headTimeout: 100, requestTimeout: 100 } });
+  await using server = await serve({ app: slow, limits: { headTimeout: 1000, requestTimeout: 1000 } });
   expect(await (await fetch(`http://127.0.0.1:${server.port}/`)).text()).toBe("at last");
 });
 
