@@ -27,15 +27,12 @@ const SELF_NEEDS_USERS = "autogroup:self can only be used with users, groups, or
 /** 168 hours. */
 const MAX_CHECK_PERIOD = 168 * 3.6e6;
 
-/** Capabilities of tailscale.com that a policy may hand out. */
-const OPEN_CAPABILITIES = new Set([
-  "tailscale.com/cap/drive",
-  "tailscale.com/cap/relay",
-  "tailscale.com/cap/webui",
-  "tailscale.com/cap/kubernetes",
-  "tailscale.com/cap/tsidp",
-  "tailscale.com/cap/secrets",
-]);
+/** Capabilities of tailscale.com that a policy may hand out: those of clients, and of programs that read them. */
+const OPEN_CAPABILITIES = new Set(
+  ["drive", "relay", "webui", "kubernetes", "tsidp", "secrets", "golink", "aperture", "proxy-to-grafana"].map(
+    (name) => `tailscale.com/cap/${name}`,
+  ),
+);
 
 /** Sections of the hosted service that mean nothing here. */
 const REFUSED: Readonly<Record<string, string>> = {
@@ -328,12 +325,11 @@ class Parser implements Definitions {
   }
 
   private acl(entry: Value, index: number): Access {
-    const names = ["action", "src", "dst", "proto", "users", "ports", "srcPosture", "via"];
+    const names = ["action", "src", "dst", "proto", "users", "ports", "srcPosture"];
     const fields = fieldsOf(entry, `acls[${index}]`, names);
     const action = fields.get("action")?.string("action").trim() ?? "";
     if (action !== "accept")
       throw (fields.get("action") ?? entry).wrong(`action=${JSON.stringify(action)} is not supported`);
-    if (fields.has("via")) throw fields.get("via")!.wrong("via is a field of grants, not of acls");
     const protoField = fields.get("proto");
     const protocol = protoField ? at(protoField, () => parseProtocol(protoField.word("proto").trim())) : null;
     const src = this.sources(fields.get("src") ?? fields.get("users"));
@@ -579,7 +575,7 @@ class Parser implements Definitions {
   }
 
   private checkPeriod(value: Value | undefined, action: string): number | null {
-    const text = value?.string("checkPeriod").trim() ?? "";
+    const text = value?.string("checkPeriod") ?? "";
     if (!value || text === "") return null;
     const period = text === "always" ? 0 : at(value, () => parseDuration(text));
     if (period < 0 || (period === 0 && text !== "always")) {
