@@ -246,3 +246,15 @@ test("each subnet has one router: sticky while it can serve, else the lowest tha
   );
   expect(moves).toBeGreaterThan(100);
 });
+
+test("a router that advertises ever other routes keeps what it serves approved, and no more than a node may have", () => {
+  const policy = '{ "autoApprovers": { "routes": { "10.0.0.0/8": ["user1@"] }, "exitNode": ["user1@"] } }';
+  const net = new Tailnet([router(1, [], { userId: 1 })], policy);
+  for (let round = 0; round < 4; round++) {
+    const advertised = Array.from({ length: 1022 }, (_, i) => `10.${round * 8 + (i >> 8)}.${i & 255}.0/24`);
+    net.edit(1, { hostinfo: { RoutableIPs: [...advertised, "0.0.0.0/0", "::/0"] } });
+    expect(net.routes(1)).toMatchObject({ exit: true });
+    expect(net.routes(1).serving).toHaveLength(1024);
+    expect(net.routes(1).approved).toHaveLength(1024);
+  }
+});

@@ -104,6 +104,13 @@ export function routesOf(ctx: ControlContext, node: NodeRecord): NodeRoutes {
   };
 }
 
+/** What is approved of a node, with more. Where that is too much, routes go that it does not advertise. */
+function withMore(node: NodeRecord, more: readonly string[]): string[] {
+  const present = new Set(advertisedRoutes(node));
+  const kept = [...node.approvedRoutes].sort((a, b) => Number(present.has(b)) - Number(present.has(a)));
+  return parseRoutes([...more, ...kept].slice(0, MAX_ROUTES));
+}
+
 /** Of a node's advertised routes, those that the policy approves by itself. */
 export type Approvals = (node: NodeRecord) => readonly string[];
 
@@ -138,7 +145,7 @@ export class AutoApprover {
       if (!node || advertisedRoutes(node).length === 0) this.decided.delete(id);
       else if (this.approvals && this.isUndecided(node)) {
         const more = this.approvals(node).filter((route) => !node.approvedRoutes.includes(route));
-        if (more.length > 0) changed.push({ ...node, approvedRoutes: parseRoutes([...node.approvedRoutes, ...more]) });
+        if (more.length > 0) changed.push({ ...node, approvedRoutes: withMore(node, more) });
       }
     }
     this.due.clear();
