@@ -1,5 +1,6 @@
 // Where a server's certificate comes from: PEM files, which are read again on SIGHUP and when they change, or ACME.
 import { readFileSync, statSync } from "node:fs";
+import { markOf } from "../control/watch.ts";
 import type { Certificate } from "../net/listener.ts";
 import type { Logger } from "../net/logger.ts";
 import { metaCertificate } from "../relay/metacert.ts";
@@ -65,16 +66,7 @@ export class TlsWatch {
 
   /** Changes with the files, also when a symbolic link leads elsewhere. */
   private stamp(): string {
-    return [this.files.certPath, this.files.keyPath]
-      .map((path) => {
-        try {
-          const { ino, mtimeMs, size } = statSync(path);
-          return `${ino} ${mtimeMs} ${size}`;
-        } catch (error) {
-          return (error as NodeJS.ErrnoException).code;
-        }
-      })
-      .join("\n");
+    return [this.files.certPath, this.files.keyPath].map(markOf).join("\n");
   }
 }
 

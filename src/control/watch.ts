@@ -19,6 +19,16 @@ export function readSmallFile(path: string, max: number): string {
   }
 }
 
+/** Another text when there is another file, or other content, behind the path; of what cannot be looked at, the reason. */
+export function markOf(path: string): string {
+  try {
+    const { ino, size, mtimeMs, ctimeMs } = statSync(path);
+    return `${ino} ${size} ${mtimeMs} ${ctimeMs}`;
+  } catch (error) {
+    return String((error as NodeJS.ErrnoException).code);
+  }
+}
+
 export class FileWatch {
   private watcher: FSWatcher | null = null;
   private readonly timer: ReturnType<typeof setInterval>;
@@ -31,7 +41,7 @@ export class FileWatch {
     private readonly changed: () => void,
     every = LOOK,
   ) {
-    this.seen = this.mark();
+    this.seen = markOf(path);
     this.timer = setInterval(() => this.look(), every);
     this.listen();
   }
@@ -43,13 +53,8 @@ export class FileWatch {
     this.watcher = null;
   }
 
-  private mark(): string {
-    const found = statSync(this.path, { throwIfNoEntry: false });
-    return found ? `${found.ino} ${found.size} ${found.mtimeMs} ${found.ctimeMs}` : "";
-  }
-
   private look(): void {
-    const now = this.mark();
+    const now = markOf(this.path);
     if (now === this.seen) return;
     this.seen = now;
     this.changed();
