@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test";
+import { createDebug } from "../control/debug.ts";
 import { TestNode, TestServer } from "../control/testing.ts";
 import { randomBytes } from "../crypto/keys.ts";
 import { listen } from "../net/listener.ts";
@@ -43,6 +44,10 @@ test("nodes, streams, messages, registrations, failures and writes are counted, 
   expect(await it.metric('weft_login_failures_total{what="pre-auth key"}')).toBe(1);
   expect(await it.metric('weft_machine_requests_total{endpoint="map"}')).toBe(1);
   expect(await it.metric("weft_journal_write_seconds_count")).toBeGreaterThan(1);
+  expect(await it.metric("headscale_nodestore_batch_size_count")).toBeGreaterThan(1);
+  expect(await it.metric('headscale_nodestore_operations_total{operation="put"}')).toBeGreaterThan(0);
+  expect(await it.metric("headscale_nodestore_queue_depth")).toBe(0);
+  expect(await it.metric('headscale_mapresponse_generated_total{response_type="full"}')).toBe(1);
   expect(await it.metric("process_resident_memory_bytes")).toBeGreaterThan(1e6);
   expect(await it.metric("process_cpu_seconds_total")).toBeGreaterThan(0);
   expect(await it.metric("process_open_fds")).toBeGreaterThan(2);
@@ -90,7 +95,8 @@ test("debug pages: for people and programs, without secrets", async () => {
       "nodes",
     ]),
   );
-  for (const { path } of pages) {
+  const ofNode = ["netmap", "filter", "ssh"].map((name) => `/debug/${name}`);
+  for (const path of pages.map(({ path }) => (ofNode.includes(path) ? `${path}?node=1` : path))) {
     const page = await it.app.request(path);
     expect([path, page.status, page.headers.get("Content-Type")]).toEqual([path, 200, "text/html; charset=UTF-8"]);
     const text = (await page.text()) + JSON.stringify(await json(path));
@@ -104,6 +110,40 @@ test("debug pages: for people and programs, without secrets", async () => {
   ]);
   expect((await json("/debug/config")).set).toMatchObject({ "cli.api_key": "***" });
   node.close();
+});
+
+test("the debug page shows what one node is told, and long lists in parts", async () => {
+  await using it = await start();
+  const key = await it.server.key({ aclTags: ["tag:a"], reusable: true });
+  const [a, b] = [new TestNode(it.server.url, "a"), new TestNode(it.server.url, "b")];
+  for (const node of [a, b]) await node.register({ authKey: key });
+  const json = async (path: string) =>
+    (await it.app.request(path, { headers: { Accept: "application/json" } })).json() as Promise<
+      Record<string, unknown>
+    >;
+  expect(await json("/debug/netmap?node=1")).toMatchObject({
+    Node: { ID: 1, Name: "a.net.test." },
+    Peers: [{ ID: 2, Name: "b.net.test." }],
+    DNSConfig: { Proxied: true },
+  });
+  expect(await json("/debug/filter?node=2")).toMatchObject([{ SrcIPs: ["*"], DstPorts: [expect.anything()] }]);
+  expect(await json("/debug/ssh?node=1")).toEqual([] as never);
+  for (const query of ["?node=9", "?node=x", "?node=9999999999999999"])
+    expect((await it.app.request(`/debug/netmap${query}`)).status).toBe(404);
+  expect(await (await it.app.request("/debug/netmap")).text()).toContain('<input name="node"');
+  const nodes = await it.app.request("/debug/nodes?from=1", { headers: { Accept: "application/json" } });
+  expect([nodes.headers.get("X-Total-Count"), await nodes.json()]).toEqual(["2", [expect.objectContaining({ id: 2 })]]);
+  for (const node of [a, b]) node.close();
+});
+
+test("a list of many is cut, with a way to the rest", async () => {
+  const app = createDebug({ many: { title: "Many", read: () => Array.from({ length: 1200 }, (_, i) => `<${i}>`) } });
+  const read = async (query: string) => (await app.request(`/debug/many${query}`)).text();
+  const first = await read("");
+  expect([first.includes("&lt;499&gt;"), first.includes("&lt;500&gt;")]).toEqual([true, false]);
+  expect(first).toContain('<a href="?from=500">The other 700</a>');
+  const last = await read("?from=1000");
+  expect([last.includes("&lt;1199&gt;"), last.includes("The other")]).toEqual([true, false]);
 });
 
 test("HTTP requests are counted by route and class of status, whatever strangers write into a path", async () => {

@@ -9,7 +9,7 @@ import { loadOrCreateKey } from "../net/keyfile.ts";
 import type { UpgradeHandler } from "../net/listener.ts";
 import { type Logger, newRequestId, whileServing } from "../net/logger.ts";
 import { Attempts } from "../net/ratelimit.ts";
-import type { DERPMap, RegisterResponse } from "../wire/tailcfg.ts";
+import type { DERPMap, MapResponse, RegisterResponse } from "../wire/tailcfg.ts";
 import { type AccessOptions, PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
 import { type Apis, createApis } from "./api/index.ts";
@@ -55,6 +55,8 @@ import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
 import { WebClients } from "./webclient.ts";
 
 const ADMIN_SOCKET = "weft.sock";
+/** Peers of a netmap on the debug page. */
+const DEBUG_PEERS = 200;
 const NOISE_KEY = "noise_private.key";
 /** Milliseconds that a node stays online after its map stream ended: clients reconnect all the time. */
 const OFFLINE_GRACE = 10_000;
@@ -237,7 +239,7 @@ class ControlServer implements Control {
     this.adminSocket = socketOf(options).path;
     this.noisePublicKey = x25519Public(noiseKey);
     this.metrics = this.createMetrics();
-    this.journal = new Journal(model, (changes) => this.metrics.timed(store.write(changes)), {
+    this.journal = new Journal(model, (changes) => this.metrics.timed(changes, store.write(changes)), {
       onApplied: (effect) => this.onApplied(effect),
       onDurable: () => this.onDurable(),
     });
@@ -421,6 +423,7 @@ class ControlServer implements Control {
       },
       users: () => this.model.users.size,
       pendingLogins: () => this.logins.list().length,
+      waiting: () => this.journal.waiting,
     });
   }
 
@@ -428,6 +431,7 @@ class ControlServer implements Control {
   debugPages(): DebugPages {
     const { model, context } = this;
     const byId = <T extends { id: number }>(records: Iterable<T>) => [...records].sort((a, b) => a.id - b.id);
+    const ofNode = (read: (id: number) => unknown) => (id: number) => (model.nodes.has(id) ? read(id) : undefined);
     const iso = (at: Millis | null) => (at === null ? null : new Date(at).toISOString());
     return {
       overview: {
@@ -462,6 +466,9 @@ class ControlServer implements Control {
         read: () =>
           byId(model.nodes.values()).map((node) => ({ id: node.id, name: node.givenName, ...routesOf(context, node) })),
       },
+      netmap: { title: "Netmap of a node", ofNode: ofNode((id) => this.netmapOf(id)) },
+      filter: { title: "Packet filter of a node", ofNode: ofNode((id) => this.access.decide(id).filter()) },
+      ssh: { title: "SSH rules of a node", ofNode: ofNode((id) => this.access.decide(id).sshRules) },
       derp: { title: "DERP map", read: () => this.config.derpMap },
       "map-streams": { title: "Map streams", read: () => [...this.streams.values()].map(({ state }) => state) },
       logins: {
@@ -478,6 +485,14 @@ class ControlServer implements Control {
       "client-audit": { title: "What users said when they disconnected", read: () => clientAudit(context) },
       connections: { title: "Noise connections", read: () => this.noise.list() },
     };
+  }
+
+  /** The first message that it would be sent. */
+  private netmapOf(id: number): MapResponse | null {
+    const message = new View(id, this.config, this.access).next(this.model, this.now());
+    const peers = message?.Peers ?? [];
+    if (peers.length <= DEBUG_PEERS) return message;
+    return { ...message, Peers: peers.slice(0, DEBUG_PEERS) };
   }
 
   private sweepChecks(): void {
@@ -663,7 +678,10 @@ class ControlServer implements Control {
       sweep: this.sweep,
       now: this.now,
       random: Math.random,
-      onSent: (kind) => this.metrics.mapSent.add(kind),
+      onSent: (kind) => {
+        this.metrics.mapSent.add(kind);
+        if (kind === "full" || kind === "change") this.metrics.mapGenerated.add(kind);
+      },
       onClose: () => this.onStreamClosed(nodeId, mapStream),
     });
     this.streams.set(nodeId, mapStream);

@@ -33,6 +33,11 @@ export class Journal {
     private readonly events: JournalEvents,
   ) {}
 
+  /** Commands that are not written yet. */
+  get waiting(): number {
+    return this.pending.length;
+  }
+
   /** Applies at once; resolves when it is durable. */
   commit(change: Change): Promise<void> {
     const effect = this.model.apply(change);

@@ -4,6 +4,7 @@
 import { readdirSync } from "node:fs";
 import type { MiddlewareHandler } from "hono";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { Change } from "./model.ts";
 
 /** What went out on a map stream. */
 export type MapMessage = "full" | "change" | "keepalive" | "ping";
@@ -16,6 +17,8 @@ export interface MetricsSources {
   nodes(): { online: number; offline: number; expired: number; unauthorized: number };
   users(): number;
   pendingLogins(): number;
+  /** Commands that are not written yet. */
+  waiting(): number;
 }
 
 /** A counter with one label, whose values are plain numbers until somebody reads. */
@@ -37,10 +40,10 @@ class Tally<Label extends string> {
     });
   }
 
-  add(label: Label): void {
+  add(label: Label, count = 1): void {
     const known = this.counts.get(label);
-    if (known) known.count++;
-    else this.counts.set(label, { count: 1 });
+    if (known) known.count += count;
+    else this.counts.set(label, { count });
   }
 }
 
@@ -80,7 +83,11 @@ export function addProcessMetrics(registry: Registry): void {
 export class Metrics {
   readonly registry = new Registry();
   readonly mapSent: Tally<MapMessage>;
+  /** Messages that were made for a client: what waits merges before that. */
+  readonly mapGenerated: Tally<"full" | "change">;
   readonly mapEnded: Tally<MapEnd>;
+  /** Records of nodes that commands put or took out. */
+  readonly nodeOperations: Tally<"put" | "delete">;
   /** Small updates of nodes (endpoints, home relay, hostinfo). */
   readonly endpointUpdates: Tally<"ok">;
   readonly registrations: Tally<"ok" | "refused" | "waiting">;
@@ -88,6 +95,7 @@ export class Metrics {
   readonly loginFailures: Tally<string>;
   readonly machineRequests: Tally<"register" | "map" | "other">;
   private readonly journal: Histogram;
+  private readonly batchSize: Histogram;
   private readonly http: Histogram<"route" | "status">;
 
   constructor(sources: MetricsSources) {
@@ -97,6 +105,7 @@ export class Metrics {
     const gauge = (name: string, help: string, read: () => number) => addGauge(registry, name, help, read);
     addProcessMetrics(registry);
     this.mapSent = tally("headscale_mapresponse_sent_total", "Messages on map streams", "type", { status: "ok" });
+    this.mapGenerated = tally("headscale_mapresponse_generated_total", "Messages made for clients", "response_type");
     this.mapEnded = tally("headscale_mapresponse_ended_total", "Map streams that ended", "reason");
     this.endpointUpdates = tally("headscale_mapresponse_endpoint_updates_total", "Small updates of nodes", "status");
     this.registrations = tally("weft_registrations_total", "Answers to register requests", "outcome");
@@ -108,6 +117,14 @@ export class Metrics {
       buckets: [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5],
       registers: [registry],
     });
+    this.batchSize = new Histogram({
+      name: "headscale_nodestore_batch_size",
+      help: "Commands that one transaction of the store holds",
+      buckets: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000],
+      registers: [registry],
+    });
+    this.nodeOperations = tally("headscale_nodestore_operations_total", "Records of nodes written", "operation");
+    gauge("headscale_nodestore_queue_depth", "Commands that wait to be written", () => sources.waiting());
     this.http = new Histogram({
       name: "weft_http_request_seconds",
       help: "HTTP requests but upgrades, by the pattern of their path and the class of their status",
@@ -142,12 +159,17 @@ export class Metrics {
   };
 
   /** Measures one write of the journal. */
-  async timed(write: Promise<void>): Promise<void> {
+  async timed(changes: readonly Change[], write: Promise<void>): Promise<void> {
     const started = performance.now();
     try {
       await write;
     } finally {
       this.journal.observe((performance.now() - started) / 1000);
+      this.batchSize.observe(changes.length);
+    }
+    for (const { nodes = [], nodesRemoved = [] } of changes) {
+      this.nodeOperations.add("put", nodes.length);
+      this.nodeOperations.add("delete", nodesRemoved.length);
     }
   }
 }
