@@ -16,6 +16,7 @@ function silentServer(end: (duplex: NoiseDuplex, socket: NodeJS.WritableStream &
   );
   const http2 = createHttp2();
   http2.on("session", (session) => session.on("error", () => {}));
+  http2.on("stream", (stream) => stream.on("error", () => {}));
   http.on("upgrade", (request, socket, head) => {
     const initiation = Buffer.from(request.headers["x-tailscale-handshake"] as string, "base64");
     const { keys, response } = respondToInitiation({ initiation, controlPrivate, ephemeralPrivate: randomBytes(32) });
