@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { Daemon } from "../lab/daemon.ts";
 import { ping } from "../lab/measure.ts";
 import { Lab } from "../lab/network.ts";
 import { Box, cannotUseNamespaces, certificate, type Member, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
@@ -307,6 +308,42 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     await guest.stop("SIGKILL");
     await until("the box has deleted it", async () => !(await nodes()).some((node) => node.id === id));
     await sees(current, guest.ip4, "no more", (peer) => peer === null);
+  }, 300_000);
+
+  test("a container: without a TUN device, signing in at each start with the same key for one use, it is the same node after kill -9, and none on an empty disk", async () => {
+    const env = { SSL_CERT_FILE: join(dir.path, "ca.pem") };
+    const host = await lab.host("container");
+    const container = new Tailscaled(host, join(dir.path, "container"), "1.102.5", env);
+    container.tun = "userspace-networking";
+    container.flags = ["--socks5-server=127.0.0.1:1055"];
+    const { name } = (await nodeOf(current)).user;
+    const once = (await box.admin<{ key: string }>("preauthkeys", "create", "--user", name)).key;
+    await container.up(box.url, once);
+    const { id } = await nodeOf(container);
+    // What comes in for it goes to its loopback, and it goes out by a proxy.
+    const serve = (on: Member, ip: string) =>
+      new Daemon(on.host, [
+        process.execPath,
+        "-e",
+        `Bun.serve({ hostname: "${ip}", port: 8000, fetch: () => new Response("${on.name}") })`,
+      ]);
+    const webs = [serve(container, "127.0.0.1"), serve(current, current.ip4)];
+    const asks = (from: Member, ip: string, wanted: string, ...flags: string[]) =>
+      until(`${from.name} asks ${wanted}`, async () => {
+        const { stdout } = await from.host.run(["curl", "-s", "-m", "5", ...flags, `http://${ip}:8000`]);
+        return stdout === wanted;
+      });
+    await asks(current, container.ip4, "container");
+    await asks(container, current.ip4, "current", "--socks5", "127.0.0.1:1055");
+    for (const web of webs) web.kill();
+    await container.stop("SIGKILL");
+    await container.up(box.url, once);
+    expect((await nodeOf(container)).id).toBe(id);
+    await container.stop();
+    const empty = new Tailscaled(host, join(dir.path, "empty"), "1.102.5", env);
+    await empty.start();
+    await expect(up(empty, once)).rejects.toThrow("has been used");
+    await empty.stop();
   }, 300_000);
 
   test("Test2118DeletingOnlineNodePanics: a node that is deleted while it is there is gone at once, and everything goes on", async () => {

@@ -267,7 +267,9 @@ export class WeftNode extends Member {
 }
 
 export class Tailscaled extends Member {
-  readonly tun = "tailscale0";
+  tun = "tailscale0";
+  /** More arguments of the daemon. */
+  flags: string[] = [];
 
   constructor(
     host: Host,
@@ -291,6 +293,7 @@ export class Tailscaled extends Member {
         `--socket=${this.socket}`,
         `--tun=${this.tun}`,
         "--no-logs-no-support",
+        ...this.flags,
       ],
       { TS_NO_LOGS_NO_SUPPORT: "1", TS_DEBUG_FIREWALL_MODE: "nftables", ...this.env },
     );
