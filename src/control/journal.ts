@@ -41,7 +41,13 @@ export class Journal {
   /** Applies at once; resolves when it is durable. */
   commit(change: Change): Promise<void> {
     const effect = this.model.apply(change);
-    this.events.onApplied(effect);
+    try {
+      this.events.onApplied(effect);
+    } catch (error) {
+      // What cannot be told is no change.
+      this.events.onApplied(this.model.apply(effect.undo));
+      throw error;
+    }
     return new Promise((resolve, reject) => {
       this.pending.push({ change, effect, resolve, reject });
       this.flushing ??= this.flush();

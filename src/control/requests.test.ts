@@ -59,6 +59,9 @@ test("fields of the wrong form are refused with a sentence that names them", () 
     [{ NodeKey: NODE_KEY, Version: -1 }, /Version/],
     [{ NodeKey: NODE_KEY, Hostinfo: [] }, /Hostinfo/],
     [{ NodeKey: NODE_KEY, Hostinfo: { Hostname: 7 } }, /Hostname/],
+    // No text, and none can be made of it.
+    [{ NodeKey: NODE_KEY, Hostinfo: { IPNVersion: { toString: 1, valueOf: 1 } } }, /Hostinfo.IPNVersion is not a text/],
+    [{ NodeKey: NODE_KEY, Hostinfo: { OSVersion: ["1"] } }, /Hostinfo.OSVersion is not a text/],
     [{ NodeKey: NODE_KEY, Hostinfo: { RequestTags: "tag:x" } }, /RequestTags/],
     [{ NodeKey: NODE_KEY, Hostinfo: { NetInfo: [1] } }, /NetInfo/],
     [{ NodeKey: NODE_KEY, Hostinfo: { Big: "x".repeat(70_000) } }, /exceeds/],

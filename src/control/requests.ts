@@ -55,6 +55,9 @@ const MAX_DEPTH = 32;
 const MAX_VERSION = 0xffff;
 const MAX_REGION = 999_999_999;
 
+/** What this server itself reads of a Hostinfo as text. */
+const HOSTINFO_TEXTS = ["Hostname", "OS", "OSVersion", "IPNVersion"] as const;
+
 export type Fields = Record<string, unknown>;
 
 /** Go's decoder takes field names in any case; clients write them as the protocol names them. */
@@ -133,7 +136,7 @@ function hostinfo(fields: Fields): Hostinfo | null {
   if (!isShallow(value, MAX_DEPTH)) throw new BadRequest(`Hostinfo is nested deeper than ${MAX_DEPTH} levels`);
   if (JSON.stringify(value).length > MAX_HOSTINFO) throw new BadRequest(`Hostinfo exceeds ${MAX_HOSTINFO} bytes`);
   const info = value as Hostinfo;
-  for (const name of ["Hostname", "OS"] as const) {
+  for (const name of HOSTINFO_TEXTS) {
     const field = info[name];
     if (field !== undefined && field !== null && typeof field !== "string")
       throw new BadRequest(`Hostinfo.${name} is not a text`);

@@ -161,3 +161,20 @@ test("a change that the database refuses fails alone, with what was planned on t
   ]);
   await store.close();
 });
+
+test("a change that nobody can be told of is none", async () => {
+  const written: Change[] = [];
+  const model = new Model();
+  const onApplied = ({ removed }: { removed: unknown[] }) => {
+    if (model.users.has(2) && removed.length === 0) throw new Error("a defect");
+  };
+  const journal = new Journal(model, async (changes) => void written.push(...changes), {
+    onApplied,
+    onDurable: () => {},
+  });
+  await journal.commit({ users: [makeUser(1)] });
+  expect(() => journal.commit({ users: [makeUser(2)] })).toThrow("a defect");
+  expect([...model.users.keys()]).toEqual([1]);
+  await journal.commit({ users: [makeUser(3)] });
+  expect(written).toEqual([{ users: [makeUser(1)] }, { users: [makeUser(3)] }]);
+});
