@@ -1,6 +1,5 @@
 // The control server: opens the data folder, keeps the tailnet, serves nodes by ts2021 and the administrator by a unix
 // socket. Its HTTP routes and upgrades are mounted on a listener by whoever creates it (cli/control.ts, cli/box.ts).
-import type { ServerHttp2Stream } from "node:http2";
 import { join } from "node:path";
 import { Hono } from "hono";
 import { formatKey, parseKey, randomBytes } from "../crypto/keys.ts";
@@ -9,6 +8,7 @@ import { loadOrCreateKey } from "../net/keyfile.ts";
 import type { UpgradeHandler } from "../net/listener.ts";
 import { type Logger, newRequestId, whileServing } from "../net/logger.ts";
 import { Attempts } from "../net/ratelimit.ts";
+import type { Http2Stream } from "../wire/h2.ts";
 import type { DERPMap, MapResponse, RegisterResponse } from "../wire/tailcfg.ts";
 import { type AccessOptions, PolicyAccess } from "./access.ts";
 import { type Admin, startAdmin } from "./admin.ts";
@@ -261,11 +261,11 @@ class ControlServer implements Control {
           map: (body) => this.map(body, connection, stream),
           router: this.machines,
         };
-        const endpoint = /^\/machine\/(register|map)(\?|$)/.exec(headers[":path"] ?? "")?.[1];
+        const endpoint = /^\/machine\/(register|map)(\?|$)/.exec(headers.get(":path")!)?.[1];
         this.metrics.machineRequests.add((endpoint ?? "other") as "register" | "map" | "other");
         whileServing({ request: newRequestId(), client: connection.address }, () => {
           const { requestLog } = options;
-          const what = `${headers[":method"]} ${headers[":path"]?.split("?", 1)[0]} of ${connection.machineKey}`;
+          const what = `${headers.get(":method")} ${headers.get(":path")!.split("?", 1)[0]} of ${connection.machineKey}`;
           requestLog?.debug(what);
           handleMachineRequest(stream, headers, connection, handlers).catch((error: Error) => {
             if (requestLog) requestLog.error(`${what} failed`, { error: error.stack ?? error.message });
@@ -621,7 +621,7 @@ class ControlServer implements Control {
     return this.enrolment.register(input, connection, signal);
   }
 
-  private async map(body: Uint8Array, connection: Connection, stream: ServerHttp2Stream): Promise<void> {
+  private async map(body: Uint8Array, connection: Connection, stream: Http2Stream): Promise<void> {
     const input = parseMap(body);
     checkVersion(input.version);
     const node = this.ownNode(input, connection);
@@ -632,7 +632,7 @@ class ControlServer implements Control {
       if (next !== node) await this.journal.commit({ nodes: [next] });
       if (!input.stream) this.metrics.endpointUpdates.add("ok");
     }
-    if (stream.destroyed || stream.closed) return;
+    if (stream.isClosed) return;
     if (input.stream && !input.readOnly) this.openStream(this.ownNode(input, connection), input, stream, connection);
     else if (isSmall) respond(stream, 200);
     else this.answerOnce(this.ownNode(input, connection), input, stream);
@@ -650,13 +650,12 @@ class ControlServer implements Control {
     return node;
   }
 
-  private answerOnce(node: NodeRecord, input: MapInput, stream: ServerHttp2Stream): void {
+  private answerOnce(node: NodeRecord, input: MapInput, stream: Http2Stream): void {
     const message = new View(node.id, this.config, this.access).next(this.model, this.now())!;
-    stream.respond({ ":status": 200, "content-type": "application/octet-stream" });
-    stream.end(encodeFrame(message, input.zstd));
+    stream.respond(200, { "content-type": "application/octet-stream" }, encodeFrame(message, input.zstd));
   }
 
-  private openStream(node: NodeRecord, input: MapInput, stream: ServerHttp2Stream, connection: Connection): void {
+  private openStream(node: NodeRecord, input: MapInput, stream: Http2Stream, connection: Connection): void {
     if (this.closing) throw new BadRequest("the server is stopping", 503);
     const nodeId = node.id;
     const former = this.streams.get(nodeId);

@@ -2,7 +2,8 @@
 //
 // Any machine key completes a handshake, so strangers reach this: bodies are bounded, and a node key counts only together
 // with the machine key that registered it.
-import { constants, type IncomingHttpHeaders, type ServerHttp2Stream } from "node:http2";
+import { Buffer } from "node:buffer";
+import { H2_ERROR, type Headers, type Http2Stream } from "../wire/h2.ts";
 import { MIN_CAPABILITY_VERSION, type RegisterResponse } from "../wire/tailcfg.ts";
 import { BadRequest } from "./requests.ts";
 import type { Connection } from "./ts2021.ts";
@@ -24,7 +25,7 @@ export interface MachineHandlers {
   /** `signal`: the client has gone away, so nobody waits for the answer any more. */
   register(body: Uint8Array, connection: Connection, signal: AbortSignal): Promise<RegisterResponse>;
   /** Answers on the stream. */
-  map(body: Uint8Array, connection: Connection, stream: ServerHttp2Stream): Promise<void>;
+  map(body: Uint8Array, connection: Connection, stream: Http2Stream): Promise<void>;
   router: MachineRouter;
 }
 
@@ -76,15 +77,15 @@ export class MachineRouter {
 }
 
 export async function handleMachineRequest(
-  stream: ServerHttp2Stream,
-  headers: IncomingHttpHeaders,
+  stream: Http2Stream,
+  headers: Headers,
   connection: Connection,
   handlers: MachineHandlers,
 ): Promise<void> {
-  const [path, query = ""] = (headers[":path"] ?? "").split("?", 2) as [string, string?];
-  const method = headers[":method"] ?? "";
+  const [path, query = ""] = headers.get(":path")!.split("?", 2) as [string, string?];
+  const method = headers.get(":method")!;
   const gone = new AbortController();
-  stream.on("close", () => gone.abort());
+  stream.onClose(() => gone.abort());
   try {
     handlers.admit(connection);
     switch (`${method} ${path}`) {
@@ -110,7 +111,7 @@ export async function handleMachineRequest(
   } catch (error) {
     if (error instanceof BadRequest) {
       const { retryAfter } = error;
-      if (error.status === 429) await pause(stream, gone.signal);
+      if (error.status === 429) await pause(gone.signal);
       respond(stream, error.status, error.message, undefined, retryAfter > 0 ? { "retry-after": `${retryAfter}` } : {});
     } else respond(stream, 500, "internal error: the operator finds the reason in the log");
     if (!(error instanceof BadRequest) && !(error instanceof Abandoned)) throw error;
@@ -118,8 +119,7 @@ export async function handleMachineRequest(
 }
 
 /** Meanwhile the body that nobody wants is thrown away as it comes. */
-function pause(stream: ServerHttp2Stream, gone: AbortSignal): Promise<void> {
-  stream.resume();
+function pause(gone: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, HASTE_PAUSE);
     gone.addEventListener("abort", () => resolve(clearTimeout(timer)), { once: true });
@@ -138,50 +138,47 @@ export function checkVersion(version: number): void {
 class Abandoned extends Error {}
 
 export function respond(
-  stream: ServerHttp2Stream,
+  stream: Http2Stream,
   status: number,
   body = "",
   type = "text/plain; charset=utf-8",
   headers: Record<string, string> = {},
 ): void {
-  if (stream.destroyed || stream.closed || stream.headersSent) return;
-  stream.respond({ ":status": status, ...(body && { "content-type": type }), ...headers });
-  stream.end(body);
+  stream.respond(status, { ...(body && { "content-type": type }), ...headers }, Buffer.from(body));
 }
 
 let bodiesReceiving = 0;
 
-function readBody(stream: ServerHttp2Stream): Promise<Uint8Array> {
+function readBody(stream: Http2Stream): Promise<Uint8Array> {
   return new Promise((resolve, reject) => {
     const chunks: Uint8Array[] = [];
     let length = 0;
     const timer = setTimeout(() => refuse(new BadRequest("the request body did not arrive in time")), BODY_TIMEOUT);
     const settle = () => {
       clearTimeout(timer);
-      stream.removeListener("data", onData);
+      stream.onData = null;
+      stream.onEnd = null;
       bodiesReceiving -= length;
       length = 0;
     };
     const refuse = (error: BadRequest) => {
       settle();
-      stream.resume();
-      const linger = setTimeout(() => stream.close(constants.NGHTTP2_CANCEL), REFUSED_LINGER);
-      stream.on("close", () => clearTimeout(linger));
+      const linger = setTimeout(() => stream.reset(H2_ERROR.CANCEL), REFUSED_LINGER);
+      stream.onClose(() => clearTimeout(linger));
       reject(error);
     };
-    const onData = (chunk: Uint8Array) => {
+    stream.onData = (chunk) => {
       length += chunk.length;
       bodiesReceiving += chunk.length;
       chunks.push(chunk);
       if (length > MAX_BODY) refuse(new BadRequest(`the request body exceeds ${MAX_BODY} bytes`, 413));
       else if (bodiesReceiving > MAX_BODIES) refuse(new BadRequest("the server is busy: try again later", 503));
     };
-    stream.on("data", onData);
-    stream.on("end", () => {
+    stream.onEnd = () => {
       settle();
       resolve(Buffer.concat(chunks));
-    });
-    stream.on("close", () => {
+    };
+    stream.onClose(() => {
       settle();
       reject(new Abandoned());
     });

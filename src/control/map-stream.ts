@@ -4,7 +4,7 @@
 // While the client does not read, nothing is queued: the view knows what was told last, and the message that brings all since
 // is made when the client has taken the one before. A full netmap goes out piece by piece, as the client takes it; the
 // pieces are shared with other streams (map-frames.ts), so one that waits costs next to nothing.
-import type { ServerHttp2Stream } from "node:http2";
+import type { Http2Stream } from "../wire/h2.ts";
 import type { MapResponse, PingRequest } from "../wire/tailcfg.ts";
 import { encodeFrame, encodeMessage } from "./map-frames.ts";
 import type { Reader, Sweep } from "./map-sweep.ts";
@@ -14,8 +14,6 @@ import type { TailnetConfig, View } from "./netmap.ts";
 
 /** Milliseconds between the last message and a keep-alive, and how much longer it may take, at random. */
 export const KEEP_ALIVE = { every: 50_000, jitter: 9_000 };
-/** Bytes that may lie in Node's buffer before the writer waits for the client. */
-const HIGH_WATER = 64 * 1024;
 
 /** The same bytes each time: clients compare them and skip decoding. */
 const KEEP_ALIVE_FRAMES = new Map([true, false].map((zstd) => [zstd, encodeFrame({ KeepAlive: true }, zstd)]));
@@ -23,7 +21,7 @@ const KEEP_ALIVE_FRAMES = new Map([true, false].map((zstd) => [zstd, encodeFrame
 const NOTHING: readonly Uint8Array[] = [];
 
 export interface MapStreamOptions {
-  stream: ServerHttp2Stream;
+  stream: Http2Stream;
   view: View;
   model: Model;
   zstd: boolean;
@@ -51,14 +49,16 @@ export class MapStream implements Reader {
 
   constructor(private readonly options: MapStreamOptions) {
     const { stream } = options;
-    stream.on("drain", () => {
+    stream.onDrain = () => {
       this.waitsForDrain = false;
       this.sendPieces();
       this.poke();
-    });
-    stream.on("close", () => this.onClose());
-    stream.respond({ ":status": 200, "content-type": "application/octet-stream" });
+    };
+    stream.onClose(() => this.onClose());
+    stream.cork();
+    stream.respond(200, { "content-type": "application/octet-stream" });
     this.write();
+    stream.uncork();
     this.armKeepAlive();
   }
 
@@ -87,7 +87,7 @@ export class MapStream implements Reader {
   /** Puts a question to the client at once. False: it cannot be sent, because the client does not read. */
   ping(request: PingRequest): boolean {
     const { stream, zstd } = this.options;
-    if (this.ended || this.waitsForDrain || stream.destroyed || stream.closed) return false;
+    if (this.ended || this.waitsForDrain || stream.isClosed) return false;
     this.send(encodeMessage({ PingRequest: request }, zstd), "ping");
     return true;
   }
@@ -98,7 +98,7 @@ export class MapStream implements Reader {
     this.ended = true;
     this.stopTimers();
     const { stream, zstd } = this.options;
-    if (stream.destroyed || stream.closed) return;
+    if (stream.isClosed) return;
     for (const piece of [...this.rest, ...(last ? encodeMessage(last, zstd) : [])]) stream.write(piece);
     stream.end();
   }
@@ -106,7 +106,7 @@ export class MapStream implements Reader {
   /** Writes what is due. For the sweep. */
   write(): void {
     const { view, model, zstd, now, stream } = this.options;
-    if (this.ended || this.waitsForDrain || stream.destroyed || stream.closed) return;
+    if (this.ended || this.waitsForDrain || stream.isClosed) return;
     const message = view.next(model, now());
     const isFirst = this.lastWrite === Number.NEGATIVE_INFINITY;
     if (message) this.send(encodeMessage(message, zstd), isFirst ? "full" : "change");
@@ -123,10 +123,9 @@ export class MapStream implements Reader {
   private sendPieces(): void {
     const { stream } = this.options;
     let sent = 0;
-    while (sent < this.rest.length && !this.waitsForDrain) {
-      stream.write(this.rest[sent++]!);
-      this.waitsForDrain = stream.writableLength > HIGH_WATER;
-    }
+    stream.cork();
+    while (sent < this.rest.length && !this.waitsForDrain) this.waitsForDrain = !stream.write(this.rest[sent++]!);
+    stream.uncork();
     this.rest = sent < this.rest.length ? this.rest.slice(sent) : NOTHING;
   }
 

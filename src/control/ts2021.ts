@@ -3,19 +3,14 @@
 // research/control-on-bun.md, pitfalls 4 to 10).
 import { Buffer } from "node:buffer";
 import type { IncomingMessage } from "node:http";
-import http2, {
-  type Http2Server,
-  type IncomingHttpHeaders,
-  type ServerHttp2Session,
-  type ServerHttp2Stream,
-} from "node:http2";
 import { Duplex } from "node:stream";
 import { type WebSocket, WebSocketServer } from "ws";
 import { formatKey, randomBytes } from "../crypto/keys.ts";
 import { x25519Public } from "../crypto/x25519.ts";
 import { clientAddressOf } from "../net/client-address.ts";
 import { endSoon, refuseUpgrade, type UpgradeHandler } from "../net/listener.ts";
-import { NoiseDuplex } from "../net/noise-duplex.ts";
+import { NoiseHttp2 } from "../net/noise-http2.ts";
+import type { Headers, Http2Stream } from "../wire/h2.ts";
 import { encodeHandshakeError, INITIATION_LENGTH, NoiseError, respondToInitiation } from "../wire/noise.ts";
 
 export const PROTOCOL = "tailscale-control-protocol";
@@ -51,13 +46,10 @@ export interface Connection {
 }
 
 interface Watched extends Connection {
-  duplex: NoiseDuplex;
-  session: ServerHttp2Session | null;
-  socket: Duplex & { bytesRead?: number };
+  http2: NoiseHttp2;
   bytesSeen: number;
   lastHeard: number;
   pingSince: number | null;
-  openStreams: number;
 }
 
 export interface NoiseServerOptions {
@@ -67,36 +59,19 @@ export interface NoiseServerOptions {
   /** Default 20,000. */
   maxConnections?: number;
   /** A request inside Noise. Must answer or close the stream. */
-  onRequest(stream: ServerHttp2Stream, headers: IncomingHttpHeaders, connection: Connection): void;
+  onRequest(stream: Http2Stream, headers: Headers, connection: Connection): void;
 }
 
 export class NoiseServer {
-  private readonly http2: Http2Server;
   private readonly webSockets: WebSocketServer;
   private readonly connections = new Set<Watched>();
   private readonly byMachine = new Map<string, Set<Watched>>();
-  private readonly bySession = new WeakMap<ServerHttp2Session, Watched>();
-  /** Whose `session` event is due: it fires while the connection is handed to node:http2. */
-  private connecting: Watched | null = null;
   private readonly watch: ReturnType<typeof setInterval>;
   private readonly liveness: Liveness;
   private closed = false;
 
   constructor(private readonly options: NoiseServerOptions) {
     this.liveness = { ...LIVENESS, ...options.liveness };
-    this.http2 = http2.createServer({
-      settings: {
-        maxConcurrentStreams: 100,
-        initialWindowSize: 1 << 20,
-        enablePush: false,
-        maxHeaderListSize: 64 * 1024,
-      },
-      maxSessionMemory: 10,
-    });
-    this.http2.on("session", (session) => this.onSession(session));
-    this.http2.on("stream", (stream, headers) => this.onStream(stream as ServerHttp2Stream, headers));
-    this.http2.on("sessionError", () => {});
-    this.http2.on("error", () => {});
     this.webSockets = new WebSocketServer({
       noServer: true,
       maxPayload: 64 * 1024,
@@ -109,18 +84,18 @@ export class NoiseServer {
   /** Counts, for tests and health. */
   get stats(): { connections: number; streams: number } {
     let streams = 0;
-    for (const connection of this.connections) streams += connection.openStreams;
+    for (const connection of this.connections) streams += connection.http2.openStreams;
     return { connections: this.connections.size, streams };
   }
 
   /** For the debug page. */
   list(): { machineKey: string; address: string; version: number; requests: number; silentMs: number }[] {
     const now = this.options.now();
-    return [...this.connections].map(({ machineKey, address, version, openStreams, lastHeard }) => ({
+    return [...this.connections].map(({ machineKey, address, version, http2, lastHeard }) => ({
       machineKey,
       address,
       version,
-      requests: openStreams,
+      requests: http2.openStreams,
       silentMs: now - lastHeard,
     }));
   }
@@ -136,7 +111,7 @@ export class NoiseServer {
   close(): void {
     this.closed = true;
     clearInterval(this.watch);
-    for (const connection of this.connections) this.drop(connection);
+    for (const { http2 } of this.connections) http2.destroy();
   }
 
   private upgradePost(request: IncomingMessage, socket: Duplex, head: Uint8Array): void {
@@ -193,35 +168,34 @@ export class NoiseServer {
       endSoon(socket, Buffer.concat([prefix, encodeHandshakeError(message)]));
       return;
     }
-    const duplex = new NoiseDuplex({
-      role: "server",
-      socket,
-      keys: responded.keys,
-      head,
-      preamble: Buffer.concat([prefix, responded.response]),
-      ...(early && { early }),
-    });
+    const { now, onRequest } = this.options;
     const connection: Watched = {
       machineKey: formatKey("mkey", responded.machinePublic),
       version: responded.version,
       address: clientAddressOf(request),
-      duplex,
-      session: null,
-      socket,
+      http2: new NoiseHttp2({
+        socket,
+        keys: responded.keys,
+        onRequest: (stream, headers) => {
+          connection.lastHeard = now();
+          stream.onClose(() => {
+            connection.lastHeard = now();
+          });
+          onRequest(stream, headers, connection);
+        },
+        onPong: () => {
+          connection.pingSince = null;
+          connection.lastHeard = now();
+        },
+        onClose: () => this.forget(connection),
+      }),
       bytesSeen: 0,
-      lastHeard: this.options.now(),
+      lastHeard: now(),
       pingSince: null,
-      openStreams: 0,
     };
     this.connections.add(connection);
-    duplex.on("close", () => this.forget(connection));
     this.limitMachine(connection);
-    this.connecting = connection;
-    try {
-      this.http2.emit("connection", duplex);
-    } finally {
-      this.connecting = null;
-    }
+    connection.http2.start({ preamble: Buffer.concat([prefix, responded.response]), early, head });
   }
 
   /** Strangers who hold connections must not shut others out. False: all are at work. */
@@ -229,9 +203,8 @@ export class NoiseServer {
     if (this.connections.size < (this.options.maxConnections ?? MAX_CONNECTIONS)) return true;
     let victim: Watched | null = null;
     for (const connection of this.connections)
-      if (connection.openStreams === 0 && (!victim || connection.lastHeard < victim.lastHeard)) victim = connection;
-    if (victim) this.forget(victim);
-    victim?.duplex.destroy();
+      if (connection.http2.openStreams === 0 && (!victim || connection.lastHeard < victim.lastHeard)) victim = connection;
+    victim?.http2.destroy();
     return victim !== null;
   }
 
@@ -239,71 +212,28 @@ export class NoiseServer {
     const own = this.byMachine.get(connection.machineKey) ?? new Set();
     this.byMachine.set(connection.machineKey, own.add(connection));
     const [oldest] = own;
-    if (own.size > MAX_PER_MACHINE) this.drop(oldest!);
-  }
-
-  private onSession(session: ServerHttp2Session): void {
-    const connection = this.connecting;
-    session.on("error", () => {});
-    if (!connection) {
-      session.destroy();
-      return;
-    }
-    connection.session = session;
-    this.bySession.set(session, connection);
-    session.on("close", () => connection.duplex.destroy());
-  }
-
-  private onStream(stream: ServerHttp2Stream, headers: IncomingHttpHeaders): void {
-    stream.on("error", () => {});
-    const connection = stream.session ? this.bySession.get(stream.session as ServerHttp2Session) : undefined;
-    if (!connection) {
-      stream.close(http2.constants.NGHTTP2_REFUSED_STREAM);
-      return;
-    }
-    connection.openStreams++;
-    connection.lastHeard = this.options.now();
-    stream.on("close", () => {
-      connection.openStreams--;
-      connection.lastHeard = this.options.now();
-    });
-    this.options.onRequest(stream, headers, connection);
+    if (own.size > MAX_PER_MACHINE) oldest!.http2.destroy();
   }
 
   /** A peer whose link is gone raises no event: silence is answered with a ping, and a missing answer with the end. */
   private look(): void {
     const now = this.options.now();
     for (const connection of this.connections) {
-      const bytes = connection.socket.bytesRead ?? 0;
-      if (bytes !== connection.bytesSeen) {
-        connection.bytesSeen = bytes;
+      const { http2 } = connection;
+      if (http2.bytesRead !== connection.bytesSeen) {
+        connection.bytesSeen = http2.bytesRead;
         connection.lastHeard = now;
         connection.pingSince = null;
       }
       const silence = now - connection.lastHeard;
-      if (connection.openStreams === 0 && silence > this.liveness.idleTimeout) this.drop(connection);
+      if (http2.openStreams === 0 && silence > this.liveness.idleTimeout) http2.destroy();
       else if (connection.pingSince !== null) {
-        if (now - connection.pingSince > this.liveness.pingTimeout) this.drop(connection);
-      } else if (connection.openStreams > 0 && silence > this.liveness.pingAfter) this.ping(connection, now);
+        if (now - connection.pingSince > this.liveness.pingTimeout) http2.destroy();
+      } else if (http2.openStreams > 0 && silence > this.liveness.pingAfter) {
+        connection.pingSince = now;
+        http2.ping();
+      }
     }
-  }
-
-  private ping(connection: Watched, now: number): void {
-    connection.pingSince = now;
-    try {
-      connection.session?.ping((error) => {
-        if (error) return;
-        connection.pingSince = null;
-        connection.lastHeard = this.options.now();
-      });
-    } catch {
-      this.drop(connection);
-    }
-  }
-
-  private drop(connection: Watched): void {
-    connection.session?.destroy();
-    connection.duplex.destroy();
   }
 
   private forget(connection: Watched): void {
@@ -311,7 +241,6 @@ export class NoiseServer {
     const own = this.byMachine.get(connection.machineKey);
     own?.delete(connection);
     if (own?.size === 0) this.byMachine.delete(connection.machineKey);
-    connection.session?.destroy();
   }
 }
 
@@ -323,8 +252,6 @@ function decodeInitiation(value: string | string[] | undefined): Uint8Array | nu
 
 /** The binary messages of a WebSocket as a byte stream; their boundaries mean nothing. */
 class WebSocketDuplex extends Duplex {
-  bytesRead = 0;
-
   constructor(private readonly webSocket: WebSocket) {
     super({ allowHalfOpen: false });
     webSocket.binaryType = "nodebuffer";
@@ -333,9 +260,7 @@ class WebSocketDuplex extends Duplex {
         this.destroy();
         return;
       }
-      const bytes = data as Buffer;
-      this.bytesRead += bytes.length;
-      if (!this.push(bytes)) webSocket.pause();
+      if (!this.push(data as Buffer)) webSocket.pause();
     });
     webSocket.on("close", () => this.destroy());
     webSocket.on("error", (error) => this.destroy(error));
@@ -347,7 +272,8 @@ class WebSocketDuplex extends Duplex {
   }
 
   override _write(chunk: Uint8Array, _encoding: BufferEncoding, callback: (error?: Error | null) => void): void {
-    this.webSocket.send(chunk, { binary: true }, callback);
+    // The chunk belongs to the writer, and what is sent may wait.
+    this.webSocket.send(Buffer.from(chunk), { binary: true }, callback);
   }
 
   override _final(callback: (error?: Error | null) => void): void {

@@ -1,5 +1,5 @@
-// A byte stream inside Noise records: what node:http2 runs on, at both ends of a ts2021 connection
-// (spec/ts2021-control-protocol.md, sections 5 to 7; research/control-on-bun.md, pitfalls 5 and 6).
+// A byte stream inside Noise records: what node:http2 runs on in a node (spec/ts2021-control-protocol.md, sections 5 to 7;
+// research/control-on-bun.md, pitfalls 5 and 6). The control server's end is noise-http2.ts.
 //
 // The Duplex owns the socket from the moment of construction: destroying one destroys the other, and nothing is left
 // behind when the peer vanishes. Back-pressure goes both ways: a full socket holds the write callback, a full reader

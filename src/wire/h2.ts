@@ -185,7 +185,7 @@ export class Http2Stream {
   end(bytes?: Uint8Array): void {
     if (this.isClosed || !this.answered) return;
     this.isEnding = true;
-    this.connection.sendData(this, bytes ?? new Uint8Array(0));
+    this.connection.sendData(this, bytes ?? EMPTY);
   }
 
   /** Breaks off. */
@@ -210,13 +210,16 @@ interface OpenBlock {
   length: number;
 }
 
+const EMPTY: Uint8Array = new Uint8Array(0);
+/** The header of the frame that is just being sent. */
+const head = Buffer.alloc(FRAME_HEADER);
+
 export class Http2Connection {
   private readonly streams = new Map<number, Http2Stream>();
   private readonly hpack = new HpackDecoder();
-  private readonly head = Buffer.alloc(FRAME_HEADER);
   private state: "preface" | "settings" | "open" | "over" = "preface";
   /** A frame of which the rest is to come; `have` bytes of it are there. */
-  private held: Uint8Array = new Uint8Array(0);
+  private held = EMPTY;
   private have = 0;
   private block: OpenBlock | null = null;
   /** The last request of the client that was looked at. */
@@ -364,7 +367,7 @@ export class Http2Connection {
         this.held = new Uint8Array(need);
         this.held.set(unit);
       } else {
-        this.held = new Uint8Array(0);
+        this.held = EMPTY;
         this.have = 0;
         this.unit(unit);
       }
@@ -694,7 +697,6 @@ export class Http2Connection {
 
   private sendFrame(type: number, flags: number, id: number, payload?: Uint8Array): void {
     if (this.state === "over") return;
-    const { head } = this;
     const length = payload?.length ?? 0;
     head[0] = length >> 16;
     head[1] = length >> 8;
