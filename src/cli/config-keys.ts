@@ -113,6 +113,7 @@ export const KEYS = {
   "logtail.enabled": bool,
   "taildrop.enabled": bool,
   "auto_update.enabled": bool,
+  "geoip.path": text,
   "clients.latest_version": clientVersion,
   "clients.urgent_below": clientVersion,
   "clients.update_url": webUrl,

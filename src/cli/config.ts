@@ -413,6 +413,7 @@ class Collected {
       autoUpdate: v["auto_update.enabled"] ?? defaults.autoUpdate,
       logtail: v["logtail.enabled"] ?? defaults.logtail,
       clients: this.clients(),
+      geoip: { path: v["geoip.path"] ?? "" },
     };
   }
 

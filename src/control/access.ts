@@ -2,6 +2,7 @@
 // somebody asks: changes that come together are compiled together.
 import type * as tc from "../wire/tailcfg.ts";
 import type { AttributeValue } from "./attributes.ts";
+import { COUNTRY } from "./geoip.ts";
 import { Routing } from "./ha.ts";
 import type { Effect, Model, NodeRecord, UserRecord } from "./model.ts";
 import { type Access, type Circle, circleOf, type Decision } from "./netmap.ts";
@@ -94,6 +95,8 @@ export interface AccessOptions {
   prefixes?: readonly string[];
   /** Nodes can get certificates. */
   https?: boolean;
+  /** The countries of nodes are known. */
+  countries?: boolean;
 }
 
 export class PolicyAccess implements Access {
@@ -132,6 +135,7 @@ export class PolicyAccess implements Access {
     this.isOpen = saysNothing(policy);
     this.approvals = this.approvalsOf(policy);
     try {
+      this.checkPostures(policy);
       new Compiled(policy, this.tailnet(policy, true));
       runTests(policy, this.tailnet(policy, true));
     } catch (error) {
@@ -148,9 +152,26 @@ export class PolicyAccess implements Access {
     return parsePolicy(text, (name) => this.options.anyGroup || claimed.has(name.slice("group:".length)));
   }
 
+  /** What a posture asks about addresses must be known, or it would shut everybody out. Throws PolicyError. */
+  private checkPostures({ postures }: Policy): void {
+    for (const [name, conditions] of postures) {
+      const asked = conditions.find(
+        ({ attribute }) => attribute.startsWith("ip:") && !(attribute === COUNTRY && this.options.countries),
+      );
+      if (!asked) continue;
+      const { attribute } = asked;
+      const why =
+        attribute === COUNTRY
+          ? "without a table of countries this server knows it of no node: name one (geoip.path)"
+          : `of addresses nothing but ${COUNTRY} is known`;
+      throw new PolicyError(`postures[${JSON.stringify(name)}]: ${attribute} cannot be compared, ${why}`);
+    }
+  }
+
   /** All that can be wrong with a policy for this tailnet, its own tests among it. Throws PolicyError. */
   check(text: string): Policy {
     const policy = this.parse(text);
+    this.checkPostures(policy);
     const tailnet = this.tailnet(policy, true);
     new Compiled(policy, tailnet);
     runTests(policy, tailnet);

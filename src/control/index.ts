@@ -27,6 +27,7 @@ import { configOf, dnsConfigOf, ExtraRecordsFile } from "./dns.ts";
 import { Enrolment } from "./enrol.ts";
 import { CommandError } from "./errors.ts";
 import { addFeatures, type ClientHealth, clientAudit } from "./features.ts";
+import { GeoIP } from "./geoip.ts";
 import { addIdTokens } from "./idtoken.ts";
 import { Journal } from "./journal.ts";
 import { Logins } from "./login.ts";
@@ -161,9 +162,9 @@ export function openStore({ dataDir, settings, log }: ControlOptions): Promise<S
   });
 }
 
-export function accessOptions({ oidc, dns, prefixes: { v4, v6 } }: ControlSettings): AccessOptions {
+export function accessOptions({ oidc, dns, geoip, prefixes: { v4, v6 } }: ControlSettings): AccessOptions {
   const prefixes = [v4, v6].filter((prefix) => prefix !== null);
-  return { anyGroup: oidc.length > 0, prefixes, https: dns.certificates !== null };
+  return { anyGroup: oidc.length > 0, prefixes, https: dns.certificates !== null, countries: geoip.path !== "" };
 }
 
 function openPolicy(policy: PolicyVersion, model: Model, { settings, log }: ControlOptions): PolicyAccess {
@@ -199,6 +200,9 @@ class ControlServer implements Control {
   private readonly pages: LoginPages;
   private readonly probes: Probes;
   private readonly derpMaps: DerpMaps;
+  private readonly geoip: GeoIP;
+  /** Where open map streams come from, by node. */
+  private readonly addresses = new Map<number, string>();
   /** As `derpMaps` has it, before the policy. */
   private ownDerpMap: DERPMap;
   private extraRecords: ExtraRecordsFile | null = null;
@@ -323,6 +327,11 @@ class ControlServer implements Control {
       log: this.context.log,
       random: Math.random,
     });
+    this.geoip = new GeoIP({
+      path: options.settings.geoip.path,
+      changed: () => this.locateAll(),
+      log: this.context.log,
+    });
     this.health = addFeatures(this.context, this.machines, this.app).health;
     addIdTokens(this.context, this.machines, this.app);
     const provider = options.settings.dns.certificates;
@@ -358,6 +367,7 @@ class ControlServer implements Control {
     this.poke();
     this.readExtraRecords();
     await this.derpMaps.start();
+    await this.geoip.start();
     this.probes.step();
     this.admin = await startAdmin(socketOf(this.options), this.apis.local);
     this.ticker = setInterval(() => {
@@ -505,6 +515,16 @@ class ControlServer implements Control {
     if (JSON.stringify(derpMap) !== JSON.stringify(this.config.derpMap)) this.setConfig({ ...this.config, derpMap });
   }
 
+  /** The table of countries is another one. */
+  private locateAll(): void {
+    const nodes = [...this.addresses].flatMap(([id, address]) => {
+      const node = this.model.nodes.get(id);
+      const next = node && this.geoip.located(node, address);
+      return next && next !== node ? [next] : [];
+    });
+    if (nodes.length > 0) this.journal.commit({ nodes }).catch((error: Error) => this.context.log(error.message));
+  }
+
   private setConfig(config: TailnetConfig): void {
     this.config = config;
     for (const stream of this.streams.values()) stream.configure(config);
@@ -556,6 +576,7 @@ class ControlServer implements Control {
     this.pings.close();
     this.extraRecords?.close();
     this.derpMaps.close();
+    this.geoip.close();
     await this.admin?.close();
     for (const timer of this.offlineTimers.values()) clearTimeout(timer);
     this.offlineTimers.clear();
@@ -628,7 +649,8 @@ class ControlServer implements Control {
     const isSmall = !input.stream && input.omitPeers && !input.readOnly;
     if (!isSmall) this.admit(connection, NETMAP_COST - 1);
     if (!input.readOnly) {
-      const next = input.stream ? withStreamRequest(node, input) : withLiteUpdate(this.model, node, input);
+      const told = input.stream ? withStreamRequest(node, input) : withLiteUpdate(this.model, node, input);
+      const next = this.geoip.located(told, connection.address);
       if (next !== node) await this.journal.commit({ nodes: [next] });
       if (!input.stream) this.metrics.endpointUpdates.add("ok");
     }
@@ -684,6 +706,7 @@ class ControlServer implements Control {
       onClose: () => this.onStreamClosed(nodeId, mapStream),
     });
     this.streams.set(nodeId, mapStream);
+    this.addresses.set(nodeId, connection.address);
     this.probes.connected(nodeId);
   }
 
@@ -693,6 +716,7 @@ class ControlServer implements Control {
     // A newer stream has taken its place, or the server ends.
     if (!isCurrent) return;
     this.streams.delete(nodeId);
+    this.addresses.delete(nodeId);
     this.probes.disconnected(nodeId);
     this.offlineTimers.set(
       nodeId,
@@ -721,6 +745,7 @@ class ControlServer implements Control {
       if (this.model.nodes.has(node.id)) continue;
       this.streams.get(node.id)?.end(farewell(node, this.config, this.now()));
       this.streams.delete(node.id);
+      this.addresses.delete(node.id);
       this.clones.forget(node.id);
       this.health.forget(node.id);
       this.options.onNodeRemoved?.(parseKey("nodekey", node.nodeKey)!);

@@ -149,6 +149,8 @@ export interface ControlSettings {
   /** Whether clients may send their logs to their maker. */
   logtail: boolean;
   clients: ClientSettings;
+  /** A table of the countries of addresses, for postures ("ip:country"): geoip.ts. `path` "" for none. */
+  geoip: { path: string };
 }
 
 const MINUTE = 60_000;
@@ -187,5 +189,6 @@ export function defaultSettings(serverUrl: string, baseDomain: string): ControlS
     autoUpdate: false,
     logtail: false,
     clients: { latestVersion: "", urgentBelow: "", updateUrl: "" },
+    geoip: { path: "" },
   };
 }
