@@ -1,7 +1,12 @@
 import { expect, test } from "bun:test";
+import { Hono } from "hono";
 import { createLocalJWKSet, type JSONWebKeySet, jwtVerify } from "jose";
+import type { ControlContext } from "./context.ts";
+import { addFeatures, clientAudit } from "./features.ts";
+import { MachineRouter } from "./machine.ts";
+import { type Change, Model } from "./model.ts";
 import { parseResponse } from "./pings.ts";
-import { makeSettings, TestServer, until } from "./testing.ts";
+import { makeNode, makeSettings, makeUser, TestServer, until } from "./testing.ts";
 
 async function joined(server: TestServer, name = "a") {
   const node = await server.join(name, await server.key({ user: await server.user(`owner-${name}`) }));
@@ -205,4 +210,27 @@ test("HTTP responses of nodes are read by length, in chunks and to the end; othe
     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcX\r\n0\r\n\r\n",
   ])
     expect(parse(wrong)).toBeNull();
+});
+
+test("a node that tells without end pushes out its own audit entries alone", async () => {
+  const model = new Model();
+  const nodes = [1, 2].map((id) => makeNode(id, { userId: 1 }));
+  model.apply({ users: [makeUser(1)], nodes });
+  const journal = { commit: async (change: Change) => void model.apply(change) };
+  const ctx = { model, journal, now: () => 0, log: () => {} } as unknown as ControlContext;
+  const machines = new MachineRouter();
+  addFeatures(ctx, machines, new Hono());
+  const { handler, params } = machines.find("POST", "/machine/audit-log")!;
+  const tell = (id: number, details: number) => {
+    const { nodeKey, machineKey } = nodes[id - 1]!;
+    const body = Buffer.from(JSON.stringify({ NodeKey: nodeKey, Action: "X", Details: String(details) }));
+    const connection = { machineKey, version: 138, address: "" };
+    return handler({ connection, params, query: new URLSearchParams(), body, signal: new AbortController().signal });
+  };
+  for (let i = 0; i < 3; i++) await tell(1, i);
+  for (let i = 0; i < 1100; i++) await tell(2, i);
+  const kept = clientAudit(ctx);
+  expect(kept).toHaveLength(1000);
+  expect(kept.filter(({ nodeId }) => nodeId === 1).map(({ details }) => details)).toEqual(["2", "1", "0"]);
+  expect([kept[0]!.details, kept.at(-4)!.details]).toEqual(["1099", "103"]);
 });

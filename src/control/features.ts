@@ -4,6 +4,7 @@ import type { Hono } from "hono";
 import { ATTRIBUTE_NAME, tellAttributes } from "./attributes.ts";
 import type { ControlContext } from "./context.ts";
 import { CommandError } from "./errors.ts";
+import { ofGreediest } from "./login.ts";
 import type { MachineRequest, MachineRouter } from "./machine.ts";
 import type { Millis, NodeRecord } from "./model.ts";
 import { timeText } from "./netmap.ts";
@@ -144,7 +145,7 @@ async function setAttributes(ctx: ControlContext, { body, connection }: MachineR
 async function audit(ctx: ControlContext, { body, connection }: MachineRequest) {
   const fields = objectOf(body);
   const node = nodeOf(ctx, fields, connection.machineKey);
-  const ids = [...ctx.model.documents("clientaudit").keys()].map(Number).sort((a, b) => a - b);
+  const entries = [...ctx.model.documents("clientaudit")].sort(([a], [b]) => Number(a) - Number(b));
   const value: ClientAuditRecord = {
     nodeId: node.id,
     action: text(fields, "Action", 64),
@@ -152,11 +153,12 @@ async function audit(ctx: ControlContext, { body, connection }: MachineRequest) 
     clientTime: text(fields, "Timestamp", 64),
     at: ctx.now(),
   };
-  const surplus = ids.slice(0, Math.max(0, ids.length + 1 - MAX_AUDIT));
+  // Who tells much pushes out his own.
+  const surplus = entries.length < MAX_AUDIT ? [] : ofGreediest(entries, ({ nodeId }) => nodeId).slice(0, 1);
   await ctx.journal.commit({
     documents: [
-      ...surplus.map((id) => ({ kind: "clientaudit" as const, id: String(id), value: null })),
-      { kind: "clientaudit", id: String((ids.at(-1) ?? 0) + 1), value },
+      ...surplus.map(([id]) => ({ kind: "clientaudit" as const, id, value: null })),
+      { kind: "clientaudit", id: String(Number(entries.at(-1)?.[0] ?? 0) + 1), value },
     ],
   });
   ctx.log(

@@ -255,18 +255,18 @@ export class Logins {
     const own = machine === null ? [] : alive.filter(([, record]) => machineOf(record) === machine);
     if (own.length >= MAX_PER_MACHINE) return [...expired, own[0]![0]];
     if (alive.length < this.ctx.settings.login.maxPending) return expired;
-    const greedy = ofGreediest(alive);
+    const greedy = ofGreediest(alive, ({ address }) => address);
     const [victim] = greedy.find(([id]) => !this.waiting.has(id)) ?? greedy[0]!;
     return [...expired, victim];
   }
 }
 
-/** Those of the address that has most of them, in their order: where one has to go, it is one of these. */
-export function ofGreediest<T extends { address: string }>(all: readonly [string, T][]): [string, T][] {
-  const counts = new Map<string, number>();
-  for (const [, { address }] of all) counts.set(address, (counts.get(address) ?? 0) + 1);
+/** Those of the owner who has most of them, in their order: where one has to go, it is one of these. */
+export function ofGreediest<T>(all: readonly [string, T][], ownerOf: (value: T) => unknown): [string, T][] {
+  const counts = new Map<unknown, number>();
+  for (const [, value] of all) counts.set(ownerOf(value), (counts.get(ownerOf(value)) ?? 0) + 1);
   const most = Math.max(...counts.values());
-  return all.filter(([, { address }]) => counts.get(address) === most);
+  return all.filter(([, value]) => counts.get(ownerOf(value)) === most);
 }
 
 function machineOf({ request }: LoginRecord): string | null {

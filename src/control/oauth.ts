@@ -146,17 +146,25 @@ export class OAuthClients {
     if (!parts || !token || !provesSecret(token, parts.secret)) return null;
     const client = this.get(token.client);
     if (!client || token.expiration <= this.context.now()) return "expired";
-    return { client, scopes: token.scopes.filter((scope) => covers(client.scopes, scope)), tags: token.tags };
+    return {
+      client,
+      scopes: token.scopes.filter((scope) => covers(client.scopes, scope)),
+      tags: token.tags.filter((tag) => this.owns(client.tags, tag)),
+    };
   }
 
   /** Throws CommandError when one of `wanted` is neither among `owned` nor owned by one of them (tagOwners). */
   requireOwned(owned: readonly string[], wanted: readonly string[]): void {
-    const refused = wanted.find((tag) => !owned.includes(tag) && !this.context.access.mayClaim(tag, { tags: owned }));
+    const refused = wanted.find((tag) => !this.owns(owned, tag));
     if (refused)
       throw new CommandError(
         403,
         `"${refused}" is not a tag of this client: it has ${owned.join(", ") || "none"}, and no tag of those owns it (tagOwners)`,
       );
+  }
+
+  private owns(owned: readonly string[], tag: string): boolean {
+    return owned.includes(tag) || this.context.access.mayClaim(tag, { tags: owned });
   }
 
   /** Forgets tokens that are over. */

@@ -400,6 +400,15 @@ test("a client makes keys for tags that it has or owns, and hands on no more tha
     (await c.bearer("POST", `${T}/keys`, { keyType: "client", scopes, tags })).status;
   expect([await give(["devices:core:read"], []), await give(["all"], ["tag:k8s"])]).toEqual([200, 403]);
   expect([await give(["auth_keys"], ["tag:k8s"]), await give(["auth_keys"], ["tag:other"])]).toEqual([200, 403]);
+  // What the client loses, its tokens lose as well.
+  const narrow = await oauthClient(s, ["auth_keys"], ["tag:operator", "tag:other"]);
+  const other = async () =>
+    (await narrow.bearer("POST", `${T}/keys`, { capabilities: { devices: { create: { tags: ["tag:other"] } } } }))
+      .status;
+  expect(await other()).toBe(200);
+  const less = { keyType: "client", scopes: ["auth_keys"], tags: ["tag:operator"] };
+  expect((await s.api("PUT", `${T}/keys/${narrow.id}`, less)).status).toBe(200);
+  expect(await other()).toBe(403);
   await s.server.join("pod", await s.server.key({ aclTags: ["tag:k8s"] }));
   const retag = async (tags: string[]) => (await c.bearer("POST", "/api/v2/device/1/tags", { tags })).status;
   expect([await retag(["tag:operator"]), await retag(["tag:other"])]).toEqual([200, 403]);

@@ -333,7 +333,8 @@ ${RequestTags && RequestTags.length > 0 ? html`<dt>tags</dt><dd>${shown(RequestT
       if (startedAt + SESSION > value.startedAt) break;
       map.delete(old);
     }
-    if (map.size >= this.ctx.settings.login.maxPending) map.delete(ofGreediest([...map])[0]![0]);
+    if (map.size >= this.ctx.settings.login.maxPending)
+      map.delete(ofGreediest([...map], ({ address }) => address)[0]![0]);
     map.set(key, value);
   }
 
