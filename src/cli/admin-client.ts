@@ -2,6 +2,7 @@
 import type { ApiUser } from "../control/api/shapes.ts";
 import { type Env, loadConfig, type ServerConfig } from "./config.ts";
 import { type FlagSpec, nearest, UsageError } from "./flags.ts";
+import { printable } from "./output.ts";
 
 export interface Reach {
   config?: string;
@@ -123,7 +124,8 @@ export class AdminClient {
   private refusal(response: Response, text: string): Error {
     const answer = parsed(text) as { detail?: string; message?: string } | null;
     const detail = answer?.detail ?? answer?.message;
-    if (detail) return new Error(detail);
+    // It may name nodes as strangers called them.
+    if (detail) return new Error(printable(detail));
     const target = response.headers.get("Location");
     if (response.status >= 300 && response.status < 400 && target)
       return new Error(`${this.where} sends us on to ${target}: give that address, if it is your server`);

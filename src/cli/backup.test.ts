@@ -137,10 +137,8 @@ test("a database that is damaged is moved aside, too; another key is kept beside
   writeFileSync(join(dataDir, "weft.sqlite"), "no database".repeat(1000), { mode: 0o600 });
   writeFileSync(join(dataDir, "noise_private.key"), `privkey:${"2".repeat(64)}\n`, { mode: 0o600 });
   await said(restore, file, "--data", dataDir, "--force");
-  expect(readdirSync(join(dataDir, "backups")).map((name) => name.replace(/^replaced-\w+-/, ""))).toEqual([
-    "noise_private.key",
-    "weft.sqlite",
-  ]);
+  const kept = readdirSync(join(dataDir, "backups")).map((name) => name.replace(/^replaced-\w+-/, ""));
+  expect(kept.sort()).toEqual(["noise_private.key", "weft.sqlite"]);
   await using restored = await TestServer.start({ dataDir });
   expect(restored.control.noisePublicKey).toEqual(server.control.noisePublicKey);
 });

@@ -18,16 +18,17 @@ all. Whoever has it can pose as this server. \`weft restore FILE\` puts it back.
 
 const TIMEOUT = 10 * 60_000;
 
+export const FLAGS = {
+  config: { kind: "string", short: "c" },
+  data: "string",
+  socket: "string",
+  timeout: "duration",
+  force: "boolean",
+  help: { kind: "boolean", short: "h" },
+} as const;
+
 export async function main(argv: string[]): Promise<number> {
-  const spec = {
-    config: { kind: "string", short: "c" },
-    data: "string",
-    socket: "string",
-    timeout: "duration",
-    force: "boolean",
-    help: { kind: "boolean", short: "h" },
-  } as const;
-  const flags = parseFlags("weft backup", argv, spec, USAGE, 1);
+  const flags = parseFlags("weft backup", argv, FLAGS, USAGE, 1);
   if (flags.help) {
     console.log(USAGE);
     return 0;

@@ -97,6 +97,34 @@ class DaemonClient {
 
 const COMMON = { socket: "string", help: { kind: "boolean", short: "h" } } as const;
 
+/** By verb. */
+export const FLAGS = {
+  up: {
+    ...COMMON,
+    "login-server": "string",
+    "auth-key": "string",
+    authkey: "string",
+    hostname: "string",
+    reset: "boolean",
+    "force-reauth": "boolean",
+    timeout: "duration",
+    json: "boolean",
+  },
+  down: COMMON,
+  logout: COMMON,
+  status: { ...COMMON, json: "boolean", active: "boolean", self: "boolean", peers: "boolean", header: "boolean" },
+  ping: {
+    ...COMMON,
+    c: "number",
+    timeout: "duration",
+    "until-direct": "boolean",
+    verbose: "boolean",
+  },
+  ip: { ...COMMON, "4": "boolean", "6": "boolean", "1": "boolean" },
+  netcheck: { ...COMMON, format: "string" },
+  version: { ...COMMON, daemon: "boolean", json: "boolean", output: { kind: "string", short: "o" } },
+} as const;
+
 function connect(flags: { socket?: string }): DaemonClient {
   return new DaemonClient(flags.socket ?? process.env.WEFT_SOCKET ?? DEFAULT_SOCKET);
 }
@@ -116,22 +144,7 @@ Connects this node to its tailnet. Settings that are not named stay as they are.
   --json               print the outcome as JSON`;
 
 async function up(argv: string[]): Promise<number> {
-  const flags = parseFlags(
-    "weft up",
-    argv,
-    {
-      ...COMMON,
-      "login-server": "string",
-      "auth-key": "string",
-      authkey: "string",
-      hostname: "string",
-      reset: "boolean",
-      "force-reauth": "boolean",
-      timeout: "duration",
-      json: "boolean",
-    },
-    UP_USAGE,
-  );
+  const flags = parseFlags("weft up", argv, FLAGS.up, UP_USAGE);
   if (flags.help) return print(UP_USAGE);
   const daemon = connect(flags);
   const before = await daemon.call<Prefs>("GET", "prefs");
@@ -184,7 +197,7 @@ const DOWN_USAGE = `Usage: weft down
 Disconnects this node from its tailnet; it stays logged in.`;
 
 async function down(argv: string[]): Promise<number> {
-  const flags = parseFlags("weft down", argv, COMMON, DOWN_USAGE);
+  const flags = parseFlags("weft down", argv, FLAGS.down, DOWN_USAGE);
   if (flags.help) return print(DOWN_USAGE);
   const daemon = connect(flags);
   if (!(await daemon.call<Prefs>("GET", "prefs")).WantRunning) {
@@ -200,7 +213,7 @@ const LOGOUT_USAGE = `Usage: weft logout
 Disconnects this node and ends its login.`;
 
 async function logout(argv: string[]): Promise<number> {
-  const flags = parseFlags("weft logout", argv, COMMON, LOGOUT_USAGE);
+  const flags = parseFlags("weft logout", argv, FLAGS.logout, LOGOUT_USAGE);
   if (flags.help) return print(LOGOUT_USAGE);
   await connect(flags).call("POST", "logout");
   return 0;
@@ -217,12 +230,7 @@ const STATUS_USAGE = `Usage: weft status [flags]
   --header   name the columns`;
 
 async function status(argv: string[]): Promise<number> {
-  const flags = parseFlags(
-    "weft status",
-    argv,
-    { ...COMMON, json: "boolean", active: "boolean", self: "boolean", peers: "boolean", header: "boolean" },
-    STATUS_USAGE,
-  );
+  const flags = parseFlags("weft status", argv, FLAGS.status, STATUS_USAGE);
   if (flags.help) return print(STATUS_USAGE);
   const full = await connect(flags).status(flags.peers ?? true);
   if (flags.json) {
@@ -348,19 +356,7 @@ Pings a peer over the path that traffic takes, until a direct one answers.
   --verbose            accepted`;
 
 async function ping(argv: string[]): Promise<number> {
-  const flags = parseFlags(
-    "weft ping",
-    argv,
-    {
-      ...COMMON,
-      c: "number",
-      timeout: "duration",
-      "until-direct": "boolean",
-      verbose: "boolean",
-    },
-    PING_USAGE,
-    1,
-  );
+  const flags = parseFlags("weft ping", argv, FLAGS.ping, PING_USAGE, 1);
   if (flags.help) return print(PING_USAGE);
   const [target] = flags._;
   if (target === undefined) throw new UsageError("ping needs a host: weft ping HOST|IP");
@@ -410,7 +406,7 @@ Prints the addresses of this node, or of a peer.
   -1       only the first`;
 
 async function ip(argv: string[]): Promise<number> {
-  const flags = parseFlags("weft ip", argv, { ...COMMON, "4": "boolean", "6": "boolean", "1": "boolean" }, IP_USAGE, 1);
+  const flags = parseFlags("weft ip", argv, FLAGS.ip, IP_USAGE, 1);
   if (flags.help) return print(IP_USAGE);
   if (Number(flags["4"] ?? false) + Number(flags["6"] ?? false) + Number(flags["1"] ?? false) > 1)
     throw new UsageError("-4, -6 and -1 exclude each other");
@@ -461,7 +457,7 @@ const NETCHECK_USAGE = `Usage: weft netcheck [--format json|json-line]
 Looks at the network around this node, through the node's own socket.`;
 
 async function netcheck(argv: string[]): Promise<number> {
-  const flags = parseFlags("weft netcheck", argv, { ...COMMON, format: "string" }, NETCHECK_USAGE);
+  const flags = parseFlags("weft netcheck", argv, FLAGS.netcheck, NETCHECK_USAGE);
   if (flags.help) return print(NETCHECK_USAGE);
   const format = flags.format ?? "";
   if (!["", "json", "json-line"].includes(format))
@@ -507,8 +503,7 @@ export function netcheckText(report: NetcheckJson, derpMap: DERPMap, now: Date):
 const VERSION_USAGE = `Usage: weft version [--daemon] [--json | -o json|json-line|yaml]`;
 
 async function version(argv: string[]): Promise<number> {
-  const spec = { ...COMMON, daemon: "boolean", json: "boolean", output: { kind: "string", short: "o" } } as const;
-  const flags = parseFlags("weft version", argv, spec, VERSION_USAGE);
+  const flags = parseFlags("weft version", argv, FLAGS.version, VERSION_USAGE);
   if (flags.help) return print(VERSION_USAGE);
   const daemon = flags.daemon ? (await connect(flags).status(false)).Version : null;
   const format = flags.json ? "json" : parseFormat(flags.output);

@@ -10,7 +10,7 @@ Prints what makes a shell complete the words of \`weft\`:
 
 const SHELLS: Record<string, (commands: readonly Completable[]) => string> = { bash, zsh, fish };
 
-/** A command, the words of which one may follow it, and the flags of each of these. */
+/** A command, the words of which one may follow it, and the flags of each of these; those of the command itself by "". */
 export interface Completable {
   name: string;
   words: readonly string[];
@@ -29,16 +29,18 @@ export async function main(argv: string[], commands: readonly Completable[]): Pr
   return 0;
 }
 
-/** Words after `weft`, after `weft NOUN`, and after `weft NOUN VERB`. */
+/** Words after `weft`, after `weft NOUN`, and after `weft NOUN VERB`; flags after a command without words. */
 function bash(commands: readonly Completable[]): string {
   const second = commands
-    .filter(({ words }) => words.length > 0)
-    .map(({ name, words }) => `    ${name}) words="${words.join(" ")}" ;;`);
-  const third = commands.flatMap(({ name, words, flags }) =>
-    words
+    .map(({ name, words, flags }) => ({ name, next: [...words, ...flags("")] }))
+    .filter(({ next }) => next.length > 0)
+    .map(({ name, next }) => `    ${name}) words="${next.join(" ")}" ;;`);
+  const third = commands.flatMap(({ name, words, flags }) => {
+    if (words.length === 0) return [`    "${name} "*) words="${flags("").join(" ")}" ;;`];
+    return words
       .filter((word) => flags(word).length > 0)
-      .map((word) => `    "${name} ${word}") words="${flags(word).join(" ")}" ;;`),
-  );
+      .map((word) => `    "${name} ${word}") words="${flags(word).join(" ")}" ;;`);
+  });
   return `_weft() {
   local current="\${COMP_WORDS[COMP_CWORD]}" words=""
   if [ "$COMP_CWORD" -eq 1 ]; then
@@ -64,15 +66,18 @@ function zsh(commands: readonly Completable[]): string {
 
 function fish(commands: readonly Completable[]): string {
   const lines = ["complete -c weft -f"];
+  const option = (flag: string) => (flag.startsWith("--") ? `-l ${flag.slice(2)}` : `-s ${flag.slice(1)}`);
   for (const { name, words, flags } of commands) {
     lines.push(`complete -c weft -n __fish_use_subcommand -a ${name}`);
+    for (const flag of flags(""))
+      lines.push(`complete -c weft -n "__fish_seen_subcommand_from ${name}" ${option(flag)}`);
     for (const word of words) {
       lines.push(
         `complete -c weft -n "__fish_seen_subcommand_from ${name}; and not __fish_seen_subcommand_from ${words.join(" ")}" -a ${word}`,
       );
       for (const flag of flags(word))
         lines.push(
-          `complete -c weft -n "__fish_seen_subcommand_from ${name}; and __fish_seen_subcommand_from ${word}" -l ${flag.slice(2)}`,
+          `complete -c weft -n "__fish_seen_subcommand_from ${name}; and __fish_seen_subcommand_from ${word}" ${option(flag)}`,
         );
     }
   }

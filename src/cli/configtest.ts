@@ -13,13 +13,10 @@ something is not.
 
   -c, --config FILE    the configuration (default $WEFT_CONFIG, $HEADSCALE_CONFIG, or /etc/weft/config.yaml if it is there)`;
 
+export const FLAGS = { config: { kind: "string", short: "c" }, help: { kind: "boolean", short: "h" } } as const;
+
 export async function main(argv: string[]): Promise<number> {
-  const flags = parseFlags(
-    "weft configtest",
-    argv,
-    { config: { kind: "string", short: "c" }, help: { kind: "boolean", short: "h" } },
-    USAGE,
-  );
+  const flags = parseFlags("weft configtest", argv, FLAGS, USAGE);
   if (flags.help) {
     console.log(USAGE);
     return 0;

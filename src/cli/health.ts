@@ -14,17 +14,14 @@ Exit status 0 when the control server and its store work, 1 when not.
   --timeout 5s       how long to wait for it
   -o json|json-line|yaml`;
 
+export const FLAGS = {
+  ...CONNECTION_FLAGS,
+  output: { kind: "string", short: "o" },
+  help: { kind: "boolean", short: "h" },
+} as const;
+
 export async function main(argv: string[]): Promise<number> {
-  const flags = parseFlags(
-    "weft health",
-    argv,
-    {
-      ...CONNECTION_FLAGS,
-      output: { kind: "string", short: "o" },
-      help: { kind: "boolean", short: "h" },
-    },
-    USAGE,
-  );
+  const flags = parseFlags("weft health", argv, FLAGS, USAGE);
   if (flags.help) {
     console.log(USAGE);
     return 0;

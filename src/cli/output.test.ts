@@ -22,6 +22,18 @@ test("what a node answers is printed with its lines, and without what drives a t
   expect(printable(`200\n{\t"a": "${ESC}[31m\u202e"}\n日本 é`)).toBe('200\n{\t"a": "?[31m?"}\n日本 é');
 });
 
+test("YAML says the same and has nothing that drives a terminal either", () => {
+  const value = {
+    "k\u202e": [HOSTILE, "plain", "\\x01202e\\x02", "\u00011b5b\u0002", "two\nlines"],
+    n: 1,
+    none: null,
+  };
+  const text = serialize(value, "yaml");
+  expect(text).not.toMatch(DANGEROUS);
+  expect(Bun.YAML.parse(text)).toEqual(value);
+  expect(text).toContain("- plain\n");
+});
+
 test("JSON says the same and has nothing that drives a terminal either", () => {
   for (const format of ["json", "json-line"] as const) {
     const text = serialize([{ name: HOSTILE }], format);

@@ -16,15 +16,33 @@ export function parseFormat(text: string | undefined): Format {
 
 /** `value` as text of a machine format, without the last newline. */
 export function serialize(value: unknown, format: Exclude<Format, "table">): string {
-  if (format === "yaml") return Bun.YAML.stringify(value, null, 2).trimEnd();
+  if (format === "yaml") return yaml(value);
   const text = format === "json" ? JSON.stringify(value, null, "\t") : JSON.stringify(value);
   return text.replace(UNPRINTABLE, (c) =>
     c === "\n" || c === "\t" ? c : `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
 }
 
+/** Bun's writer leaves 8-bit controls and turned text as they are, so they go through it as something that it escapes. */
+function yaml(value: unknown): string {
+  const mark = (c: string) => `\u0001${c.charCodeAt(0).toString(16).padStart(4, "0")}\u0002`;
+  const marked = (text: string) => text.replace(MARKED, (c) => (c === "\n" || c === "\t" ? c : mark(c)));
+  const all = (part: unknown): unknown => {
+    if (typeof part === "string") return marked(part);
+    if (Array.isArray(part)) return part.map(all);
+    if (typeof part !== "object" || part === null) return part;
+    return Object.fromEntries(Object.entries(part).map(([key, entry]) => [marked(key), all(entry)]));
+  };
+  return Bun.YAML.stringify(all(value), null, 2)
+    .trimEnd()
+    .replace(/\\x01([0-9a-f]{4})\\x02/g, "\\u$1");
+}
+
 /** What drives a terminal, and what turns the direction of text: names of strangers must not change what a person sees. */
 const UNPRINTABLE = /[\p{Cc}\p{Bidi_Control}\u2028\u2029]/gu;
+
+/** And what looks like a mark in YAML that was escaped. */
+const MARKED = new RegExp(`\\\\(?=x01)|${UNPRINTABLE.source}`, "gu");
 
 /** Lines for a terminal, with "?" for what is not for people. */
 export function printable(text: string): string {

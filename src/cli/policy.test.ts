@@ -42,6 +42,18 @@ const POLICY = `// who may do what
 }
 `;
 
+test("what a policy says of itself does not drive the terminal of who asks about it", async () => {
+  await using server = await start();
+  const data = ["--data", server.dataDir];
+  const hostile = POLICY.replace("// shells", "// \u001b[2J\u202eshells");
+  await server.control.policies.set(hostile, { by: "\u001b]0;x\u0007" });
+  const why = await weft("why", "alice@", "tag:server:22", ...data);
+  expect(why.out).toContain("// ?[2J?shells");
+  expect((await weft("history", ...data)).out).not.toContain("\u001b");
+  // A file gets what is there.
+  expect((await weft("get", ...data)).out).toBe(hostile);
+});
+
 /** Alice has a laptop, bob a phone; a tagged server. */
 async function start(): Promise<TestServer> {
   const server = await TestServer.start({ settings: makeSettings({ policy: { mode: "database", path: "" } }) });

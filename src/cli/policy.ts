@@ -7,7 +7,7 @@ import { checkPolicyAlone, lineAt, PolicyError, parsePolicy } from "../control/p
 import { type OfflinePolicies, openPoliciesOffline } from "../control/policy-offline.ts";
 import { AdminClient, NoServer } from "./admin-client.ts";
 import { type Flags, nearest, parseFlags, UsageError } from "./flags.ts";
-import { parseFormat, serialize, showTime, table } from "./output.ts";
+import { parseFormat, printable, serialize, showTime, table } from "./output.ts";
 import { configOf } from "./serve.ts";
 
 const BYPASS = "bypass-server-and-access-database-directly";
@@ -32,7 +32,7 @@ const USAGE = `Usage: bun run weft policy COMMAND
   --${BYPASS}
                        opens the database of a server that is not running`;
 
-const FLAGS = {
+export const FLAGS = {
   file: { kind: "string", short: "f" },
   proto: "string",
   output: { kind: "string", short: "o" },
@@ -165,11 +165,14 @@ export async function main(argv: string[]): Promise<number> {
   const source = flags[BYPASS] ? await offline(flags) : online(flags);
   try {
     const { value, text } = await verb.run(source, flags);
-    process.stdout.write(format === "table" ? text : `${serialize(value, format)}\n`);
+    // A policy goes into files as it is; a terminal, and what else is said of nodes by their names, is another matter.
+    const isExact = name === "get" && !process.stdout.isTTY;
+    const shown = isExact ? text : printable(text);
+    process.stdout.write(format === "table" ? shown : `${serialize(value, format)}\n`);
     return 0;
   } catch (error) {
     if (!(error instanceof PolicyError)) throw error;
-    console.error(error.message);
+    console.error(printable(error.message));
     return 1;
   } finally {
     await source.close();

@@ -20,14 +20,15 @@ moved into DIR/backups, and only with --force.
   --data DIR         data folder of the control server (default $WEFT_DATA or /var/lib/weft)
   --force            what is there is replaced`;
 
+export const FLAGS = {
+  config: { kind: "string", short: "c" },
+  data: "string",
+  force: "boolean",
+  help: { kind: "boolean", short: "h" },
+} as const;
+
 export async function main(argv: string[]): Promise<number> {
-  const spec = {
-    config: { kind: "string", short: "c" },
-    data: "string",
-    force: "boolean",
-    help: { kind: "boolean", short: "h" },
-  } as const;
-  const flags = parseFlags("weft restore", argv, spec, USAGE, 1);
+  const flags = parseFlags("weft restore", argv, FLAGS, USAGE, 1);
   if (flags.help) {
     console.log(USAGE);
     return 0;

@@ -12,8 +12,10 @@ ${SERVER_USAGE}
   --stun IP:PORT|off   STUN server (default: port 3478 of the listening address)
 ${CONTROL_USAGE}`;
 
+export const FLAGS = { ...SERVER_FLAGS, ...CONTROL_FLAGS, stun: "string" } as const;
+
 export async function main(argv: string[]): Promise<number> {
-  const flags = parseFlags("weft serve", argv, { ...SERVER_FLAGS, ...CONTROL_FLAGS, stun: "string" }, USAGE);
+  const flags = parseFlags("weft serve", argv, FLAGS, USAGE);
   if (flags.help) {
     console.log(USAGE);
     return 0;

@@ -94,13 +94,19 @@ async function completed(...words: string[]): Promise<string[]> {
 }
 
 test("the completion knows every command, verb and flag, in a real bash", async () => {
-  expect(await completed("")).toEqual(allCommands().map(({ name }) => name));
+  expect(await completed("")).toEqual((await allCommands()).map(({ name }) => name));
   expect(await completed("preauth")).toEqual(["preauthkeys"]);
   expect(await completed("nodes", "re")).toContain("rename");
   expect(await completed("preauthkeys", "create", "--reus")).toEqual(["--reusable"]);
   expect(await completed("completion", "")).toEqual(["bash", "zsh", "fish"]);
+  expect(await completed("policy", "why", "--pro")).toEqual(["--proto"]);
+  expect(await completed("up", "--login")).toEqual(["--login-server"]);
+  expect(await completed("up", "--reset", "--host")).toEqual(["--hostname"]);
+  expect(await completed("serve", "--tls")).toEqual(["--tls-cert", "--tls-key"]);
+  expect(await completed("nodes", "list", "--addr")).toEqual(["--address"]);
+  expect(await completed("policy", "")).toEqual(["get", "set", "check", "history", "why", "try"]);
   const fish = (await weft("completion", "fish")).stdout;
-  for (const { name } of allCommands()) expect(fish).toContain(` -a ${name}\n`);
+  for (const { name } of await allCommands()) expect(fish).toContain(` -a ${name}\n`);
 }, 120_000);
 
 test("every command of its own has help; a mistyped one is recognised", async () => {

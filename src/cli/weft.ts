@@ -1,5 +1,6 @@
 // `bun run weft`: the administrator's verbs go to the control server, the others to the node, the rest are done here.
 import { ADMIN_USAGE, adminMain, commandOf, isAdminCommand } from "./admin.ts";
+import { CONNECTION_FLAGS } from "./admin-client.ts";
 import { NOUNS } from "./admin-verbs.ts";
 import type { Completable } from "./completion.ts";
 import { nearest, UsageError } from "./flags.ts";
@@ -12,6 +13,8 @@ export interface Command {
   /** Words of which one follows. */
   words?: readonly string[];
   aliases?: readonly string[];
+  /** What it, or each of its words, takes. */
+  flags?(): Promise<object>;
   main(argv: string[]): Promise<number>;
 }
 
@@ -22,26 +25,31 @@ export const LOCAL: Readonly<Record<string, Command>> = {
   serve: {
     usage: "[-c FILE] [flags]",
     about: "runs a server: a box, or control alone where the configuration says that relays are elsewhere",
+    flags: async () => (await import("./serve-verb.ts")).FLAGS,
     main: async (argv) => (await import("./serve-verb.ts")).main(argv),
   },
   configtest: {
     usage: "[-c FILE]",
     about: "reads the configuration, its certificates and policy, and says what is wrong",
+    flags: async () => (await import("./configtest.ts")).FLAGS,
     main: async (argv) => (await import("./configtest.ts")).main(argv),
   },
   health: {
     usage: "[--address URL]",
     about: "whether a control server works; exit status 0 or 1",
+    flags: async () => (await import("./health.ts")).FLAGS,
     main: async (argv) => (await import("./health.ts")).main(argv),
   },
   backup: {
     usage: "FILE",
     about: "saves the database and the keys of the control server that runs here in one file",
+    flags: async () => (await import("./backup.ts")).FLAGS,
     main: async (argv) => (await import("./backup.ts")).main(argv),
   },
   restore: {
     usage: "FILE",
     about: "puts a backup into the data folder of a control server that does not run",
+    flags: async () => (await import("./restore.ts")).FLAGS,
     main: async (argv) => (await import("./restore.ts")).main(argv),
   },
   generate: {
@@ -55,7 +63,7 @@ export const LOCAL: Readonly<Record<string, Command>> = {
     usage: "bash|zsh|fish",
     about: "prints what makes the shell complete commands: source <(weft completion bash)",
     words: ["bash", "zsh", "fish"],
-    main: async (argv) => (await import("./completion.ts")).main(argv, allCommands()),
+    main: async (argv) => (await import("./completion.ts")).main(argv, await allCommands()),
   },
 };
 
@@ -64,6 +72,7 @@ const POLICY: Command = {
   usage: "get | set -f FILE | check -f FILE | history | why SRC DST:PORT | try -f FILE",
   about: "the policy of a control server (docs/policy.md)",
   words: POLICY_WORDS,
+  flags: async () => (await import("./policy.ts")).FLAGS,
   main: async (argv) => (await import("./policy.ts")).main(argv),
 };
 
@@ -78,21 +87,27 @@ const NODE_USAGE: Readonly<Record<string, string>> = {
   version: "",
 };
 
-/** Every first word, with the words that may follow. For the completion. */
-export function allCommands(): Completable[] {
-  const flagsOf = (spec: object) => Object.keys(spec).map((name) => `--${name}`);
+/** Every first word. */
+export function commandNames(): string[] {
+  return [...Object.keys(NOUNS), ...Object.keys({ ...LOCAL, policy: POLICY }), ...Object.keys(NODE_USAGE)];
+}
+
+/** Every first word, with the words and flags that may follow. For the completion. */
+export async function allCommands(): Promise<Completable[]> {
+  const flagsOf = (spec: object) => Object.keys(spec).map((name) => (name.length === 1 ? `-${name}` : `--${name}`));
+  const here = Object.entries({ ...LOCAL, policy: POLICY }).map(async ([name, { words = [], flags }]) => {
+    const taken = flagsOf((await flags?.()) ?? {});
+    return { name, words, flags: (word: string) => (word === "" && words.length > 0 ? [] : taken) };
+  });
+  const node: Readonly<Record<string, object>> = (await import("./client.ts")).FLAGS;
   return [
     ...Object.entries(NOUNS).map(([name, { verbs }]) => ({
       name,
       words: Object.keys(verbs),
-      flags: (word: string) => flagsOf(verbs[word]?.flags ?? {}),
+      flags: (word: string) => (verbs[word] ? flagsOf({ ...verbs[word].flags, ...CONNECTION_FLAGS, output: 0 }) : []),
     })),
-    ...Object.entries({ ...LOCAL, policy: POLICY }).map(([name, { words }]) => ({
-      name,
-      words: words ?? [],
-      flags: () => [],
-    })),
-    ...Object.keys(NODE_USAGE).map((name) => ({ name, words: [], flags: () => [] })),
+    ...(await Promise.all(here)),
+    ...Object.keys(NODE_USAGE).map((name) => ({ name, words: [], flags: () => flagsOf(node[name] ?? {}) })),
   ];
 }
 
@@ -116,7 +131,7 @@ On a node (--socket PATH, default /run/weft/weft.sock):
 
 export async function main(argv: string[]): Promise<number> {
   const command = commandOf(argv);
-  const known = allCommands().map(({ name }) => name);
+  const known = commandNames();
   if (command === undefined) {
     if (argv.some((arg) => /^(-h|--?help)$/.test(arg))) {
       console.log(USAGE);
