@@ -5,7 +5,7 @@ import { expect, test } from "bun:test";
 import fc from "fast-check";
 import type * as tc from "../wire/tailcfg.ts";
 import { PolicyAccess } from "./access.ts";
-import { type Change, Model, type NodeRecord } from "./model.ts";
+import { type Change, Model, type NodeRecord, type UserRecord } from "./model.ts";
 import { type TailnetConfig, View } from "./netmap.ts";
 import { parsePolicy } from "./policy/index.ts";
 import { DERP_MAP, digits, Mirror, makeConfig, makeNode, makeUser } from "./testing.ts";
@@ -13,7 +13,17 @@ import { DERP_MAP, digits, Mirror, makeConfig, makeNode, makeUser } from "./test
 const USERS = [1, 2, 3];
 const TAGS = ["tag:a", "tag:b"];
 const ROUTE = "10.1.0.0/16";
-const SELECTORS = ["*", ...TAGS, ...USERS.map((id) => `user${id}@`), "autogroup:member", "autogroup:tagged"] as const;
+const SELECTORS = [
+  "*",
+  ...TAGS,
+  ...USERS.map((id) => `user${id}@`),
+  "autogroup:member",
+  "autogroup:tagged",
+  "autogroup:admin",
+] as const;
+const ROLES = ["member", "admin", "owner", "auditor"] as const;
+
+type Users = ReadonlyMap<number, UserRecord>;
 
 interface Rule {
   src: string;
@@ -30,18 +40,19 @@ function policyText(rules: readonly Rule[]): string {
   });
 }
 
-function selects(selector: string, node: NodeRecord): boolean {
+function selects(selector: string, node: NodeRecord, users: Users): boolean {
   const isTagged = node.tags.length > 0;
   if (selector === "*") return true;
   if (selector === "autogroup:member") return !isTagged;
   if (selector === "autogroup:tagged") return isTagged;
+  if (selector === "autogroup:admin") return !isTagged && ["admin", "owner"].includes(users.get(node.userId!)!.role);
   return isTagged ? node.tags.includes(selector) : selector === `user${node.userId}@`;
 }
 
-function maySee(rules: readonly Rule[], a: NodeRecord, b: NodeRecord): boolean {
+function maySee(rules: readonly Rule[], a: NodeRecord, b: NodeRecord, users: Users): boolean {
   if (!a.authorized || !b.authorized) return false;
   const reaches = (from: NodeRecord, to: NodeRecord) =>
-    rules.some(({ src, dst }) => selects(src, from) && selects(dst, to));
+    rules.some(({ src, dst }) => selects(src, from, users) && selects(dst, to, users));
   return reaches(a, b) || reaches(b, a);
 }
 
@@ -49,6 +60,7 @@ function maySee(rules: readonly Rule[], a: NodeRecord, b: NodeRecord): boolean {
 class Client extends Mirror {
   derp: tc.DERPMap | undefined;
   ssh: unknown;
+  readonly warnings = new Map<string, tc.DisplayMessage>();
   constructor(readonly view: View) {
     super();
   }
@@ -59,6 +71,10 @@ class Client extends Mirror {
     this.apply(message);
     if (message.DERPMap) this.derp = message.DERPMap;
     if (message.SSHPolicy) this.ssh = message.SSHPolicy;
+    for (const [id, warning] of Object.entries(message.DisplayMessages ?? {})) {
+      if (warning) this.warnings.set(id, warning);
+      else this.warnings.delete(id);
+    }
     return message;
   }
 
@@ -85,6 +101,7 @@ class Client extends Mirror {
       dns: this.dns,
       derp: this.derp,
       ssh: this.ssh,
+      warnings: this.warnings,
     };
   }
 }
@@ -169,7 +186,8 @@ class World {
       for (const { view } of this.clients.values()) view.configure(this.config);
     } else if (action.kind === "user") {
       const id = USERS[action.which % USERS.length]!;
-      this.commit({ users: [makeUser(id, { displayName: `User ${action.salt}` })] });
+      const role = ROLES[action.salt % ROLES.length]!;
+      this.commit({ users: [makeUser(id, { displayName: `User ${action.salt}`, role })] });
     } else if (chosen && action.kind === "leave") {
       this.commit({ nodesRemoved: [chosen.id] });
       this.clients.delete(chosen.id);
@@ -181,6 +199,7 @@ class World {
   /** One client reads what is due: it hears of nobody whom it may not see, and knows what one that comes anew is told. */
   check(id: number, client: Client): void {
     const message = client.read(this.model);
+    const { users } = this.model;
     const self = this.model.nodes.get(id)!;
     const told = [
       ...(message?.Peers ?? []).map((peer) => peer.ID!),
@@ -188,8 +207,10 @@ class World {
       ...(message?.PeersChangedPatch ?? []).map((patch) => patch!.NodeID),
     ];
     for (const peer of told)
-      expect([id, peer, maySee(this.rules, self, this.model.nodes.get(peer)!)]).toEqual([id, peer, true]);
-    const visible = [...this.model.nodes.values()].filter((peer) => peer.id !== id && maySee(this.rules, self, peer));
+      expect([id, peer, maySee(this.rules, self, this.model.nodes.get(peer)!, users)]).toEqual([id, peer, true]);
+    const visible = [...this.model.nodes.values()].filter(
+      (peer) => peer.id !== id && maySee(this.rules, self, peer, users),
+    );
     expect([...client.peers.keys()].sort((a, b) => a - b)).toEqual(
       visible.map((peer) => peer.id).sort((a, b) => a - b),
     );
