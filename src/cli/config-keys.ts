@@ -24,6 +24,7 @@ import {
   roles,
   sslMode,
   text,
+  wait,
   webUrl,
 } from "./config-kinds.ts";
 
@@ -55,12 +56,12 @@ export const KEYS = {
   "derp.urls": list(webUrl),
   "derp.paths": list(text),
   "derp.auto_update_enabled": bool,
-  "derp.update_frequency": duration,
+  "derp.update_frequency": wait(10_000),
 
   "node.expiry": duration,
   "node.ephemeral.inactivity_timeout": duration,
-  "node.routes.ha.probe_interval": duration,
-  "node.routes.ha.probe_timeout": duration,
+  "node.routes.ha.probe_interval": wait(0),
+  "node.routes.ha.probe_timeout": wait(0),
   "node.needs_approval": bool,
   "preauth_keys.revoked_retention": duration,
 
@@ -108,7 +109,7 @@ export const KEYS = {
   "dns.certificates.tsig_secret_file": text,
   "dns.certificates.command": list(text),
   "dns.certificates.resolvers": list(nameServer),
-  "dns.certificates.timeout": duration,
+  "dns.certificates.timeout": wait(1_000),
 
   "logtail.enabled": bool,
   "taildrop.enabled": bool,
@@ -121,7 +122,7 @@ export const KEYS = {
   "cli.address": text,
   "cli.api_key": text,
   "cli.api_key_file": text,
-  "cli.timeout": duration,
+  "cli.timeout": wait(1),
   "cli.insecure": bool,
 
   "tuning.register_cache_expiration": duration,

@@ -42,6 +42,15 @@ export const duration: Kind<number> = (value) => {
   return ms;
 };
 
+/** Of a timer, which holds 24 days at most: a longer one would fire at once, and again and again. */
+export const wait =
+  (min: number): Kind<number> =>
+  (value) => {
+    const ms = duration(value);
+    if (ms < min || ms > 24 * 86_400_000) throw new Wrong(`must be from ${min / 1000}s to 24d`);
+    return ms;
+  };
+
 export const oneOf =
   <const T extends string>(...words: readonly T[]): Kind<T> =>
   (value) => {

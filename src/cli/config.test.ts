@@ -365,6 +365,19 @@ test("secrets come from files, which others must not be able to read; never show
   expect(loadConfig({ config: open, env: {} }).warnings[0]).toContain("everybody on this machine may read it");
 });
 
+test("what a timer cannot hold is refused: it would fire at once, and again and again", () => {
+  for (const key of ["derp: {update_frequency", "dns: {certificates: {timeout"]) {
+    const close = key
+      .split("{")
+      .slice(1)
+      .map(() => "}")
+      .join("");
+    for (const value of ["30d", "0s"])
+      expect(mistakes(`${key}: ${value}${close}`)).toEqual([expect.stringMatching(/must be from 10?s to 24d$/)]);
+  }
+  expect(load("derp: {update_frequency: 24d}").settings.derp.refreshEvery).toBe(24 * 86_400_000);
+});
+
 test("several providers stand side by side; a secret of each may come from the environment", () => {
   const text = `oidc:
 - id: work
