@@ -190,7 +190,7 @@ const preauthkeys: Record<string, Verb> = {
     },
   }),
   delete: verb({
-    aliases: DELETE,
+    aliases: [...DELETE, "rm", "d"],
     usage: "--id ID",
     positional: 1,
     flags: { id: identifier },
@@ -306,7 +306,9 @@ const nodes: Record<string, Verb> = {
         ? { disableExpiry: true }
         : { expiry: new Date(flags.expiry === undefined ? Date.now() : Date.parse(flags.expiry)).toISOString() };
       const { node } = await api.call<{ node: ApiNode }>("POST", `/v1/node/${id}/expire`, body);
-      return { value: node, text: flags.disable ? "Node expiry disabled" : "Node expired" };
+      const isLater = flags.expiry !== undefined && Date.parse(flags.expiry) > Date.now();
+      const text = isLater ? "Node expiration updated" : "Node expired";
+      return { value: node, text: flags.disable ? "Node expiry disabled" : text };
     },
   }),
   rename: verb({
@@ -332,7 +334,8 @@ const nodes: Record<string, Verb> = {
       const id = wantedNode(flags.identifier ?? flags._[0], "delete");
       const { node } = await api.call<{ node: ApiNode }>("GET", `/v1/node/${id}`);
       await confirm(`Delete the node "${node.givenName}" (ID ${node.id})?`);
-      return { value: await api.call("DELETE", `/v1/node/${id}`), text: "Node deleted" };
+      await api.call("DELETE", `/v1/node/${id}`);
+      return { value: { Result: "Node deleted" }, text: "Node deleted" };
     },
   }),
 };
@@ -450,12 +453,13 @@ const oauthClients: Record<string, Verb> = {
     aliases: DELETE,
     usage: "-i ID",
     positional: 1,
-    flags: { identifier },
+    flags: { id: identifier },
     async run({ api, confirm }, flags) {
-      const id = flags.identifier ?? flags._[0];
+      const id = flags.id ?? flags._[0];
       if (id === undefined || /^\d{1,11}$/.test(id)) throw new UsageError("which client? `oauth-clients delete -i ID`");
       await confirm(`Delete the OAuth client ${id}? Its tokens end at once.`);
-      return { value: await api.call("DELETE", `${KEYS}/${encodeURIComponent(id)}`), text: "Client deleted" };
+      await api.call("DELETE", `${KEYS}/${encodeURIComponent(id)}`);
+      return { value: { id }, text: "Client deleted" };
     },
   }),
 };
@@ -515,7 +519,7 @@ export const NOUNS: Readonly<Record<string, Noun>> = {
   preauthkeys: { aliases: ["preauthkey", "authkey", "pre"], verbs: preauthkeys },
   apikeys: { aliases: ["apikey", "api"], verbs: apikeys },
   auth: { aliases: [], verbs: auth },
-  "oauth-clients": { aliases: ["oauth-client", "oauth"], verbs: oauthClients },
+  "oauth-clients": { aliases: ["oauth-client", "oauthclients", "oauthclient", "oauth"], verbs: oauthClients },
   debug: { aliases: [], verbs: debug },
 };
 

@@ -103,6 +103,10 @@ test("UserCreateCommand, UserCommand, UserCommandValidation: what a user is told
   const refused = [
     ["create", "alice"],
     ["create", "Not A Name!"],
+    ["create", "carol", "-e", "not a mail"],
+    ["create", "carol", "-e", "carol@two@example.com"],
+    ["create", "carol", "-p", "not a url"],
+    ["create", "carol", "-p", "javascript:alert(1)"],
     ["rename", "-i", "2", "-r", "alice"],
     ["destroy", "-i", "9", "--force"],
   ];
@@ -141,7 +145,7 @@ test("NodeCommand, NodeRenameCommand, TaggedNodesCLIOutput: nodes are listed by 
     });
   expect((await refusal(local("nodes", "rename", "-i", "2"))).status).toBe(2);
 
-  expect(await local("nodes", "delete", "-i", "1", "--force")).toBe("Node deleted");
+  expect(await json("nodes", "delete", "-i", "1", "--force")).toEqual({ Result: "Node deleted" });
   expect(await namesOf()).toEqual(["phone", "server"]);
   for (const verb of ["delete", "expire", "rename", "tag", "approve-routes"]) {
     const more = { rename: ["n"], tag: ["-t", "tag:a"], "approve-routes": ["-r", "10.0.0.0/8"] }[verb] ?? [];
@@ -155,6 +159,7 @@ test("NodeExpireCommand, NodeExpireFlags: now, at a time, never", async () => {
   const inAnHour = new Date(Date.now() + 3_600_000).toISOString();
   expect(await json("nodes", "expire", "-i", "1", "-e", inAnHour)).toMatchObject({ expiry: inAnHour });
   expect(await local("nodes", "list")).toMatch(/\| no$/m);
+  expect(await local("nodes", "expire", "-i", "1", "-e", inAnHour)).toBe("Node expiration updated");
   expect(await json("nodes", "expire", "-i", "1", "--disable")).toMatchObject({ expiry: null });
   const { expiry } = await json<{ expiry: string }>("nodes", "expire", "-i", "1");
   expect(Date.parse(expiry)).toBeLessThanOrEqual(Date.now());
@@ -197,7 +202,7 @@ test("pre-auth keys and API keys are made once, listed without their secret, exp
   const list = await local("preauthkeys", "ls");
   expect([list.includes(key.slice(0, 23)), list.includes(key)]).toEqual([true, false]);
   expect(await local("authkey", "expire", key)).toBe("Key expired");
-  expect(await local("pre", "delete", "--id", "1")).toBe("Key deleted");
+  expect(await local("pre", "rm", "--id", "1")).toBe("Key deleted");
   expect(await refusal(local("pre", "delete", "--id", "1"))).toMatchObject({ status: 1 });
   expect(await refusal(local("pre", "delete"))).toMatchObject({ status: 2 });
 
@@ -251,7 +256,7 @@ test("OAuth clients are made with scopes and tags, listed and deleted", async ()
   expect(list).not.toContain(made.key);
   expect(await refusal(local("oauth-clients", "create", "-s", "devices:core"))).toMatchObject({ status: 1 });
   expect(await refusal(local("oauth-clients", "create"))).toMatchObject({ status: 2 });
-  expect(await local("oauth-clients", "delete", "-i", made.id)).toBe("Client deleted");
+  expect(await json("oauthclient", "delete", "--id", made.id)).toEqual({ id: made.id });
   expect(await refusal(local("oauth-clients", "delete", "-i", made.id))).toMatchObject({ status: 1 });
 });
 

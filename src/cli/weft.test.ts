@@ -83,6 +83,8 @@ test("generate prints a new private key each time", async () => {
   expect(first.stdout).toMatch(/^privkey:[0-9a-f]{64}\n$/);
   expect(second.stdout).toMatch(/^privkey:[0-9a-f]{64}\n$/);
   expect(second.stdout).not.toBe(first.stdout);
+  const json = JSON.parse((await weft("generate", "private-key", "-o", "json")).stdout);
+  expect(json).toEqual({ private_key: expect.stringMatching(/^privkey:[0-9a-f]{64}$/) });
   expect((await weft("generate", "keys")).status).toBe(2);
 }, 120_000);
 

@@ -57,6 +57,7 @@ export const LOCAL: Readonly<Record<string, Command>> = {
     about: "prints a new private key",
     words: ["private-key"],
     aliases: ["gen"],
+    flags: async () => (await import("./generate.ts")).FLAGS,
     main: async (argv) => (await import("./generate.ts")).main(argv),
   },
   completion: {

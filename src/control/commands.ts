@@ -70,6 +70,10 @@ export class Commands {
     for (const value of [input.displayName, input.email, input.pictureUrl])
       if (value && value.length > MAX_NAME)
         throw new CommandError(400, `display name, e-mail and picture URL have at most ${MAX_NAME} characters`);
+    if (input.email && !/^[^\s@]+@[^\s@]+$/.test(input.email))
+      throw new CommandError(400, `${JSON.stringify(input.email)} is no e-mail address`);
+    if (input.pictureUrl && !/^https?:$/.test(URL.parse(input.pictureUrl)?.protocol ?? ""))
+      throw new CommandError(400, `${JSON.stringify(input.pictureUrl)} is no http or https URL of a picture`);
     if (this.model.userByName(input.name)) throw new CommandError(409, `a user named "${input.name}" already exists`);
     const id = this.model.counters.lastUser + 1;
     const user: UserRecord = {
