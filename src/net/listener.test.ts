@@ -377,6 +377,31 @@ test("strangers with half a head make room for others; when all are at work, one
   for (const socket of strangers) socket.destroy();
 });
 
+test("who reads no answers loses the place when another needs it", async () => {
+  const large = app();
+  const begun = new Set<string>();
+  large.get("/large/:who", (c) => {
+    begun.add(c.req.param("who"));
+    return c.text("x".repeat(1 << 20));
+  });
+  await using server = await serve({ app: large, limits: { connections: 3, answerTimeout: 100 } });
+  const { port } = server;
+  let gone = 0;
+  const deaf = Array.from({ length: 3 }, () => connect(port, "127.0.0.1"));
+  for (const [i, socket] of deaf.entries()) {
+    socket.pause();
+    socket.on("error", () => {});
+    socket.on("close", () => gone++);
+    socket.write(`GET /large/${i} HTTP/1.1\r\nHost: x\r\n\r\n`.repeat(50));
+  }
+  const deadline = performance.now() + 60_000;
+  while (begun.size < 3 && performance.now() < deadline) await Bun.sleep(5);
+  let isServed = false;
+  while (!isServed && performance.now() < deadline) isServed = await isAlive(port).catch(() => false);
+  expect([isServed, gone < 3]).toEqual([true, true]);
+  for (const socket of deaf) socket.destroy();
+});
+
 test("a port in use and an address of another machine are told in one sentence", async () => {
   await using server = await serve();
   expect(serve({ port: server.port })).rejects.toThrow("is in use by another program");

@@ -3,7 +3,8 @@
 //
 //   head          16 KiB, within 10 s of the connection (of the answer before, 60 s); then the whole request within 30 s
 //   body          2 MiB and 64 KiB (a policy of 1 MiB as a JSON string), and what its reader allows; what comes behind an answer that did not wait for the body is read within the same 30 s, up to 32 MiB
-//   connections   4096 that have not become an upgrade; for one more, the one goes that has been without a whole head for longest
+//   connections   4096 that have not become an upgrade; for one more, the one goes that has been without a whole head for longest,
+//                 or that has had a request for longest, if that is more than a minute: who reads no answer holds no place
 // An upgraded socket leaves all of these behind: whoever takes it sets the limits of its protocol.
 //
 // TLS ends in a node:tls server, which hands plain sockets to node:http: its certificate can be replaced while it runs, and it
@@ -53,6 +54,8 @@ export interface ListenLimits {
   headTimeout: number;
   requestTimeout: number;
   keepAliveTimeout: number;
+  /** What a request may take where another connection wants its place. */
+  answerTimeout: number;
   connections: number;
 }
 
@@ -62,6 +65,7 @@ const LIMITS: ListenLimits = {
   headTimeout: 10_000,
   requestTimeout: 30_000,
   keepAliveTimeout: 60_000,
+  answerTimeout: 60_000,
   connections: 4096,
 };
 
@@ -233,6 +237,8 @@ class Patience {
   readonly #deadlines = new Map<Duplex, number>();
   /** Those of which a whole head is awaited, longest first: strangers who hold many of them must not shut others out. */
   readonly #headless = new Set<Duplex>();
+  /** Those with a request, and since when; longest first. */
+  readonly #working = new Map<Duplex, number>();
   readonly #timer: ReturnType<typeof setInterval>;
 
   constructor(private readonly limits: ListenLimits) {
@@ -242,7 +248,8 @@ class Patience {
   /** False: there are too many, and all of them are at work. */
   makeRoom(): boolean {
     if (this.#deadlines.size < this.limits.connections) return true;
-    const [oldest] = this.#headless;
+    const [headless] = this.#headless;
+    const oldest = headless ?? this.#stuck();
     if (!oldest) return false;
     this.end(oldest);
     oldest.destroy();
@@ -258,6 +265,8 @@ class Patience {
   request(request: IncomingMessage, response: NodeJS.EventEmitter): void {
     const { socket, headers } = request;
     this.#headless.delete(socket);
+    this.#working.delete(socket);
+    this.#working.set(socket, performance.now());
     const isWhole = headers["transfer-encoding"] === undefined && !Number(headers["content-length"] ?? 0);
     this.#set(socket, isWhole ? Number.POSITIVE_INFINITY : this.limits.requestTimeout);
     request.once("end", () => this.#set(socket, Number.POSITIVE_INFINITY));
@@ -270,6 +279,7 @@ class Patience {
 
   end(socket: Duplex): void {
     this.#headless.delete(socket);
+    this.#working.delete(socket);
     this.#deadlines.delete(socket);
   }
 
@@ -278,9 +288,16 @@ class Patience {
     for (const socket of this.#deadlines.keys()) socket.destroy();
   }
 
+  /** A connection that has had a request for too long. */
+  #stuck(): Duplex | undefined {
+    const [first] = this.#working;
+    return first && performance.now() - first[1] >= this.limits.answerTimeout ? first[0] : undefined;
+  }
+
   /** For a head. */
   #wait(socket: Duplex, ms: number): void {
     if (socket.destroyed) return;
+    this.#working.delete(socket);
     this.#headless.add(socket);
     this.#set(socket, ms);
   }
