@@ -77,7 +77,8 @@ describe("vectors of the specification, section 27", () => {
 });
 
 const vectorFile = `${import.meta.dir}/../../../shared/vectors/noise-ik-ikpsk2-25519-chachapoly-blake2s.json`;
-if (!existsSync(vectorFile)) process.stderr.write("SKIP: published Noise vectors: no folder shared/vectors beside the checkout\n");
+if (!existsSync(vectorFile))
+  process.stderr.write("SKIP: published Noise vectors: no folder shared/vectors beside the checkout\n");
 
 test.skipIf(!existsSync(vectorFile))("IK of the published vectors: the same key schedule without a prologue", () => {
   // Their prologue is empty, ours never is: only the public parts that do not depend on it can agree.
