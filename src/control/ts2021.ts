@@ -203,7 +203,8 @@ export class NoiseServer {
     if (this.connections.size < (this.options.maxConnections ?? MAX_CONNECTIONS)) return true;
     let victim: Watched | null = null;
     for (const connection of this.connections)
-      if (connection.http2.openStreams === 0 && (!victim || connection.lastHeard < victim.lastHeard)) victim = connection;
+      if (connection.http2.openStreams === 0 && (!victim || connection.lastHeard < victim.lastHeard))
+        victim = connection;
     victim?.http2.destroy();
     return victim !== null;
   }

@@ -212,6 +212,16 @@ describe("a connection", () => {
     expect([server.goaway(), server.requests.length]).toEqual([null, 2]);
   });
 
+  test("what comes for a stream that ended in order is answered, and a second head for it ends the connection", () => {
+    const server = new Server().receive(request(1));
+    server.stream.respond(204);
+    server.receive(frame(DATA, 0, 1, Buffer.from("a")), frame(DATA, 0, 1, Buffer.from("b")));
+    expect(server.resets()).toEqual([[1, H2_ERROR.STREAM_CLOSED]]);
+    server.receive(request(3));
+    server.stream.respond(204);
+    expect(server.receive(request(3)).goaway()).toBe(H2_ERROR.STREAM_CLOSED);
+  });
+
   test("a client that takes its request back: the answer's writer hears of it", () => {
     const server = new Server();
     let closed = false;
@@ -460,12 +470,13 @@ describe("floods", () => {
     "empty DATA": () => frame(DATA, 0, 1),
     WINDOW_UPDATE: () => frame(WINDOW_UPDATE, 0, 0, u32(1)),
     "frames of unknown types": () => frame(200, 0, 0),
-    "trailers of a stream that is over": () => request(3, [["x", "y"]]),
+    "trailers of a request that was refused": () => request(3, [["x", "y"]]),
+    "DATA on streams that are over": () => frame(DATA, 0, 3, Buffer.from("a")),
   };
   for (const [name, next] of Object.entries(dull))
     test(`${name}, even if the answers are read: ENHANCE_YOUR_CALM`, () => {
       const server = new Server().receive(request(1, POST, END_HEADERS), request(3));
-      server.stream.respond(204);
+      server.stream.reset(H2_ERROR.CANCEL);
       server.receive(...Array.from({ length: count - 2 }, next));
       expect(server.goaway()).toBeNull();
       server.receive(next(), next(), next());

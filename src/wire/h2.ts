@@ -222,6 +222,8 @@ export class Http2Connection {
   private held = EMPTY;
   private have = 0;
   private block: OpenBlock | null = null;
+  /** Streams that this side has broken off lately: what the client had already sent for them is passed over (section 5.1). */
+  private readonly brokenOff: number[] = [];
   /** The last request of the client that was looked at. */
   private lastId = 0;
   private peerWindow = DEFAULT_WINDOW;
@@ -458,6 +460,7 @@ export class Http2Connection {
     if (!stream || stream.isRemoteOver) {
       this.idle();
       if (stream) this.resetStream(stream, H2_ERROR.STREAM_CLOSED);
+      else if (!this.brokenOff.includes(id)) this.sendReset(id, H2_ERROR.STREAM_CLOSED);
       return;
     }
     stream.taken += payload.length;
@@ -504,7 +507,10 @@ export class Http2Connection {
     }
     this.idle();
     const stream = this.streams.get(id);
-    if (!stream) return;
+    if (!stream) {
+      if (this.brokenOff.includes(id)) return;
+      throw new ConnectionError(H2_ERROR.STREAM_CLOSED, `HEADERS on stream ${id}, which is over`);
+    }
     // Trailers (section 8.1): nobody here asks for what they say.
     if (stream.isRemoteOver) this.resetStream(stream, H2_ERROR.STREAM_CLOSED);
     else if (!endsStream || fields.some(([name]) => name.startsWith(":")))
@@ -688,6 +694,8 @@ export class Http2Connection {
   }
 
   private sendReset(id: number, code: number): void {
+    this.brokenOff.push(id);
+    if (this.brokenOff.length > LIMITS.streams) this.brokenOff.shift();
     this.sendFrame(RST_STREAM, 0, id, u32(code));
   }
 
