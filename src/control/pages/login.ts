@@ -100,8 +100,8 @@ export class LoginPages {
     const login = await this.find(c);
     if (login instanceof Response) return login;
     const now = this.ctx.now();
-    const ready: Provider[] = [];
-    for (const provider of this.providers) if (await provider.isReady(now)) ready.push(provider);
+    const answers = await Promise.all(this.providers.map((provider) => provider.isReady(now)));
+    const ready = this.providers.filter((_, i) => answers[i]);
     if (ready.length === 1 && this.providers.length === 1) return this.leave(c, ready[0]!.settings.id);
     const kind = login.request.kind === "register" ? "register" : "auth";
     const command =
