@@ -154,7 +154,7 @@ test("hostile Hostinfo reaches peers and administrators as what it should have b
   const watcher = await (await server.join("watcher", authKey)).stream();
   const name = "\u001b]0;evil\u0007\u001b[2J\u009b31m\u202egnp.exe\u2066\n1 | admin";
   const hostinfos = [
-    `{"Hostname":${JSON.stringify(name)},"OS":${JSON.stringify(name)},"OSVersion":[],"IPNVersion":{}}`,
+    `{"Hostname":${JSON.stringify(name)},"OS":${JSON.stringify(name)},"DistroVersion":[],"Package":{}}`,
     `{"Hostname":"a","NetInfo":{"DERPLatency":[1,2],"PreferredDERP":"1","__proto__":{"polluted":1}},"RoutableIPs":{}}`,
     `{"Hostname":"b","NetInfo":{"DERPLatency":{"__proto__":1,"1-v4":"x","constructor-v4":1},"PreferredDERP":1e300}}`,
     `{"Hostname":"c","RoutableIPs":[7,null,{},"0.0.0.0/99"],"Services":{"0":1},"sshHostKeys":"x","Location":[]}`,
