@@ -173,3 +173,8 @@ export const INTERNET: RangeSet = setOf("0.0.0.0/0", "2000::/3").without(
 
 /** autogroup:danger-all. */
 export const EVERYTHING: RangeSet = setOf("0.0.0.0/0", "::/0");
+
+/** Whether a range is all of its family. */
+export function isEverything(range: Range): boolean {
+  return EVERYTHING.ranges.some((all) => covers(range, all));
+}

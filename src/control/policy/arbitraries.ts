@@ -70,7 +70,12 @@ export const policies = fc
         action: fc.constant("accept"),
         src: few(source),
         dst: few(
-          fc.tuple(target, fc.constantFrom("*", "22", "80-90", "22,443")).map(([host, port]) => `${host}:${port}`),
+          fc
+            .tuple(
+              fc.oneof({ arbitrary: target, weight: 15 }, fc.constant("0.0.0.0/0")),
+              fc.constantFrom("*", "22", "80-90", "22,443"),
+            )
+            .map(([host, port]) => `${host}:${port}`),
         ),
         proto: fc.constantFrom("", "tcp", "udp"),
       }),

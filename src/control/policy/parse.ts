@@ -1,7 +1,7 @@
 // HuJSON text -> Policy. Everything that can be said about a policy without knowing the tailnet is checked here, in the
 // order definitions, rules, tests; the first fault is reported with its place.
 import { derpMapOf } from "../derpmap-parse.ts";
-import { covers, EVERYTHING, INTERNET, parseRange, type Range, RangeSet, TAILNET } from "./addresses.ts";
+import { INTERNET, isEverything, parseRange, type Range, RangeSet, TAILNET } from "./addresses.ts";
 import { formatDuration, parseDuration } from "./duration.ts";
 import { PolicyError } from "./error.ts";
 import { parseHuJSON, placeAt, type Value } from "./hujson.ts";
@@ -308,20 +308,13 @@ class Parser implements Definitions {
   }
 
   private destination(word: string, place: Value): Selector {
-    return at(
+    const selector = at(
       place,
       () => parseSelector(word, this),
       (message) => `dst=${JSON.stringify(word)}: ${message}`,
     );
-  }
-
-  private checkDestination(selector: Selector, place: Value): void {
     if (isAutogroup(selector, "danger-all")) throw place.wrong("cannot use autogroup:danger-all as a dst");
-    if (selector.kind === "range" && EVERYTHING.ranges.some((all) => covers(selector.range, all))) {
-      throw place.wrong(
-        `dst ${JSON.stringify(selector.text)}: to allow all IP addresses, use "*" or "autogroup:internet"`,
-      );
-    }
+    return selector;
   }
 
   private acl(entry: Value, index: number): Access {
@@ -341,7 +334,6 @@ class Parser implements Definitions {
           (message) => `dst=${JSON.stringify(text.trim())}: ${message}`,
         );
         const selector = this.destination(host, place);
-        this.checkDestination(selector, place);
         if (!hasPorts(protocol) && ports.some((range) => range !== ALL_PORTS)) {
           throw place.wrong(`dst=${JSON.stringify(text)}: only tcp, udp and sctp have ports, use "${host}:*"`);
         }
@@ -369,7 +361,11 @@ class Parser implements Definitions {
     const src = this.sources(fields.get("src"));
     const dst = (fields.get("dst")?.strings("dst") ?? []).map(({ text, at: place }) => {
       const selector = this.destination(text.trim(), place);
-      this.checkDestination(selector, place);
+      // Only the older acls are full of it.
+      if (selector.kind === "range" && isEverything(selector.range))
+        throw place.wrong(
+          `dst ${JSON.stringify(selector.text)}: to allow all IP addresses, use "*" or "autogroup:internet"`,
+        );
       return selector;
     });
     const openings = new Map<number | null, Destination["ports"][number][]>();

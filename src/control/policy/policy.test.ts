@@ -247,6 +247,24 @@ describe("routes", () => {
     expect(passes(compiled.packetFilter(6), "100.64.0.1", "0.0.0.0", 53)).toBe(false);
   });
 
+  test("all addresses of a family in an acl are nodes, subnets and the internet; a grant wants better words", () => {
+    const compiled = compile({ acls: [{ action: "accept", src: ["bob@"], dst: ["0.0.0.0/0:*"] }] });
+    expect(compiled.peers(3)).toEqual([1, 2, 4, 5, 6]);
+    for (const [to, target] of [
+      [4, "100.64.0.4"],
+      [5, "192.168.7.9"],
+      [6, "9.9.9.9"],
+    ] as const)
+      expect(passes(compiled.packetFilter(to), "100.64.0.3", target, 80)).toBe(true);
+    expect(passes(compiled.packetFilter(4), "fd7a:115c:a1e0::3", "fd7a:115c:a1e0::4", 80)).toBe(false);
+    expect(compiled.peerView(3, 5).primaryRoutes).toEqual(["192.168.7.0/24"]);
+    expect(compiled.exitsOf(3)).toEqual([6].map((id) => compiled.resolver.indexOf(id)!));
+    expect(compiled.exitsOf(1)).toEqual([]);
+    expect(refusal(() => compile({ grants: [{ ...GRANT, dst: ["::/0"] }] })).message).toBe(
+      'dst "::/0": to allow all IP addresses, use "*" or "autogroup:internet"',
+    );
+  });
+
   test("via sends each group through its own router; the primary serves the rest", () => {
     const routes = ["10.9.0.0/16"];
     const nodes = [

@@ -1,7 +1,7 @@
 // Entries of `grants` and `acls` -> rules: who (a source, resolved), what (protocol and ports, or capabilities), and which
 // nodes enforce it. Rules with the same sources, protocol and routers are one, as the hosted service merges them.
 import { createHash } from "node:crypto";
-import { addressNumber, EVERYTHING, formatRange, INTERNET, type Range, RangeSet } from "./addresses.ts";
+import { addressNumber, EVERYTHING, formatRange, INTERNET, isEverything, type Range, RangeSet } from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { type Place, PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
@@ -392,9 +392,9 @@ export class Compiler {
       rule.addresses.push(item);
       const nodes = new Set(resolver.routersOf(range).filter(viaFits));
       if (rule.via.length === 0) for (const node of resolver.nodesIn(range)) nodes.add(node);
-      if (INTERNET.covers(range)) {
+      if (INTERNET.covers(range) || isEverything(range)) {
         for (const node of resolver.exits) if (viaFits(node)) nodes.add(node);
-        if (selector.kind === "ipset") rule.exit = true;
+        if (selector.kind === "ipset" || isEverything(range)) rule.exit = true;
       }
       for (const node of nodes) this.put(rule, node, item);
     }
