@@ -21,16 +21,28 @@ export interface PeerView {
 
 const ALLOW_ALL = { src: [{ kind: "any", text: "*" }], dst: [{ kind: "any", text: "*" }] } as const;
 
+/** Where anybody may have an account; so may every name that ends in ".github". */
+const SHARED_DOMAINS = new Set([
+  "passkey",
+  "github",
+  "gmail.com",
+  "googlemail.com",
+  "outlook.com",
+  "hotmail.com",
+  "live.com",
+  "icloud.com",
+  "yahoo.com",
+]);
+
 /** "user:*@domain" and "localpart:*@domain" may name only domains of this tailnet. */
 function checkDomains(resolver: Resolver): void {
   const known = resolver.domains();
   if (!known) return;
   const check = (domain: string, place: Place | null): void => {
     if (known.has(domain)) return;
-    throw new PolicyError(
-      `${domain} is not associated with this Tailnet and cannot be used in user:*@<domain> expressions`,
-      place,
-    );
+    const isShared = SHARED_DOMAINS.has(domain) || domain.endsWith(".github");
+    const what = isShared ? "a shared domain" : "not associated with this Tailnet";
+    throw new PolicyError(`${domain} is ${what} and cannot be used in user:*@<domain> expressions`, place);
   };
   const checkAll = (selectors: readonly Selector[], place: Place | null): void => {
     for (const selector of selectors) if (selector.kind === "domain") check(selector.domain, place);

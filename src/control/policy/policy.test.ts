@@ -498,6 +498,11 @@ describe("refusals", () => {
       /^example.net is not associated with this Tailnet/,
     ],
     [
+      "a domain where everybody may have an account",
+      { ssh: [{ ...SSH, users: ["localpart:*@team.org.github"] }] },
+      "team.org.github is a shared domain and cannot be used in user:*@<domain> expressions",
+    ],
+    [
       "a unit that does not exist",
       {
         ssh: [{ action: "check", src: ["alice@"], dst: ["tag:server"], users: ["root"], checkPeriod: "1h 30m" }],
