@@ -233,11 +233,8 @@ function run(capture: Capture): void {
   expect(got).toEqual(want);
 }
 
-/** Null: a file of another kind, an index for example. */
-function captureOf(file: string): Capture | null {
-  const value: unknown = JSON.parse(readFileSync(file, "utf8"));
-  const isCapture = ["policy", "accepted"].every((key) => Object.hasOwn(Object(value), key));
-  return isCapture ? (value as Capture) : null;
+function isCapture(value: unknown): value is Capture {
+  return ["policy", "accepted"].every((key) => Object.hasOwn(Object(value), key));
 }
 
 const folder = process.env.WEFT_POLICY_CASES ?? resolve(import.meta.dir, "../../shared/policy-cases");
@@ -245,9 +242,17 @@ const folder = process.env.WEFT_POLICY_CASES ?? resolve(import.meta.dir, "../../
 if (existsSync(folder)) {
   const files = readdirSync(folder, { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".json"));
   for (const file of files.sort()) {
-    const capture = captureOf(join(folder, file));
-    if (capture) test(file.slice(0, -".json".length), () => run(capture));
-    else console.error(`${file} is no capture: it holds no policy and answer`);
+    const name = file.slice(0, -".json".length);
+    try {
+      const capture: unknown = JSON.parse(readFileSync(join(folder, file), "utf8"));
+      if (isCapture(capture)) test(name, () => run(capture));
+      else console.error(`${file} is no capture: it holds no policy and answer`);
+    } catch (error) {
+      // A file that is cut short costs its own test, not those of the others.
+      test(name, () => {
+        throw error;
+      });
+    }
   }
 } else {
   console.error(`SKIP: captured policy results: no folder ${folder} (name one by WEFT_POLICY_CASES)`);
