@@ -245,6 +245,22 @@ describe.skipIf(skip(cannotUseNamespaces, absent))(
       await reaches();
     }, 300_000);
 
+    test("derpMap: clients know of a region of the policy, and no more when the policy is another", async () => {
+      const alice = members.alice as Tailscaled;
+      const regions = async () => {
+        const { stdout } = await alice.host.run(alice.cli("debug", "derp-map"));
+        return Object.keys((JSON.parse(stdout) as { Regions: object }).Regions);
+      };
+      const own = await regions();
+      const node = { Name: "950a", RegionID: 950, HostName: "derp.example.com", IPv4: "192.0.2.1" };
+      const region = { RegionID: 950, RegionCode: "more", Nodes: [node] };
+      await set({ derpMap: { Regions: { "950": region } } });
+      await until("the client knows the region", async () => (await regions()).includes("950"));
+      expect((await regions()).length).toBe(own.length + 1);
+      await set({});
+      await until("it is gone", async () => (await regions()).join() === own.join());
+    }, 300_000);
+
     test("a role given by the command line opens what the policy gives to it, and closes it when it is taken", async () => {
       await set(allow(["autogroup:admin"], [`tag:server:${WEB}`]));
       await reaches();

@@ -147,8 +147,8 @@ test("a user signs in at the provider, sees which machine is about to join, and 
   expect((await browser.open(url)).text).toContain("approved already");
 });
 
-test("the profile is refreshed at every login, and the same subject stays the same user and node", async () => {
-  await using server = await withProvider();
+test("profile and role are refreshed at every login, and the same subject stays the same user and node", async () => {
+  await using server = await withProvider({ roles: { auditor: ["staff"] } });
   const laptop = server.node("laptop");
   const join = async (account: string) => {
     const url = await startLogin(laptop);
@@ -168,7 +168,10 @@ test("the profile is refreshed at every login, and the same subject stays the sa
     idp.accounts.alice = ALICE;
   }
   expect((await laptop.stream()).self).toMatchObject({ ID: 1, Addresses: ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"] });
-  expect(await usersOf(server)).toEqual([expect.objectContaining({ displayName: "Alice Hargreaves" })]);
+  expect(await usersOf(server)).toEqual([
+    expect.objectContaining({ displayName: "Alice Hargreaves", role: "auditor" }),
+  ]);
+  expect(server.admin("POST", "/user/1/role", { role: "owner" })).rejects.toThrow("oidc.roles");
   // Somebody else on the same machine: another node, and the first one back finds her own again.
   await laptop.register({ expiry: "1970-01-01T00:02:03Z" });
   laptop.rotate();
@@ -177,6 +180,7 @@ test("the profile is refreshed at every login, and the same subject stays the sa
   laptop.rotate();
   expect(await join("alice")).toBe(first);
   expect((await laptop.stream()).self?.ID).toBe(1);
+  expect((await usersOf(server))[0]).toMatchObject({ role: "member" });
   expect(server.control.stats().nodes).toBe(2);
 });
 
