@@ -74,7 +74,7 @@ export function splitPorts(text: string): { host: string; ports: PortRange[] } {
   const host = text.slice(0, colon).trim();
   if (host.includes(",")) throw new Error('host cannot contain a comma (",")');
   const list = text.slice(colon + 1).toLowerCase();
-  const ports = list.split(",").map((part) => parsePortRange(part.trim()));
+  const ports = list.split(",").map(parsePortRange);
   return { host: host.startsWith("[") && host.endsWith("]") ? host.slice(1, -1) : host, ports };
 }
 
