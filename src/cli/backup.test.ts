@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { makeBackup } from "../control/backup.ts";
 import { TestServer } from "../control/testing.ts";
 import { main as backup } from "./backup.ts";
 import { main as restore } from "./restore.ts";
@@ -141,6 +142,29 @@ test("a database that is damaged is moved aside, too; another key is kept beside
   expect(kept.sort()).toEqual(["noise_private.key", "weft.sqlite"]);
   await using restored = await TestServer.start({ dataDir });
   expect(restored.control.noisePublicKey).toEqual(server.control.noisePublicKey);
+});
+
+test("of a server with PostgreSQL the keys alone are in it, and that is said", async () => {
+  const place = folder();
+  const file = join(place, "keys");
+  const key = join(place, "key");
+  writeFileSync(key, `privkey:${"3".repeat(64)}\n`, { mode: 0o600 });
+  await makeBackup(file, {
+    store: { snapshot: null, place: "the PostgreSQL database weft at db.test" },
+    keys: { "noise_private.key": key, "derp_private.key": join(place, "absent") },
+    serverUrl: "https://weft.test",
+    elsewhere: [],
+    now: 0,
+  });
+  const dataDir = join(place, "data");
+  await expect(restore([file, "--data", dataDir])).rejects.toThrow("it was in the PostgreSQL database weft at db.test");
+  const config = join(place, "config.yaml");
+  writeFileSync(
+    config,
+    `data_dir: ${dataDir}\ndatabase: {type: postgres, postgres: {host: db.test, name: weft, user: weft}}\n`,
+  );
+  expect(await said(restore, file, "-c", config)).toContain("restore that with pg_restore");
+  expect(readdirSync(dataDir)).toEqual(["noise_private.key"]);
 });
 
 test("what is no backup, damaged, or of a newer Weft is refused before anything changes", async () => {

@@ -74,7 +74,7 @@ function restore(file: string, { about, keys }: BackupContents, config: ServerCo
       `${inTheWay.join(" and ")} would be replaced: say --force to move it into ${config.dataDir}/backups`,
     );
   const kept = join(config.dataDir, "backups");
-  mkdirSync(kept, { recursive: true, mode: 0o700 });
+  if (inTheWay.length > 0) mkdirSync(kept, { recursive: true, mode: 0o700 });
   const stamp = backupName("replaced", new Date());
   const aside = (path: string) => join(kept, `${stamp}-${basename(path)}`);
   if (database !== null) makeFolderOf(database);
