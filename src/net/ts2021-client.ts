@@ -24,6 +24,12 @@ const MAX_KEY_PAGE = 64 * 1024;
 const PROTOCOL = "tailscale-control-protocol";
 /** Bytes of a body that wait for their reader before the server is slowed down. */
 const MAX_QUEUED = 1024 * 1024;
+/**
+ * What the server may send before we have read it, in bytes: to one stream, and on the connection, where HTTP/2 begins with
+ * 64 KB. Headscale forgets a map stream that cannot be written to for some 50 ms.
+ */
+const STREAM_WINDOW = 4 * 1024 * 1024;
+const CONNECTION_WINDOW = 16 * 1024 * 1024;
 const { NGHTTP2_CANCEL, NGHTTP2_NO_ERROR } = http2Constants;
 
 export interface Ts2021Options {
@@ -221,11 +227,12 @@ export class Ts2021Client {
       const duplex = await this.handshake();
       const options = {
         createConnection: () => duplex,
-        settings: { enablePush: false, initialWindowSize: 4 * 1024 * 1024 },
+        settings: { enablePush: false, initialWindowSize: STREAM_WINDOW },
         // Bun counts what arrives for a stream that is over, one frame for a request, and would end the session at 1000.
         maxSessionInvalidFrames: Number.MAX_SAFE_INTEGER,
       };
       const session = http2Connect(`https://${this.base.host}`, options);
+      session.on("connect", () => session.setLocalWindowSize(CONNECTION_WINDOW));
       session.on("error", () => this.forget(session, duplex));
       session.on("goaway", () => this.forget(session, null));
       session.on("close", () => this.forget(session, duplex));
