@@ -122,7 +122,7 @@ test("User, UserCreate, UserValidation: made, found, renamed and refused alike f
   await refused(["users", "destroy", "-i", "9", "--force"], 1, "9");
   expect(await weft<object>("users", "destroy", "-i", "2", "--force")).toEqual({});
   expect(await weft<object[]>("users", "list")).toHaveLength(1);
-}, 60_000);
+}, 300_000);
 
 test("PreAuthKey{, WithoutExpiry, ReusableEphemeral, Delete, Validation}, ApiKey, ApiKeyValidation: the secret once, the rest in lists", async () => {
   type Key = { id: string; key: string; expiration: string; used: boolean };
@@ -150,7 +150,7 @@ test("PreAuthKey{, WithoutExpiry, ReusableEphemeral, Delete, Validation}, ApiKey
   await refused(["apikeys", "expire", "--id", id], 1, id);
   await refused(["apikeys", "delete", "--id", id, "--prefix", prefix, "--force"], 2, "apikeys delete");
   expect(JSON.stringify([listed, keys])).not.toContain(made.key.slice(-64));
-}, 60_000);
+}, 300_000);
 
 test("Policy, PolicyCheck, PolicyBrokenConfig, SSHTestsRejectFailingPolicy: byte for byte, or refused with the place", async () => {
   await weft("policy", "check", "-f", file("policy.hujson"));
@@ -160,7 +160,7 @@ test("Policy, PolicyCheck, PolicyBrokenConfig, SSHTestsRejectFailingPolicy: byte
   await refused(["policy", "check", "-f", file("ssh.hujson")], 1, "tag:web");
   await refused(["policy", "set", "-f", file("none.hujson")], 1, "none.hujson");
   expect(await weft<object>("policy", "get")).toMatchObject({ policy: expect.stringContaining("// ours") });
-}, 60_000);
+}, 300_000);
 
 test("Node{, Expire, ExpireFlags, Rename, Tag, Route, BackfillIPs, Validation}, PreAuthKeyCorrectUserLoggedIn, AuthValidation, TaggedNodesCLIOutput", async () => {
   const { key: authKey } = await weft<{ key: string }>("preauthkeys", "create", "-u", "alice", "--reusable");
@@ -208,7 +208,7 @@ test("Node{, Expire, ExpireFlags, Rename, Tag, Route, BackfillIPs, Validation}, 
   await refused(["users", "destroy", "-n", "alice", "--force"], 1, "still has");
   await weft("nodes", "delete", "-i", db!.id, "--force");
   expect(await weft<object[]>("nodes", "list")).toHaveLength(3);
-}, 60_000);
+}, 300_000);
 
 test("OAuthClient, OAuthClientValidation", async () => {
   const create = ["oauth-clients", "create", "-s", "devices:core", "-t", "tag:web", "-d", "operator"];
@@ -221,7 +221,7 @@ test("OAuthClient, OAuthClientValidation", async () => {
   await refused(["oauth-clients", "create", "-s", "devices:core"], 1, "tag");
   await weft("oauth-clients", "delete", "-i", made.id, "--force");
   await refused(["oauth-clients", "delete", "-i", made.id, "--force"], 1, made.id);
-}, 60_000);
+}, 300_000);
 
 test("ServerInfo: a running server is healthy, and what is listed is the same in every form, from here and from elsewhere", async () => {
   expect((await here("health")).code).toBe(0);
@@ -248,7 +248,7 @@ test("ServerInfo: a running server is healthy, and what is listed is the same in
   const wrong = { WEFT_CLI_ADDRESS: url, WEFT_CLI_API_KEY: `${key.slice(0, -64)}${"0".repeat(64)}` };
   const refusedList = await program([process.execPath, RUN, "weft", "nodes", "list"], wrong);
   expect([refusedList.code, refusedList.stdout]).toEqual([1, ""]);
-}, 60_000);
+}, 300_000);
 
 const noHeadscale = missing([["headscale"]]);
 describe.skipIf(skip(noHeadscale))("beside the command line and API of a Headscale 0.28", () => {
@@ -301,7 +301,7 @@ disable_check_updates: true
       const node = await joinAs("shop", server, authKey);
       await node.stream();
     }
-  }, 60_000);
+  }, 300_000);
 
   /** As the API has it: names in camel case, ids and times as strings, methods by name. */
   function inApiForm(value: unknown): unknown {
@@ -347,7 +347,7 @@ disable_check_updates: true
     };
     for (const list of ["users", "nodes", "preauthkeys", "apikeys"]) await both(list, list, "list");
     await both("health", "health");
-  }, 60_000);
+  }, 300_000);
 
   test("answers of the API have all of its fields, of the same types", async () => {
     const ids = [last(await weft("nodes", "list")), inApiForm(last(await json("nodes", "list")))] as { id: string }[];
@@ -393,5 +393,5 @@ disable_check_updates: true
     await done("DELETE", (node) => `node/${node}`);
     expect(await both("POST", () => "user", { name: "dave" })).toBe(false);
     expect(await both("GET", () => "node/999")).toBe(false);
-  }, 60_000);
+  }, 300_000);
 });

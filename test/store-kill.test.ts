@@ -176,7 +176,7 @@ test("SQLite: what is restored from a backup made under load has all that was ac
   expect((await client.stream()).peer("db")?.Key).toBe(db.nodeKey);
   client.close();
   await again.kill();
-}, 120_000);
+}, 300_000);
 
 describe.skipIf(skip(cannotRunPostgres))("PostgreSQL", () => {
   test("killed under load, the server has lost nothing that it acknowledged", async () => {

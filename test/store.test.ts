@@ -328,7 +328,7 @@ describe.skipIf(skip(cannotRunPostgres))("PostgreSQL", () => {
     await journal.commit({ users: [makeUser(5)] });
     expect((await store.load()).users!.map(({ id }) => id)).toEqual([1, 5]);
     await store.close();
-  }, 60_000);
+  }, 300_000);
 
   test("a server whose database was used by another one meanwhile writes no more", async () => {
     const settings = await server.database();

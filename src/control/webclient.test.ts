@@ -37,7 +37,7 @@ test("a browser may change a node's settings when somebody has agreed; who refus
     expect(html).toContain(word);
   // Not as a machine that joins.
   expect((await fetch(`${t.server.url}/register/${json!.ID}`, { headers: { Host: "control.test" } })).status).toBe(404);
-  expect(t.server.control.logins.complete(json!.ID, 1, "cli")).rejects.toThrow("is a session of a web client");
+  await expect(t.server.control.logins.complete(json!.ID, 1, "cli")).rejects.toThrow("is a session of a web client");
   const waiting = ask(box, `wait/1/to/2/${json!.ID}`);
   await t.server.admin("POST", "/auth/approve", { authId: json!.ID });
   expect(await waiting).toMatchObject({ status: 200, json: { Complete: true } });

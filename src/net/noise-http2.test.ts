@@ -276,4 +276,4 @@ for (const isTls of [false, true])
       expect([bytes.length, bytes.equals(expected)]).toEqual([expected.length, true]);
     }
     for (const session of clients) session.destroy();
-  }, 60_000);
+  }, 120_000);
