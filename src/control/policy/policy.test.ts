@@ -366,6 +366,10 @@ describe("tests of the policy", () => {
     for (const deny of ["[2001:db8::1]:80", "[fd7a:115c:a1e0::4]:22"])
       expect(refusal(() => check({ acls, tests: [{ src: "100.64.0.2", deny: [deny] }] })).message).toBe(FAILED);
     expect(() => check({ acls, tests: [{ src: "100.64.0.2", deny: ["192.0.2.1:80"] }] })).not.toThrow();
+    const out = { acls: [{ ...ALLOW, src: ["bob@"], dst: ["autogroup:internet:*"] }] };
+    const resolvers = ["8.8.8.8:53", "[2001:4860:4860::8888]:53"];
+    expect(() => check({ ...out, tests: [{ src: "bob@", accept: resolvers, deny: ["10.0.0.1:53"] }] })).not.toThrow();
+    expect(() => check({ ...out, tests: [{ src: "alice@", deny: resolvers }] })).not.toThrow();
   });
 
   test("what fails is named, test by test", () => {

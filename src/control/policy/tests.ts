@@ -1,6 +1,6 @@
 // Entries of `tests` and `sshTests`, run against the policy that holds them. Users and tags without a node get one for the
 // time of the test, so that a test says the same on an empty tailnet.
-import { addressNumber, covers, isIPv6, type Range, textOf } from "./addresses.ts";
+import { addressNumber, covers, INTERNET, isIPv6, type Range, textOf } from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { Compiled } from "./compile.ts";
 import { PolicyError, type TestFailure } from "./error.ts";
@@ -178,8 +178,9 @@ function reach(
   const hits: { rule: Rule; ends: Range[] }[] = [];
   for (const rule of compiled.rules) {
     if (rule.capabilities || !opens(rule.protocol, protocol)) continue;
-    // An address that is no node's may lie behind a router, or nowhere yet: the rule says so all the same.
-    const items = target.node === null ? rule.addresses : (rule.items.get(target.node) ?? []);
+    // An address that is no node's may lie behind a router, in the internet, or nowhere yet: the rule says so all the same.
+    const internet = target.address && INTERNET.covers(target.address) ? rule.internet : [];
+    const items = target.node === null ? [...rule.addresses, ...internet] : (rule.items.get(target.node) ?? []);
     const isThere = target.node === null || rule.targets.has(target.node);
     const fitting = [...(isThere ? rule.everywhere : []), ...items].filter(({ ports }) => includesPort(ports, port));
     const ends = addresses.filter((end) => fitting.some(({ range }) => range === null || covers(range, end)));
