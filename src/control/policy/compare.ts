@@ -10,7 +10,7 @@ import { formatPorts } from "./explain.ts";
 import { protocolName } from "./ports.ts";
 import { holdsAddress, itemsAt, type Rule } from "./rules.ts";
 import { admitsLogin } from "./ssh.ts";
-import { ALL_PORTS, type PolicyNode, type PortRange, type SSHRule } from "./types.ts";
+import { ALL_PORTS, type Policy, type PolicyNode, type PortRange, type SSHRule } from "./types.ts";
 
 /** Steps of comparing: pairs of classes times the rules between them. */
 const MAX_STEPS = 3_000_000;
@@ -492,5 +492,17 @@ function wordsOf(compiled: Compiled, id: number): string[] {
     ...Object.entries(capMap).map(([name, values]) => (values ? `${name} ${JSON.stringify(values)}` : name)),
     ...allowedIPs.map((prefix) => own[prefix] ?? `route ${prefix}`),
     ...primaryRoutes.map((prefix) => `primary route ${prefix}`),
+    ...relayWords(compiled.policy.derpMap),
   ];
+}
+
+/** What a policy changes in the relays, the same for all nodes. */
+function relayWords(derpMap: Policy["derpMap"]): string[] {
+  if (!derpMap) return [];
+  const regions = Object.entries(derpMap.Regions ?? {}).map(([id, region]) =>
+    region
+      ? `relay region ${id} (${(region.Nodes ?? []).map((node) => node.HostName).join(", ")})`
+      : `no relay region ${id}`,
+  );
+  return [...(derpMap.omitDefaultRegions ? ["none of the server's own relays"] : []), ...regions];
 }

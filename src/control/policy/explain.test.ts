@@ -198,6 +198,22 @@ describe("try: what a new policy would change", () => {
     expect(changes[0]!.added).toContain("funnel");
   });
 
+  test("relays that all nodes are told of", () => {
+    const region = (HostName: string) => ({ Nodes: [{ Name: "a", HostName }] });
+    const relays = (Regions: object, more: object = {}) => policy({ acls: [], derpMap: { Regions, ...more } });
+    const before = relays({ "1": null, "900": region("old.example.com") });
+    const after = relays({ "900": region("new.example.com") }, { OmitDefaultRegions: true });
+    const { changes } = compare(before, after);
+    expect(changes).toMatchObject([
+      {
+        added: ["none of the server's own relays", "relay region 900 (new.example.com)"],
+        removed: ["no relay region 1", "relay region 900 (old.example.com)"],
+      },
+    ]);
+    expect(changes[0]!.nodes.count).toBe(before.resolver.nodes.length);
+    expect(compare(before, before).same).toBe(true);
+  });
+
   test("thousands of nodes are compared by what is alike in them, and what is too much is said to be cut", () => {
     const users = Array.from({ length: 50 }, (_, i) => ({ id: i + 1, name: `u${i + 1}`, email: "" }));
     const nodes = Array.from({ length: 3000 }, (_, i) =>
