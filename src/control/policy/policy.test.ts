@@ -162,6 +162,16 @@ describe("packet filters", () => {
     expect(passes(compiled.packetFilter(3), "100.64.0.1", "100.64.0.3", 80)).toBe(false);
   });
 
+  test("autogroup:danger-all is every address there is, alone and beside others", () => {
+    const sources = (...src: string[]) =>
+      compile({ grants: [{ src, dst: ["tag:server"], ip: ["22"] }] }).packetFilter(4)[0]!.SrcIPs;
+    expect(sources("autogroup:danger-all")).toEqual(["*"]);
+    expect(sources("tag:exit", "autogroup:danger-all")).toEqual(["*", "100.64.0.6", "fd7a:115c:a1e0::6"]);
+    const compiled = compile({ grants: [{ src: ["autogroup:danger-all"], dst: ["tag:server"], ip: ["22"] }] });
+    expect(compiled.peers(4)).toEqual([1, 2, 3, 5, 6]);
+    expect(passes(compiled.packetFilter(4), "192.0.2.9", "100.64.0.4", 22)).toBe(true);
+  });
+
   test("an IP set is what was added without what was removed, in order", () => {
     const compiled = compile({
       hosts: { printer: "192.168.7.9" },
