@@ -105,6 +105,22 @@ const PROTOCOLS: Readonly<Record<string, readonly number[]>> = {
   icmp: [1],
 };
 
+interface Grant {
+  src: readonly string[];
+  dst: readonly string[];
+  via: readonly string[];
+}
+
+function isGranted({ src, dst, via }: Grant, packet: Packet): boolean {
+  const own = packet.target === packet.to.ipv4 || packet.target === packet.to.ipv6;
+  return dst.some((word) => {
+    // A way through routers is for what lies behind them. "*" is both at once, and self knows no way.
+    const there = via.length === 0 || word === "autogroup:self" || packet.to.tags.some((tag) => via.includes(tag));
+    const behind = via.length === 0 || word === "*" || word === "autogroup:self" || !own;
+    return there && behind && src.some((each) => comesFrom(each, packet)) && goesTo(word, packet, src);
+  });
+}
+
 /** Whether some entry of the policy lets a packet through. */
 function allows({ acls, grants }: Policy, packet: Packet): boolean {
   const byAcl = acls.some(({ src, dst, proto }) =>
@@ -121,7 +137,6 @@ function allows({ acls, grants }: Policy, packet: Packet): boolean {
       );
     }),
   );
-  const own = packet.target === packet.to.ipv4 || packet.target === packet.to.ipv6;
   const byGrant = grants.some(({ src, dst, ip, via }) => {
     const openings = ip.map((each) => {
       const colon = each.indexOf(":");
@@ -129,18 +144,7 @@ function allows({ acls, grants }: Policy, packet: Packet): boolean {
         ? openingOf(DEFAULT_PROTOCOLS, each)
         : openingOf(PROTOCOLS[each.slice(0, colon)]!, each.slice(colon + 1));
     });
-    return dst.some((word) => {
-      // A way through routers is for what lies behind them. "*" is both at once, and self knows no way.
-      const there = via.length === 0 || word === "autogroup:self" || packet.to.tags.some((tag) => via.includes(tag));
-      const behind = via.length === 0 || word === "*" || word === "autogroup:self" || !own;
-      return (
-        there &&
-        behind &&
-        src.some((each) => comesFrom(each, packet)) &&
-        goesTo(word, packet, src) &&
-        opens(openings, packet)
-      );
-    });
+    return opens(openings, packet) && isGranted({ src, dst, via }, packet);
   });
   return byAcl || byGrant;
 }
@@ -231,6 +235,54 @@ test("`why` explains what is open to a node, and nothing else", () => {
     { numRuns: 150 },
   );
 });
+
+test("capabilities are given where the grant says, and the other side hears of shares", () => {
+  const DRIVE = "tailscale.com/cap/drive";
+  const SHARER = "tailscale.com/cap/drive-sharer";
+  const seen = { given: 0, withheld: 0 };
+  const names = fc.subarray(["example.com/cap/a", DRIVE], { minLength: 1 });
+  const withApps = fc.tuple(policies, fc.array(names, { minLength: 3, maxLength: 3 }));
+  fc.assert(
+    fc.property(withApps, tailnets, ([{ grants, ...policy }, apps], tailnet) => {
+      const given = grants
+        .map(({ ip: _, ...grant }, i) => ({
+          ...grant,
+          app: Object.fromEntries(apps[i]!.map((name) => [name, [{ i }]])),
+        }))
+        .filter(({ dst }) => !dst.includes("autogroup:internet"));
+      const compiled = compiledOf({ ...policy, acls: [], ssh: [], grants: given }, tailnet);
+      for (const to of compiled ? tailnet.nodes : []) {
+        const rules = compiled!.packetFilter(to.id);
+        for (const packet of packetsTo(to, tailnet, { port: 0, protocol: 6 })) {
+          const { from, source, target } = packet;
+          if (target !== to.ipv4 && target !== to.ipv6) continue;
+          const got = rules
+            .filter(({ SrcIPs }) => SrcIPs?.some((text) => text === "*" || inside(source, text)))
+            .flatMap(({ CapGrant }) => CapGrant ?? [])
+            .filter(({ Dsts }) => Dsts?.some((prefix) => inside(target, prefix)))
+            .flatMap(({ CapMap }) => Object.entries(CapMap!).map(([name, values]) => JSON.stringify([name, values])));
+          const back: Packet = { ...packet, from: to, source: target, to: from, target: source };
+          const want = given.flatMap((grant) => [
+            ...(isGranted(grant, packet) ? Object.entries(grant.app).map((entry) => JSON.stringify(entry)) : []),
+            ...(DRIVE in grant.app && grant.dst.some((word) => isShared(word, grant, back))
+              ? [JSON.stringify([SHARER, null])]
+              : []),
+          ]);
+          expect([...new Set(got)].sort()).toEqual([...new Set(want)].sort());
+          seen[want.length > 0 ? "given" : "withheld"]++;
+        }
+      }
+    }),
+    { numRuns: 150 },
+  );
+  expect(Math.min(seen.given, seen.withheld)).toBeGreaterThan(50);
+});
+
+/** Whether a node that a word of dst means tells one of src that it shares. Behind a router is nobody who could be told. */
+function isShared(word: string, { src, via }: Grant, back: Packet): boolean {
+  const there = via.length === 0 || word === "autogroup:self";
+  return there && goesTo(word, back, src) && src.some((each) => comesFrom(each, back));
+}
 
 const TESTED = [
   "u1@",
