@@ -1,7 +1,7 @@
 // `bun run peers [--list]`: builds the official programs that the tests meet, pinned (test/lib/peers.ts, test/peers/*),
 // through the ordinary Go and Rust registries, into a cache outside the tree. A valid cache is used as it is.
-import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
-import { join } from "node:path";
+import { copyFileSync, existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
+import { basename, join } from "node:path";
 import { installDir, moduleDir, type PeerSource, sources } from "../test/lib/peers.ts";
 
 export async function main(argv: string[]): Promise<number> {
@@ -54,13 +54,15 @@ async function install(source: PeerSource): Promise<"ready" | "absent" | "failed
   // Built beside the target and renamed when whole: a cut-off build never looks complete.
   const temporary = `${target}.${process.pid}.part`;
   mkdirSync(temporary, { recursive: true });
+  const cwd = moduleDir(source) ?? temporary;
+  const env = {
+    ...process.env,
+    ...("go" in source.from ? { GOFLAGS: "-mod=readonly", CGO_ENABLED: "0", ...source.from.env } : {}),
+  };
   try {
     const build = Bun.spawn(command(source, temporary), {
-      cwd: moduleDir(source) ?? temporary,
-      env: {
-        ...process.env,
-        ...("go" in source.from ? { GOFLAGS: "-mod=readonly", CGO_ENABLED: "0", ...source.from.env } : {}),
-      },
+      cwd,
+      env,
       stdout: "pipe",
       stderr: "pipe",
     });
@@ -77,6 +79,10 @@ async function install(source: PeerSource): Promise<"ready" | "absent" | "failed
     }
     if ("crate" in source.from)
       for (const program of source.programs) renameSync(join(temporary, "bin", program), join(temporary, program));
+    for (const file of ("go" in source.from && source.from.support) || []) {
+      const root = Bun.spawnSync(["go", "env", "GOROOT"], { cwd, env }).stdout.toString().trim();
+      copyFileSync(join(root, file), join(temporary, basename(file)));
+    }
     rmSync(target, { recursive: true, force: true });
     renameSync(temporary, target);
     console.error(`peers: built ${label} in ${Math.round((Date.now() - started) / 1000)} s`);

@@ -8,8 +8,11 @@ import { join, resolve } from "node:path";
 export interface PeerSource {
   name: string;
   version: string;
-  /** go: a folder of test/peers with go.mod and go.sum, and maybe a program. cargo: a crate, built with its own lock file. */
-  from: { go: string; packages: string[]; env?: Record<string, string> } | { crate: string };
+  /**
+   * go: a folder of test/peers with go.mod and go.sum, and maybe a program; `support` are files of the Go installation that go
+   * with what was built. cargo: a crate, built with its own lock file.
+   */
+  from: { go: string; packages: string[]; env?: Record<string, string>; support?: string[] } | { crate: string };
   programs: string[];
 }
 
@@ -44,6 +47,18 @@ export const sources: PeerSource[] = [
       env: { GOTOOLCHAIN: "go1.24.9" },
     },
     programs: ["tailscaled", "tailscale"],
+  },
+  {
+    // The client for browsers.
+    name: "tsconnect",
+    version: "1.102.5",
+    from: {
+      go: "tailscale-1.102.5",
+      packages: ["tailscale.com/cmd/tsconnect/wasm"],
+      env: { GOOS: "js", GOARCH: "wasm" },
+      support: ["lib/wasm/wasm_exec.js"],
+    },
+    programs: ["wasm", "wasm_exec.js"],
   },
   {
     name: "wireguard-go",
