@@ -173,6 +173,12 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
       Math.abs(Date.parse(String(peer?.KeyExpiry)) - Date.parse(future)) <= 1000;
     await sees(current, old.ip4, "with its expiry", isIt);
     await until("the client warns its user", async () => (await health(old)).includes("is cut off at"));
+    // The newer client has its warnings as messages, which are taken back one by one.
+    const { id: other } = await nodeOf(current);
+    await box.admin("nodes", "expire", "-i", other, "-e", future);
+    await until("the newer client warns, too", async () => (await health(current)).includes("is cut off at"));
+    await box.admin("nodes", "expire", "-i", other, "--disable");
+    await until("it warns no more", async () => !(await health(current)).includes("is cut off at"));
     await box.admin("nodes", "expire", "-i", id, "--disable");
     expect((await nodeOf(old)).expiry).toBeNull();
     await box.admin("nodes", "expire", "-i", id);
