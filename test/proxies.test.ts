@@ -111,10 +111,45 @@ describe("official clients join and meet through a proxy", () => {
   }
 });
 
+const noNginx = Bun.which("nginx") ? null : "nginx (the Debian package) is absent";
 const dir = tempDir("proxy-get");
 afterAll(() => dir[Symbol.dispose]());
 
-test.skipIf(skip(Bun.which("nginx") ? null : "nginx (the Debian package) is absent"))(
+test.skipIf(skip(noNginx))("a web UI is served beside the API, from the box's own address", async () => {
+  using files = tempDir("proxy-ui");
+  await using server = await TestServer.start();
+  const { apiKey } = await server.admin<{ apiKey: string }>("POST", "/apikey", {});
+  for (const name of ["index", "users"]) writeFileSync(join(files.path, `${name}.html`), name);
+  const port = await freePort();
+  const ui = configuration("nginx-ui", { "/srv/headscale-ui": files.path });
+  const command = nginx(
+    files.path,
+    `server { listen 127.0.0.1:${port}; ${ui} location / { proxy_pass ${server.url}; } }`,
+  );
+  const child = Bun.spawn(command, { stdout: "ignore", stderr: "ignore" });
+  try {
+    const get = async (path: string, init?: RequestInit): Promise<[number, string]> => {
+      const answer = await fetch(`http://127.0.0.1:${port}${path}`, init);
+      return [answer.status, await answer.text()];
+    };
+    await until("nginx answers", async () => (await get("/health"))[0] === 200);
+    for (const [path, page] of [
+      ["/web/", "index"],
+      ["/web/users.html", "users"],
+      ["/web/users", "users"],
+      ["/web/devices/7", "index"],
+    ] as const)
+      expect([path, ...(await get(path))]).toEqual([path, 200, page]);
+    expect((await get("/api/v1/user"))[0]).toBe(401);
+    const headers = { Authorization: `Bearer ${apiKey}` };
+    expect(await get("/api/v1/user", { headers })).toEqual([200, expect.stringContaining('"users"')]);
+  } finally {
+    child.kill();
+    await child.exited;
+  }
+});
+
+test.skipIf(skip(noNginx))(
   "a client that speaks WebSockets joins through a proxy that allows only GET; POST does not pass",
   async () => {
     await using server = await TestServer.start();
