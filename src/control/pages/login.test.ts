@@ -410,25 +410,38 @@ test("a provider that is away keeps the server down, or nodes are let in by comm
   expect((await browser.signIn(url, "alice")).text).toContain("Let this machine in?");
 });
 
-test("an SSH session is allowed by the owner of the machine that it comes from, and by nobody else", async () => {
-  await using server = await withProvider();
-  const laptop = server.node("laptop");
-  const joinUrl = await startLogin(laptop);
-  const browser = browserOf(server);
-  await browser.submit(await browser.signIn(joinUrl, "alice"), { answer: "yes" });
-  const { logins } = server.control;
-  // Whether the policy allows it is the business of sshcheck.ts.
-  logins.onCheckApproved = () => ({});
-  const request = { kind: "ssh-check", sourceNodeId: 1, targetNodeId: 1, localUser: "root" } as const;
-  const { id, url } = await logins.start(request);
-  const stranger = await browserOf(server).signIn(url, "eve");
-  expect([stranger.status, stranger.text.includes("somebody else")]).toEqual([403, true]);
-  const owner = browserOf(server);
-  const question = await owner.signIn(url, "alice");
-  expect(question.text).toContain("Allow this SSH session?");
-  expect((await owner.submit(question, { answer: "yes" })).text).toContain("The session goes on");
-  expect(logins.get(id)?.verdict).toEqual({ approved: true, userId: 1 });
-});
+test.each([
+  [
+    "an SSH session",
+    { kind: "ssh-check", sourceNodeId: 1, targetNodeId: 1, localUser: "root" },
+    "Allow this SSH session?",
+  ],
+  [
+    "a web client",
+    { kind: "web-client", sourceNodeId: 1, targetNodeId: 1 },
+    "Let this browser change the machine&#39;s",
+  ],
+] as const)(
+  "%s is allowed by the owner of the machine that it comes from, and by nobody else",
+  async (_, request, asked) => {
+    await using server = await withProvider();
+    const laptop = server.node("laptop");
+    const joinUrl = await startLogin(laptop);
+    const browser = browserOf(server);
+    await browser.submit(await browser.signIn(joinUrl, "alice"), { answer: "yes" });
+    const { logins } = server.control;
+    // Whether the policy allows it is the business of sshcheck.ts.
+    logins.onCheckApproved = () => ({});
+    const { id, url } = await logins.start(request);
+    const stranger = await browserOf(server).signIn(url, "eve");
+    expect([stranger.status, stranger.text.includes("somebody else")]).toEqual([403, true]);
+    const owner = browserOf(server);
+    const question = await owner.signIn(url, "alice");
+    expect(question.text).toContain(asked);
+    expect((await owner.submit(question, { answer: "yes" })).text).toContain("The session goes on");
+    expect(logins.get(id)?.verdict).toEqual({ approved: true, userId: 1 });
+  },
+);
 
 test("an approved machine of a tailnet with approval of machines is told that it waits", async () => {
   const settings = makeSettings();
