@@ -172,6 +172,8 @@ async function startWeft(policy: PolicyName): Promise<Server> {
     stdin: "pipe",
     stdout: "pipe",
     stderr: "inherit",
+    // As `bun run box` has it (docs/scale.md).
+    env: { ...process.env, BUN_GC_TIMER_DISABLE: "1" },
   });
   const close = async () => {
     child.kill("SIGKILL");
