@@ -2,9 +2,11 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { X509Certificate } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { type AddressInfo, createServer } from "node:net";
+import { join, resolve as resolvePath } from "node:path";
 import { connect } from "node:tls";
 import { Hono } from "hono";
+import { TestNode, TestServer } from "../src/control/testing.ts";
 import { AcmeCertificates, type AcmeOptions } from "../src/net/acme.ts";
 import { type Certificate, type Listener, listen } from "../src/net/listener.ts";
 import { createLogger } from "../src/net/logger.ts";
@@ -178,3 +180,106 @@ test.skipIf(isSkipped)(
     expect(existsSync(join(dir.path, "refused", `${NAME}.pem`))).toBe(false);
   },
 );
+
+/** TCP to a TLS port, as a client that trusts Pebble's roots alone and asks for the name. */
+async function bridge(port: number) {
+  const server = createServer((near) => {
+    const far = connect({ host: "127.0.0.1", port, servername: NAME, ca: roots });
+    near.pipe(far).pipe(near);
+    for (const [one, other] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      one.on("error", () => {});
+      one.on("close", () => other.destroy());
+    }
+  });
+  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    [Symbol.dispose]: () => void server.close(),
+  };
+}
+
+test.skipIf(isSkipped)(
+  "a certificate is renewed while nodes are connected: their streams go on, others find the new one",
+  async () => {
+    let now = Date.now();
+    const { acme } = make("renewed", { challenge: "TLS-ALPN-01", now: () => now });
+    await using server = await TestServer.start();
+    const { app, upgrades } = server.control;
+    const challenge = (name: string) => acme.challengeFor(name);
+    await using secure = await serve({
+      ...{ host: "127.0.0.1", port: tlsPort, app, upgrades, challenge },
+      tls: await acme.current(),
+    });
+    const use = (certificate: Certificate) => secure.setCertificate(certificate);
+    await acme.look(use);
+    const before = await seenBy(tlsPort);
+    using way = await bridge(tlsPort);
+    const key = await server.key({ aclTags: ["tag:a"], reusable: true });
+    const [first, second] = [new TestNode(way.url, "first"), new TestNode(way.url, "second")];
+    // The listener waits for them.
+    using _nodes = { [Symbol.dispose]: () => [first, second].forEach((node) => node.close()) };
+    expect(await first.register({ authKey: key })).toMatchObject({ Error: "" });
+    const map = await first.stream();
+
+    now += 61 * DAY;
+    await acme.look(use);
+    expect((await seenBy(tlsPort)).serialNumber).not.toBe(before.serialNumber);
+    expect(await second.register({ authKey: key })).toMatchObject({ Error: "" });
+    await until("the open stream tells of the node that came with the new certificate", async () => map.peer("second"));
+    expect(map.ended).toBe(false);
+    expect(map.messages.filter((message) => message.Node)).toHaveLength(1);
+  },
+);
+
+for (const kind of ["HTTP-01", "TLS-ALPN-01"])
+  test.skipIf(isSkipped)(
+    `a whole box by its configuration, ${kind}: it has a certificate when it is ready, and keeps it`,
+    async () => {
+      const [data, file] = [join(dir.path, `box-${kind}`), join(dir.path, `${kind}.yaml`)];
+      writeFileSync(
+        file,
+        `listen_addr: 127.0.0.1:${tlsPort}
+server_url: https://${NAME}:${tlsPort}
+data_dir: ${data}
+acme_url: ${directoryUrl}
+acme_ca_path: ${join(dir.path, "ca.pem")}
+tls_letsencrypt_hostname: ${NAME}
+tls_letsencrypt_challenge_type: ${kind}
+tls_letsencrypt_listen: 127.0.0.1:${httpPort}
+`,
+      );
+      const run = resolvePath(import.meta.dir, "../tools/run.ts");
+      const serials: string[] = [];
+      let log = "";
+      for (let start = 0; start < 2; start++) {
+        const box = Bun.spawn([process.execPath, run, "box", "-c", file, "--stun", "off"], {
+          stdin: "ignore",
+          stdout: "pipe",
+          stderr: "pipe",
+        });
+        children.push(box);
+        const errors = new Response(box.stderr).text();
+        const { value } = await box.stdout.getReader().read();
+        if (!value) throw new Error(`the box ended: ${await errors}`);
+        const seen = await seenBy(tlsPort);
+        expect([seen.subjectAltName, seen.issuer.includes("Pebble")]).toEqual([`DNS:${NAME}`, true]);
+        serials.push(seen.serialNumber);
+        using way = await bridge(tlsPort);
+        expect(await (await fetch(`${way.url}/key?v=140`)).json()).toMatchObject({
+          publicKey: expect.stringMatching(/^mkey:[0-9a-f]{64}$/),
+        });
+        box.kill("SIGTERM");
+        expect(await box.exited).toBe(0);
+        log += await errors;
+      }
+      expect(serials[1]).toBe(serials[0]!);
+      expect(log.match(/a certificate for weft.example.com is in use/g)).toHaveLength(1);
+      for (const name of readdirSync(join(data, "acme"))) {
+        const [secret] = /[A-Za-z0-9+/]{60,}/.exec(readFileSync(join(data, "acme", name), "utf8"))!;
+        expect([name, log.includes(secret)]).toEqual([name, false]);
+      }
+    },
+  );

@@ -178,6 +178,9 @@ export class AcmeCertificates {
       { commonName: hostname, altNames: [hostname] },
       await acme.crypto.createPrivateEcdsaKey(),
     );
+    // Servers refuse an update of an account that says nothing new, which is what `auto` sends without an address. Where the
+    // account is not known, it makes one.
+    if (email === "") await client.createAccount({ onlyReturnExisting: true }).catch(() => {});
     const order = client.auto({
       csr,
       ...(email && { email }),
