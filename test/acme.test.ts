@@ -220,7 +220,11 @@ test.skipIf(isSkipped)(
     const key = await server.key({ aclTags: ["tag:a"], reusable: true });
     const [first, second] = [new TestNode(way.url, "first"), new TestNode(way.url, "second")];
     // The listener waits for them.
-    using _nodes = { [Symbol.dispose]: () => [first, second].forEach((node) => node.close()) };
+    using _nodes = {
+      [Symbol.dispose]: () => {
+        for (const node of [first, second]) node.close();
+      },
+    };
     expect(await first.register({ authKey: key })).toMatchObject({ Error: "" });
     const map = await first.stream();
 
