@@ -72,7 +72,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
     for (const [name, address] of Object.entries({ corp: 80, public: 81, doh: 82 }))
       writeFileSync(
         file(`${name}.test.zone`),
-        `${head}ns A ${servers.ip4}\napp A 192.0.2.${address}\n*.by A 192.0.2.${address}\n`,
+        `${head}ns A ${servers.ip4}\napp A 192.0.2.${address}\n*.by A 192.0.2.${address}\n_acme-challenge.app CNAME _acme-challenge.current.weft.test.\n`,
       );
     writeFileSync(
       file("named.conf"),
@@ -274,6 +274,23 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
         ["nextdns:no-device-info"],
         ["nextdns:def456"],
       ]);
+    },
+    300_000,
+  );
+
+  test.skipIf(skip(noNamed))(
+    "where a challenge must be seen, by the system's resolver: at the end of its aliases, on the servers of that zone",
+    async () => {
+      const module = join(import.meta.dir, "../src/net/dns-client.ts");
+      // The host's own /etc.
+      const code = `
+        import { authorityOf, systemLookup } from ${JSON.stringify(module)};
+        await Bun.write("/etc/resolv.conf", "nameserver ${servers.ip4}\\n");
+        console.log(JSON.stringify(await authorityOf("_acme-challenge.app.corp.test", systemLookup())));`;
+      const { stdout, stderr } = await servers.run([process.execPath, "-e", code]);
+      expect(stdout.trim() || stderr).toBe(
+        JSON.stringify({ name: "_acme-challenge.current.weft.test", servers: [`${servers.ip4}:53`] }),
+      );
     },
     300_000,
   );
