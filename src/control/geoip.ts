@@ -1,10 +1,12 @@
 // The country that a node speaks from, for postures ("ip:country"): by the address of its connection and a table that the
-// operator provides, one line for each range (the free tables of DB-IP and iptoasn are such files as they come):
+// operator provides, one line for each range (the free tables of DB-IP, "lite", and iptoasn, "ip2country", are such files
+// as they come):
 //
 //   192.0.2.0/24,DE        a prefix and the country's two letters
 //   1.0.0.0,1.0.0.255,AU   or first and last address; tabs will do, quotes and more columns are passed over
 //
-// Of ranges in each other the innermost counts. IPv6 addresses are told apart by their first 52 bits. The file is read again when it changes.
+// Of ranges in each other the innermost counts. IPv6 addresses are told apart by their first 52 bits. The file is read
+// again when it changes.
 import { isIPv4, isIPv6 } from "node:net";
 import type { NodeRecord } from "./model.ts";
 import { FileWatch, readSmallFile } from "./watch.ts";
