@@ -152,7 +152,7 @@ policy: { mode: file, path: ${policy} }
   }, 300_000);
 
   test.skipIf(skip(noSSH))(
-    "TestSSHCheckModeOIDC: a session waits until its person has allowed it in the browser; nobody else can",
+    "TestSSHCheckModeOIDC: a session waits, also over a restart of the server, until its person has allowed it in the browser; nobody else can; the next one waits for nobody",
     async () => {
       const set = await server.host.run(server.cli("set", "--ssh", "--accept-risk=all"));
       expect(set.code).toBe(0);
@@ -172,12 +172,21 @@ policy: { mode: file, path: ${policy} }
         return { session, url };
       });
       await expect(visit(url, "bob")).rejects.toThrow("somebody else");
+      await box.stop("SIGKILL");
+      await box.start();
       const seen = await visit(url, "alice");
       expect(seen.question).toContain("Allow this SSH session?");
       expect(seen.answer).toContain("The session goes on");
       expect(seen.problems).toEqual([]);
       expect(await session.exited).toBe(0);
       expect(session.output()).toContain("uid=0(root)");
+      await box.stop("SIGKILL");
+      await box.start();
+      await until("the next session is let in", async () => {
+        const { code, stdout, stderr } = await alice.host.run(["timeout", "10", ...command]);
+        expect(stderr).not.toContain("/auth/");
+        return code === 0 && stdout.includes("uid=0(root)");
+      });
     },
     300_000,
   );
