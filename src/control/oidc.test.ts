@@ -2,28 +2,10 @@ import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { identityOf, isRoleProvided, refusalOf, userFrom } from "./oidc.ts";
 import type { OidcSettings } from "./settings.ts";
-import { makeUser } from "./testing.ts";
+import { makeOidc, makeUser } from "./testing.ts";
 
 const TOKEN = { iss: "https://id.example.com/", sub: "42", exp: 1_900_000_000 };
-const SETTINGS: OidcSettings = {
-  id: "oidc",
-  name: "Example",
-  issuer: "https://id.example.com",
-  clientId: "weft",
-  clientSecret: "",
-  onlyStartIfAvailable: true,
-  useExpiryFromToken: false,
-  scope: ["openid"],
-  emailVerifiedRequired: true,
-  extraParams: {},
-  allowedDomains: [],
-  allowedUsers: [],
-  allowedGroups: [],
-  pkce: "S256",
-  groupsClaim: "groups",
-  groupsPrefix: "",
-  roles: {},
-};
+const SETTINGS = makeOidc();
 const identity = (claims: Record<string, unknown>, settings: Partial<OidcSettings> = {}) =>
   identityOf(claims, TOKEN, { ...SETTINGS, ...settings });
 

@@ -18,7 +18,7 @@ import { configOf } from "./dns.ts";
 import { type Control, type ControlOptions, createControl } from "./index.ts";
 import type { NodeRecord, UserRecord } from "./model.ts";
 import type { TailnetConfig } from "./netmap.ts";
-import { type ControlSettings, defaultSettings } from "./settings.ts";
+import { type ControlSettings, defaultSettings, type OidcSettings } from "./settings.ts";
 
 export const DERP_MAP: tc.DERPMap = {
   Regions: { "1": { RegionID: 1, Nodes: [{ Name: "1a", RegionID: 1, HostName: "relay.test" }] } },
@@ -75,6 +75,30 @@ export function makeUser(id: number, more: Partial<UserRecord> = {}): UserRecord
     groups: [],
     role: "member",
     createdAt: id,
+    ...more,
+  };
+}
+
+/** An identity provider that asks for nothing but a login. */
+export function makeOidc(more: Partial<OidcSettings> = {}): OidcSettings {
+  return {
+    id: "oidc",
+    name: "Example",
+    issuer: "https://id.example.com",
+    clientId: "weft",
+    clientSecret: "",
+    onlyStartIfAvailable: true,
+    useExpiryFromToken: false,
+    scope: ["openid", "profile", "email", "groups"],
+    emailVerifiedRequired: true,
+    extraParams: {},
+    allowedDomains: [],
+    allowedUsers: [],
+    allowedGroups: [],
+    pkce: "S256",
+    groupsClaim: "groups",
+    groupsPrefix: "",
+    roles: {},
     ...more,
   };
 }

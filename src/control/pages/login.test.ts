@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { loginIdOf } from "../login.ts";
 import type { ControlSettings, OidcSettings } from "../settings.ts";
-import { makeSettings, type TestNode, TestServer, until } from "../testing.ts";
+import { makeOidc, makeSettings, type TestNode, TestServer, until } from "../testing.ts";
 import { Browser, CLIENT, IdentityProvider } from "./testing.ts";
 
 const ORIGIN = "http://control.test";
@@ -36,26 +36,7 @@ beforeAll(async () => {
 afterAll(() => idp[Symbol.asyncDispose]());
 
 function provider(more: Partial<OidcSettings> = {}): OidcSettings {
-  return {
-    id: "oidc",
-    name: "Example",
-    issuer: idp.issuer,
-    clientId: CLIENT.id,
-    clientSecret: CLIENT.secret,
-    onlyStartIfAvailable: true,
-    useExpiryFromToken: false,
-    scope: ["openid", "profile", "email", "groups"],
-    emailVerifiedRequired: true,
-    extraParams: {},
-    allowedDomains: [],
-    allowedUsers: [],
-    allowedGroups: [],
-    pkce: "S256",
-    groupsClaim: "groups",
-    groupsPrefix: "",
-    roles: {},
-    ...more,
-  };
+  return makeOidc({ issuer: idp.issuer, clientId: CLIENT.id, clientSecret: CLIENT.secret, ...more });
 }
 
 const withProvider = (more: Partial<OidcSettings> = {}, settings: Partial<ControlSettings> = {}) =>
