@@ -65,7 +65,7 @@ else {
       ["dns_nameservers.wrong", 400],
       ["tailnet_settings.absent", 501],
       ["oauth_client.read deleted", 404],
-      ["webhooks", 501],
+      ["contacts", 501],
     ]);
     const value = (step: string) => steps.get(step)!.value;
     expect(value("acl.read")).toEqual({
@@ -117,6 +117,13 @@ else {
       key: expect.stringMatching(/^hskey-client-/),
     });
     expect(value("oauth_client.read")).toMatchObject({ scopes: ["auth_keys"], tags: ["tag:web"], description: "ci" });
+    expect(value("webhook.create")).toMatchObject({ secret: expect.stringMatching(/^hskey-webhook-/) });
+    expect(value("webhook.read")).toMatchObject({
+      endpointUrl: "http://127.0.0.1:9/hook",
+      subscriptions: ["policyUpdate"],
+    });
+    expect((value("webhook.read") as { secret?: string }).secret).toBeUndefined();
+    expect(value("webhooks")).toHaveLength(1);
     expect(value("acl.read deleted")).toMatchObject({ HuJSON: expect.stringContaining("everybody reaches everybody") });
   }, 300_000);
 

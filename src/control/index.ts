@@ -54,6 +54,7 @@ import { SSHChecks } from "./sshcheck.ts";
 import { Store } from "./store.ts";
 import { type Connection, type Liveness, NoiseServer } from "./ts2021.ts";
 import { WebClients } from "./webclient.ts";
+import { Webhooks } from "./webhooks.ts";
 
 const ADMIN_SOCKET = "weft.sock";
 /** Peers of a netmap on the debug page. */
@@ -216,6 +217,7 @@ class ControlServer implements Control {
   /** Nodes that were removed, whose streams end as soon as that is durable. */
   private leaving: NodeRecord[] = [];
   private readonly apis: Apis;
+  private readonly webhooks: Webhooks;
   private admin: Admin | null = null;
   private ticker: ReturnType<typeof setInterval> | null = null;
   private closing: Promise<void> | null = null;
@@ -337,13 +339,15 @@ class ControlServer implements Control {
     const provider = options.settings.dns.certificates;
     addCertificates(this.context, this.machines, provider && createProvider(provider, this.context));
     this.logins = new Logins(this.context);
-    this.apis = createApis(this.context, this.logins);
+    this.webhooks = new Webhooks(this.context);
+    this.apis = createApis(this.context, this.logins, this.webhooks);
     this.sshChecks = new SSHChecks(this.context, this.logins);
     this.sshChecks.mount(this.machines);
     new WebClients(this.context, this.logins).mount(this.machines);
     this.policies.onChanged = () => {
       this.applyDerpMap();
       this.sweepChecks();
+      this.webhooks.onPolicy();
     };
     const attempts = new Attempts({
       what: "pre-auth key",
@@ -364,6 +368,7 @@ class ControlServer implements Control {
           `the name of node ${node.id} is no DNS name, so its peers are not told of it: weft nodes rename -i ${node.id} NAME`,
         );
     await this.tick();
+    this.webhooks.start();
     this.poke();
     this.readExtraRecords();
     await this.derpMaps.start();
@@ -480,6 +485,8 @@ class ControlServer implements Control {
       filter: { title: "Packet filter of a node", ofNode: ofNode((id) => this.access.decide(id).filter()) },
       ssh: { title: "SSH rules of a node", ofNode: ofNode((id) => this.access.decide(id).sshRules) },
       derp: { title: "DERP map", read: () => this.config.derpMap },
+      dns: { title: "DNS for all nodes", read: () => this.config.dns },
+      chosen: { title: "Set over the API in place of the configuration", read: () => this.chosen.list() },
       "map-streams": { title: "Map streams", read: () => [...this.streams.values()].map(({ state }) => state) },
       logins: {
         title: "Logins that wait",
@@ -559,6 +566,7 @@ class ControlServer implements Control {
       node.ephemeral && !node.online && Math.max(node.lastSeen ?? node.createdAt, this.startedAt) + timeout <= now;
     const abandoned = nodes.filter(isAbandoned).map((node) => node.id);
     if (abandoned.length > 0) await this.journal.commit({ nodesRemoved: abandoned });
+    this.webhooks.tick();
     await sweepAttributes(this.context);
     await this.logins.sweep();
     await this.apis.sweep();
@@ -577,6 +585,7 @@ class ControlServer implements Control {
     this.extraRecords?.close();
     this.derpMaps.close();
     this.geoip.close();
+    this.webhooks.close();
     await this.admin?.close();
     for (const timer of this.offlineTimers.values()) clearTimeout(timer);
     this.offlineTimers.clear();
@@ -734,12 +743,14 @@ class ControlServer implements Control {
   }
 
   private onApplied(effect: Effect): void {
+    this.webhooks.onApplied(effect);
     this.leaving.push(...effect.removed);
     this.access.onApplied(effect);
     this.approver.onApplied(effect);
   }
 
   private onDurable(): void {
+    this.webhooks.onDurable();
     for (const node of this.leaving.splice(0)) {
       // Undone, because the disk refused: it stays.
       if (this.model.nodes.has(node.id)) continue;

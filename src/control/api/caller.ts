@@ -12,6 +12,7 @@ const SCOPE_NAMES = [
   "feature_settings",
   "users",
   "dns",
+  "webhooks",
 ] as const;
 
 /** "devices:core" to read and write, "devices:core:read" to read. */

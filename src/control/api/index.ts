@@ -8,6 +8,7 @@ import type { ControlContext } from "../context.ts";
 import { CommandError } from "../errors.ts";
 import type { Logins } from "../login.ts";
 import { OAuthClients } from "../oauth.ts";
+import type { Webhooks } from "../webhooks.ts";
 import { authenticate } from "./authenticate.ts";
 import { type Caller, SCOPES, SOCKET_CALLER } from "./caller.ts";
 import { describedBy } from "./docs.ts";
@@ -24,6 +25,7 @@ export interface ApiParts {
   logins: Logins;
   apiKeys: ApiKeys;
   oauth: OAuthClients;
+  webhooks: Webhooks;
 }
 
 export interface Apis {
@@ -39,12 +41,13 @@ const BEARER = {
   bearer: { type: "http", scheme: "bearer", description: "An API key: `weft apikeys create`." },
 };
 
-export function createApis(context: ControlContext, logins: Logins): Apis {
+export function createApis(context: ControlContext, logins: Logins, webhooks: Webhooks): Apis {
   const parts: ApiParts = {
     commands: new Commands(context),
     logins,
     apiKeys: new ApiKeys(context),
     oauth: new OAuthClients(context),
+    webhooks,
   };
   const attempts = new Attempts({
     what: "API key",

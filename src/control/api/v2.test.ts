@@ -238,7 +238,7 @@ test("users are deleted when they have no devices; none is suspended, and all ar
 
 test("what the hosted service has and this server has not is refused with the reason", async () => {
   await using s = await start();
-  for (const path of [`${T}/contacts`, `${T}/webhooks`, `${T}/services/svc:web`, `${T}/logging/network/stream`]) {
+  for (const path of [`${T}/contacts`, `${T}/services/svc:web`, `${T}/logging/network/stream`]) {
     const { status, body } = await s.api("GET", path);
     expect([path, status, String(body.message).length > 20]).toEqual([path, 501, true]);
   }
@@ -429,6 +429,8 @@ test("each scope opens what belongs to it and nothing else; :read only reads", a
     ["auth_keys:read", "GET", `${T}/keys/1`],
     ["dns", "POST", `${T}/dns/preferences`, { magicDNS: true }],
     ["dns:read", "GET", `${T}/dns/preferences`],
+    ["webhooks", "POST", `${T}/webhooks`, { endpointUrl: "http://127.0.0.1:9/", subscriptions: ["nodeCreated"] }],
+    ["webhooks:read", "GET", `${T}/webhooks`],
   ];
   await s.server.join("web", await s.server.key({ user: await s.server.user("alice") }));
   for (const scope of ["all", "all:read", ...probes.map(([needed]) => needed)]) {

@@ -10,6 +10,7 @@ import { devicesV2 } from "./v2-devices.ts";
 import { dnsV2 } from "./v2-dns.ts";
 import { keysV2 } from "./v2-keys.ts";
 import { policyV2 } from "./v2-policy.ts";
+import { webhooksV2 } from "./v2-webhooks.ts";
 
 export function operationsV2(context: ControlContext, parts: ApiParts, credentials: Credentials): Operation[] {
   const operations = [
@@ -17,6 +18,7 @@ export function operationsV2(context: ControlContext, parts: ApiParts, credentia
     ...devicesV2(context, parts),
     ...keysV2(context, parts),
     ...dnsV2(context),
+    ...webhooksV2(parts),
     tokenOperation(credentials),
   ];
   return operations.map((entry) => ({
@@ -36,7 +38,6 @@ export function operationsV2(context: ControlContext, parts: ApiParts, credentia
 /** Parts of Tailscale's API that are not here, by the word that follows the tailnet, device or base path; and why. */
 const ABSENT: Readonly<Record<string, string>> = {
   contacts: "contacts are whom the hosted service writes to; this server writes to nobody",
-  webhooks: "there are no webhooks: metrics and log say what happens",
   services: "there are no services with addresses of their own: a node serves under its own name",
   "vip-services": "there are no services with addresses of their own: a node serves under its own name",
   logging: "logs are not streamed: this server writes its log to standard error",

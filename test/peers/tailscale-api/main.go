@@ -192,8 +192,24 @@ func terraform(c *tailscale.Client) {
 		_, err = c.Keys().Get(ctx, client.ID)
 		report("oauth_client.read deleted", tailscale.IsNotFound(err), err)
 	}
-	_, err = c.Webhooks().List(ctx)
-	report("webhooks", nil, err)
+	hook, err := c.Webhooks().Create(ctx, tailscale.CreateWebhookRequest{
+		EndpointURL:   "http://127.0.0.1:9/hook",
+		Subscriptions: []tailscale.WebhookSubscriptionType{tailscale.WebhookNodeCreated, tailscale.WebhookSubnetIPForwardingNotEnabled},
+	})
+	report("webhook.create", hook, err)
+	if hook != nil {
+		next, err := c.Webhooks().Update(ctx, hook.EndpointID, []tailscale.WebhookSubscriptionType{tailscale.WebhookPolicyUpdate})
+		report("webhook.update", next, err)
+		next, err = c.Webhooks().Get(ctx, hook.EndpointID)
+		report("webhook.read", next, err)
+		next, err = c.Webhooks().RotateSecret(ctx, hook.EndpointID)
+		report("webhook.rotate", next, err)
+		hooks, err := c.Webhooks().List(ctx)
+		report("webhooks", hooks, err)
+		report("webhook.delete", nil, c.Webhooks().Delete(ctx, hook.EndpointID))
+	}
+	_, err = c.Contacts().Get(ctx)
+	report("contacts", nil, err)
 	report("acl.delete", nil, acl.Set(ctx, "", ""))
 	raw, err = acl.Raw(ctx)
 	report("acl.read deleted", raw, err)

@@ -1,0 +1,158 @@
+import { expect, test } from "bun:test";
+import { createHmac } from "node:crypto";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { client } from "./api/testing.ts";
+import { makeSettings, TestServer, until } from "./testing.ts";
+
+const T = "/api/v2/tailnet/-";
+const settings = makeSettings({ policy: { mode: "database", path: "" } });
+
+interface Posted {
+  body: string;
+  signature: string;
+}
+
+/** Somebody who takes webhooks, or answers what it is told to. */
+async function receiver() {
+  const posted: Posted[] = [];
+  const answers: number[] = [];
+  const server = createServer(async (request, response) => {
+    const body = Buffer.concat(await request.toArray()).toString();
+    posted.push({ body, signature: String(request.headers["tailscale-webhook-signature"] ?? "") });
+    response.writeHead(answers.shift() ?? 200).end();
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const events = () =>
+    posted.flatMap(({ body }) => JSON.parse(body) as { type: string; message: string; data: object }[]);
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/hook`,
+    posted,
+    answers,
+    events,
+    types: () => events().map(({ type }) => type),
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
+}
+
+async function start(options: Parameters<typeof TestServer.start>[0] = {}) {
+  const server = await TestServer.start({ settings, ...options });
+  const { apiKey } = await server.admin<{ apiKey: string }>("POST", "/apikey", { expiration: null });
+  const api = client(server, apiKey);
+  const hook = async (endpointUrl: string, subscriptions: string[], providerType?: string) =>
+    (await api("POST", `${T}/webhooks`, { endpointUrl, subscriptions, providerType })).body as {
+      endpointId: string;
+      secret: string;
+    };
+  return { server, api, hook, [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() };
+}
+
+test("who subscribed hears of nodes, users and the policy, signed with the secret that only the first answer has", async () => {
+  await using to = await receiver();
+  await using s = await start();
+  const { endpointId, secret } = await s.hook(to.url, ["categoryTailnetManagement"]);
+  expect((await s.api("GET", `/api/v2/webhooks/${endpointId}`)).text).not.toContain(secret);
+  const user = await s.server.user("alice");
+  await s.server.join("web", await s.server.key({ user }));
+  await s.server.admin("PUT", "/policy", { policy: '{"acls": []}' });
+  await s.api("PATCH", `${T}/settings`, { devicesApprovalOn: true });
+  await s.server.node("late").register({ authKey: await s.server.key({ user }) });
+  await s.api("POST", "/api/v2/device/2/authorized", { authorized: true });
+  await s.api("POST", "/api/v2/users/1/role", { role: "admin" });
+  await s.server.admin("POST", "/node/1/expire", { expiry: new Date().toISOString() });
+  await s.server.control.tick();
+  await s.server.admin("DELETE", "/node/2");
+  const wanted = [
+    "userCreated",
+    "nodeCreated",
+    "policyUpdate",
+    "nodeCreated",
+    "nodeNeedsApproval",
+    "nodeApproved",
+    "userRoleUpdated",
+    "nodeKeyExpired",
+    "nodeDeleted",
+  ];
+  await until(() => to.types().length >= wanted.length, "all events");
+  expect(to.types()).toEqual(wanted);
+  expect(to.events()[1]).toMatchObject({
+    version: 1,
+    tailnet: "net.test",
+    message: "Node web.net.test was added",
+    data: { nodeID: "1", deviceName: "web.net.test", managedBy: "alice" },
+  });
+  expect(to.events()[2]).toMatchObject({
+    data: { oldPolicy: "", newPolicy: '{"acls": []}', actor: "the admin socket" },
+  });
+  for (const { body, signature } of to.posted) {
+    const [, at, v1] = /^t=(\d+),v1=([0-9a-f]{64})$/.exec(signature)!;
+    expect(v1).toBe(createHmac("sha256", secret).update(`${at}.${body}`).digest("hex"));
+  }
+});
+
+test("each hears of what it asked for, chat services in a sentence; after its end nothing", async () => {
+  await using nodes = await receiver();
+  await using chat = await receiver();
+  await using s = await start();
+  const { endpointId } = await s.hook(nodes.url, ["nodeCreated"]);
+  await s.hook(chat.url, ["userCreated", "userDeleted"], "slack");
+  const user = await s.server.user("alice");
+  await s.server.join("web", await s.server.key({ user }));
+  await s.server.user("bob");
+  await s.server.admin("DELETE", "/user/2");
+  const said = () => chat.posted.map(({ body }) => (JSON.parse(body) as { text: string }).text).join("\n");
+  await until(() => said().split("\n").length >= 3, "the chat");
+  await until(() => nodes.posted.length > 0, "the node");
+  expect(nodes.types()).toEqual(["nodeCreated"]);
+  expect(said()).toBe("User alice was added\nUser bob was added\nUser bob was deleted");
+  expect((await s.api("PATCH", `/api/v2/webhooks/${endpointId}`, { subscriptions: ["nodeDeleted"] })).status).toBe(200);
+  await s.server.admin("DELETE", "/node/1");
+  await until(() => nodes.types().length > 1, "the deletion");
+  expect((await s.api("DELETE", `/api/v2/webhooks/${endpointId}`)).status).toBe(200);
+  expect((await s.api("POST", `/api/v2/webhooks/${endpointId}/test`)).status).toBe(404);
+  expect(
+    (await s.api("POST", `${T}/webhooks`, { endpointUrl: "ftp://x", subscriptions: ["nodeCreated"] })).status,
+  ).toBe(400);
+  expect((await s.api("POST", `${T}/webhooks`, { endpointUrl: nodes.url, subscriptions: ["everything"] })).status).toBe(
+    400,
+  );
+});
+
+test("what was not taken comes again, in order and signed anew; the server does not wait for it", async () => {
+  await using to = await receiver();
+  to.answers.push(503);
+  await using s = await start();
+  await s.hook(to.url, ["userCreated"]);
+  await s.server.user("alice");
+  await until(() => to.posted.length === 1, "the first attempt");
+  await s.server.user("bob");
+  await until(() => to.posted.length > 1, "the second attempt");
+  await until(() => to.events().length >= 3, "all of it");
+  expect(to.events().map(({ message }) => message)).toEqual([
+    "User alice was added",
+    "User alice was added",
+    "User bob was added",
+  ]);
+});
+
+test("a key that expires within a day is told once, when the day begins; what was so at the start is no news", async () => {
+  await using to = await receiver();
+  let now = Date.parse("2027-01-01T00:00:00Z");
+  await using s = await start({ now: () => now });
+  const user = await s.server.user("alice");
+  const key = await s.server.key({ user, reusable: true, expiration: null });
+  await s.server.join("web", key);
+  await s.server.admin("POST", "/node/1/expire", { expiry: "2027-01-03T00:00:00Z" });
+  await s.hook(to.url, ["nodeKeyExpiringInOneDay"]);
+  for (const step of [0, 86_400_000 - 1, 1, 5_000, 5_000]) {
+    now += step;
+    await s.server.control.tick();
+  }
+  await until(() => to.posted.length > 0, "the warning");
+  await s.api("POST", `/api/v2/webhooks/${(await s.hook(to.url, ["nodeDeleted"])).endpointId}/test`);
+  await until(() => to.types().includes("test"), "the test event");
+  expect(to.types()).toEqual(["nodeKeyExpiringInOneDay", "test"]);
+});
