@@ -3,10 +3,12 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import fc from "fast-check";
 import { createControl } from "./index.ts";
 import { Journal } from "./journal.ts";
 import { type Change, Model } from "./model.ts";
 import { Store } from "./store.ts";
+import { RefusedChange } from "./store-engine.ts";
 import { makeNode, makeSettings, makeUser } from "./testing.ts";
 
 let folder = "";
@@ -177,4 +179,54 @@ test("a change that nobody can be told of is none", async () => {
   expect([...model.users.keys()]).toEqual([1]);
   await journal.commit({ users: [makeUser(3)] });
   expect(written).toEqual([{ users: [makeUser(1)] }, { users: [makeUser(3)] }]);
+});
+
+test("whatever the store refuses, and when: the model is what the store holds, and each caller hears what became of his change", async () => {
+  const user = fc.record({ id: fc.integer({ min: 1, max: 6 }), name: fc.constantFrom("a", "b", "bad") });
+  const users = fc.uniqueArray(user, { maxLength: 3, selector: ({ id }) => id });
+  const change = fc
+    .record({ users, usersRemoved: fc.array(fc.integer({ min: 1, max: 6 }), { maxLength: 1 }) })
+    .filter((made) => !made.users.some(({ id }) => made.usersRemoved.includes(id)));
+  // Turns of the event loop, each with changes that come together.
+  const turns = fc.array(fc.array(change, { maxLength: 5 }), { maxLength: 6 });
+  await fc.assert(
+    fc.asyncProperty(turns, async (plan) => {
+      let rows = new Map<number, string>();
+      const model = new Model();
+      const write = async (changes: Change[]) => {
+        await new Promise((resolve) => setImmediate(resolve));
+        const next = new Map(rows);
+        for (const [index, { users = [], usersRemoved = [] }] of changes.entries()) {
+          if (users.some(({ name }) => name === "bad")) throw new RefusedChange(index, "bad");
+          for (const { id, name } of users) next.set(id, name);
+          for (const id of usersRemoved) next.delete(id);
+        }
+        rows = next;
+      };
+      const journal = new Journal(model, write, { onApplied: () => {}, onDurable: () => {} });
+      const outcomes: Promise<boolean>[] = [];
+      for (const together of plan) {
+        for (const { users, usersRemoved } of together) {
+          const records = users.map(({ id, name }) => makeUser(id, { name }));
+          const commit = journal.commit({ users: records, usersRemoved });
+          outcomes.push(
+            commit.then(
+              () => true,
+              () => false,
+            ),
+          );
+        }
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      const stored = await Promise.all(outcomes);
+      await journal.drained();
+      expect(new Map([...model.users].map(([id, { name }]) => [id, name]))).toEqual(rows);
+      // What is bad never stays, and takes nothing with it where nothing is.
+      const flat = plan.flat();
+      for (const [i, { users }] of flat.entries())
+        if (users.some(({ name }) => name === "bad")) expect(stored[i]).toBe(false);
+      if (flat.every(({ users }) => users.every(({ name }) => name !== "bad"))) expect(stored).not.toContain(false);
+    }),
+    { numRuns: 300, seed: 1 },
+  );
 });
