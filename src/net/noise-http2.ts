@@ -150,7 +150,6 @@ export class NoiseHttp2 {
   private close(): boolean {
     if (this.isOver) return false;
     this.isOver = true;
-    if (writer === this) used = 0;
     this.http2.close();
     this.onClose();
     return true;

@@ -634,10 +634,7 @@ export class Http2Connection {
 
   /** All that waits and may go now. */
   private pump(): void {
-    for (const stream of this.streams.values()) {
-      if (this.isBlocked) return;
-      this.pumpAndTell(stream);
-    }
+    for (const stream of this.streams.values()) this.pumpAndTell(stream);
   }
 
   private pumpAndTell(stream: Http2Stream): void {
