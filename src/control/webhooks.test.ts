@@ -4,6 +4,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { client } from "./api/testing.ts";
 import { makeSettings, TestServer, until } from "./testing.ts";
+import { surplusOf, type WebhookEvent } from "./webhooks.ts";
 
 const T = "/api/v2/tailnet/-";
 const settings = makeSettings({ policy: { mode: "database", path: "" } });
@@ -136,6 +137,21 @@ test("what was not taken comes again, in order and signed anew; the server does 
     "User alice was added",
     "User bob was added",
   ]);
+});
+
+test("what waits for a receiver that is away is bounded, in number and size: the oldest goes first", () => {
+  const event = (size: number): WebhookEvent => ({
+    timestamp: "2027-01-01T00:00:00Z",
+    version: 1,
+    type: "policyUpdate",
+    tailnet: "net.test",
+    message: "x".repeat(size),
+    data: null,
+  });
+  const small = Array.from({ length: 1003 }, () => event(10));
+  expect([surplusOf([]), surplusOf(small.slice(0, 1000)), surplusOf(small)]).toEqual([0, 0, 3]);
+  const large = Array.from({ length: 10 }, () => event(1_000_000));
+  expect([surplusOf(large.slice(0, 8)), surplusOf(large)]).toEqual([0, 2]);
 });
 
 test("a key that expires within a day is told once, when the day begins; what was so at the start is no news", async () => {

@@ -59,7 +59,7 @@ declare module "./model.ts" {
   }
 }
 
-interface WebhookEvent {
+export interface WebhookEvent {
   timestamp: string;
   version: 1;
   type: EventType | "test";
@@ -69,8 +69,9 @@ interface WebhookEvent {
 }
 
 const MAX_WEBHOOKS = 50;
-/** Events that wait for one receiver; older ones are dropped. */
+/** Events that wait for one receiver, and characters of them; older ones are dropped. */
 const MAX_WAITING = 1000;
+const MAX_WAITING_SIZE = 8 * 1024 * 1024;
 /** Of one request. */
 const MAX_EVENTS = 100;
 const TIMEOUT = 10_000;
@@ -92,6 +93,21 @@ async function post(url: string, body: string, headers: Record<string, string>, 
   return response.ok;
 }
 
+const sizes = new WeakMap<WebhookEvent, number>();
+
+/** How many of the oldest are too many. */
+export function surplusOf(events: readonly WebhookEvent[]): number {
+  let size = 0;
+  for (let kept = 0; kept < events.length; kept++) {
+    const event = events[events.length - 1 - kept]!;
+    const own = sizes.get(event) ?? JSON.stringify(event).length;
+    sizes.set(event, own);
+    size += own;
+    if (kept >= MAX_WAITING || size > MAX_WAITING_SIZE) return events.length - kept;
+  }
+  return 0;
+}
+
 export class Webhooks {
   private readonly waiting = new Map<string, Waiting>();
   private candidates: Effect[] = [];
@@ -100,10 +116,7 @@ export class Webhooks {
   private lastLook: Millis;
   private readonly stopping = new AbortController();
 
-  constructor(
-    private readonly context: ControlContext,
-    private readonly retries: readonly Millis[] = RETRIES,
-  ) {
+  constructor(private readonly context: ControlContext) {
     this.lastPolicy = context.policies.current().text;
     this.lastLook = context.now();
   }
@@ -258,7 +271,7 @@ export class Webhooks {
     const waiting = this.waiting.get(id) ?? { events: [], isSending: false, failures: 0, timer: null };
     this.waiting.set(id, waiting);
     waiting.events.push(...events);
-    if (waiting.events.length > MAX_WAITING) waiting.events.splice(0, waiting.events.length - MAX_WAITING);
+    waiting.events.splice(0, surplusOf(waiting.events));
     if (!waiting.isSending && !waiting.timer) this.send(id, waiting);
   }
 
@@ -270,7 +283,7 @@ export class Webhooks {
     waiting.isSending = false;
     // Deleted, or the server ends.
     if (this.waiting.get(id) !== waiting || !record) return;
-    const retry = this.retries[waiting.failures];
+    const retry = RETRIES[waiting.failures];
     if (!taken && retry !== undefined) {
       waiting.failures++;
       waiting.timer = setTimeout(() => {
