@@ -35,6 +35,7 @@ import { checkVersion, handleMachineRequest, type MachineHandlers, MachineRouter
 import { encodeFrame } from "./map-frames.ts";
 import { KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { Sweep } from "./map-sweep.ts";
+import { Turns } from "./map-turns.ts";
 import { Metrics } from "./metrics.ts";
 import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, hasName, type TailnetConfig, View } from "./netmap.ts";
@@ -213,6 +214,7 @@ class ControlServer implements Control {
   private readonly sshChecks: SSHChecks;
   private readonly streams = new Map<number, MapStream>();
   private readonly sweep = new Sweep();
+  private readonly turns = new Turns();
   private readonly offlineTimers = new Map<number, ReturnType<typeof setTimeout>>();
   /** Nodes that were removed, whose streams end as soon as that is durable. */
   private leaving: NodeRecord[] = [];
@@ -591,6 +593,7 @@ class ControlServer implements Control {
     this.offlineTimers.clear();
     const open = [...this.streams.values()];
     this.streams.clear();
+    this.turns.close();
     for (const stream of open) stream.end();
     this.sweep.close();
     const now = this.now();
@@ -706,6 +709,7 @@ class ControlServer implements Control {
       zstd: input.zstd,
       keepAlive: input.keepAlive ? (this.options.keepAlive ?? KEEP_ALIVE) : null,
       sweep: this.sweep,
+      turns: this.turns,
       now: this.now,
       random: Math.random,
       onSent: (kind) => {

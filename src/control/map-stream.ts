@@ -8,6 +8,7 @@ import type { Http2Stream } from "../wire/h2.ts";
 import type { MapResponse, PingRequest } from "../wire/tailcfg.ts";
 import { encodeFrame, encodeMessage } from "./map-frames.ts";
 import type { Reader, Sweep } from "./map-sweep.ts";
+import type { Guest, Turns } from "./map-turns.ts";
 import type { MapMessage } from "./metrics.ts";
 import type { Model } from "./model.ts";
 import type { TailnetConfig, View } from "./netmap.ts";
@@ -29,6 +30,8 @@ export interface MapStreamOptions {
   keepAlive: { every: number; jitter: number } | null;
   /** Decides when this stream is written to. */
   sweep: Sweep;
+  /** Decides when it gets its first message. */
+  turns: Turns;
   now: () => number;
   /** 0 to 1. */
   random: () => number;
@@ -38,7 +41,7 @@ export interface MapStreamOptions {
   onClose(): void;
 }
 
-export class MapStream implements Reader {
+export class MapStream implements Reader, Guest {
   isDue = false;
   private lastWrite = Number.NEGATIVE_INFINITY;
   private keepAliveTimer: ReturnType<typeof setTimeout> | null = null;
@@ -46,6 +49,8 @@ export class MapStream implements Reader {
   /** Pieces of a message of which the beginning is under way. */
   private rest: readonly Uint8Array[] = NOTHING;
   private ended = false;
+  /** Before its first message, until that is on its way. */
+  private turn: "awaited" | "on" | "over" = "awaited";
 
   constructor(private readonly options: MapStreamOptions) {
     const { stream } = options;
@@ -55,10 +60,14 @@ export class MapStream implements Reader {
       this.poke();
     };
     stream.onClose(() => this.onClose());
-    stream.cork();
-    stream.respond(200, { "content-type": "application/octet-stream" });
+    options.turns.enter(this);
+    // Whoever has to wait sees that the request was heard.
+    this.respond();
+  }
+
+  begin(): void {
+    this.turn = "on";
     this.write();
-    stream.uncork();
     this.armKeepAlive();
   }
 
@@ -81,13 +90,13 @@ export class MapStream implements Reader {
   /** Has what is due written as soon as the client and the load allow. */
   poke(): void {
     const { view, model, sweep } = this.options;
-    if (!this.ended && !this.waitsForDrain && view.hasWork(model)) sweep.add(this);
+    if (this.turn !== "awaited" && !this.ended && !this.waitsForDrain && view.hasWork(model)) sweep.add(this);
   }
 
   /** Puts a question to the client at once. False: it cannot be sent, because the client does not read. */
   ping(request: PingRequest): boolean {
     const { stream, zstd } = this.options;
-    if (this.ended || this.waitsForDrain || stream.isClosed) return false;
+    if (this.turn === "awaited" || this.ended || this.waitsForDrain || stream.isClosed) return false;
     this.send(encodeMessage({ PingRequest: request }, zstd), "ping");
     return true;
   }
@@ -122,11 +131,29 @@ export class MapStream implements Reader {
 
   private sendPieces(): void {
     const { stream } = this.options;
+    const { rest } = this;
     let sent = 0;
+    const put = (until: number): void => {
+      while (sent < until && !this.waitsForDrain) this.waitsForDrain = !stream.write(rest[sent++]!);
+    };
     stream.cork();
-    while (sent < this.rest.length && !this.waitsForDrain) this.waitsForDrain = !stream.write(this.rest[sent++]!);
+    this.respond();
+    put(rest.length > 1 ? rest.length - 1 : rest.length);
     stream.uncork();
-    this.rest = sent < this.rest.length ? this.rest.slice(sent) : NOTHING;
+    // The last of several stays behind when those before have filled the socket: its drain says that they are taken.
+    put(rest.length);
+    this.rest = sent < rest.length ? rest.slice(sent) : NOTHING;
+    if (this.turn === "on" && this.rest.length === 0 && !this.waitsForDrain) this.leave();
+  }
+
+  private respond(): void {
+    const { stream } = this.options;
+    if (!stream.isAnswered) stream.respond(200, { "content-type": "application/octet-stream" });
+  }
+
+  private leave(): void {
+    this.turn = "over";
+    this.options.turns.leave(this);
   }
 
   /** The timer runs on while messages go out, and looks at the time of the last one when it is due. */
@@ -150,6 +177,7 @@ export class MapStream implements Reader {
   }
 
   private stopTimers(): void {
+    this.leave();
     this.options.sweep.remove(this);
     if (this.keepAliveTimer) clearTimeout(this.keepAliveTimer);
     this.keepAliveTimer = null;
