@@ -164,6 +164,23 @@ test("a node key of another machine is refused and logged, and those who try on 
   expect(lines.filter((line) => line.includes("presented a pre-auth key that never was"))).toHaveLength(5);
 });
 
+test("a login that began while a node key was nobody's cannot take it from the machine that has it since", async () => {
+  await using t = await withClock();
+  const user = await t.server.user("alice");
+  const authKey = await t.key({ user });
+  const node = await t.server.join("a", authKey);
+  await t.server.admin("DELETE", "/node/1");
+  const thief = t.server.node("thief");
+  thief.nodeKey = node.nodeKey;
+  const url = (await thief.register()).AuthURL!;
+  expect(await node.register({ authKey })).toMatchObject({ Error: "" });
+  const id = await idOf(node);
+  await expect(t.server.control.logins.complete(loginIdOf(url)!, user, "cli")).rejects.toThrow("another machine");
+  expect((await thief.register({ followup: url })).Error).toContain("belongs to another machine");
+  expect(await idOf(node)).toBe(id);
+  expect(t.server.control.stats().nodes).toBe(1);
+});
+
 test("keys: the server's expiry is the most that a client gets; tagged nodes have none", async () => {
   await using t = await withClock();
   const user = await t.server.user("alice");

@@ -56,6 +56,8 @@ export class LoginRefused extends Error {
   override name = "LoginRefused";
 }
 
+const FOREIGN_KEY = "this node key belongs to another machine: log out and join again to get a new one";
+
 /** `machineKey`: "mkey:…" as the handshake proved it. Throws BadRequest. */
 export function planRegister(ctx: ControlContext, input: RegisterInput, machineKey: string): Registration {
   const { model } = ctx;
@@ -63,7 +65,7 @@ export function planRegister(ctx: ControlContext, input: RegisterInput, machineK
   const known = model.nodeByKey(input.nodeKey);
   if (known && known.machineKey !== machineKey) {
     return {
-      ...refuse("this node key belongs to another machine: log out and join again to get a new one"),
+      ...refuse(FOREIGN_KEY),
       guess: `${machineKey} presented the node key of node ${known.id}, which belongs to another machine: refused`,
     };
   }
@@ -158,8 +160,8 @@ function mayTakeOver(node: NodeRecord, key: PreAuthKeyRecord): boolean {
 }
 
 /**
- * A user signed in for this machine. Throws LoginRefused: the tags that the client asks for are not this user's to give, or
- * there is no address left.
+ * A user signed in for this machine. Throws LoginRefused: the tags that the client asks for are not this user's to give, the
+ * node key is another machine's by now, or there is no address left.
  */
 export function planLogin(
   ctx: ControlContext,
@@ -168,6 +170,9 @@ export function planLogin(
   login: SignedIn,
 ): { change: Change; node: NodeRecord } {
   const now = ctx.now();
+  const holder = ctx.model.nodeByKey(input.nodeKey);
+  // It was nobody's when this login began.
+  if (holder && holder.machineKey !== machineKey) throw new LoginRefused(FOREIGN_KEY);
   const tags = requestedTags(input.hostinfo);
   const problem = claimProblem(ctx.access, login.userId, tags);
   if (problem) throw new LoginRefused(problem);
@@ -185,7 +190,6 @@ export function planLogin(
     authKeyId: existing?.authKeyId ?? null,
     registerMethod: login.method,
   };
-  const holder = ctx.model.nodeByKey(input.nodeKey);
   // The key of an expired node, and now somebody else has signed in with it: the old node is left with a key of nobody.
   const left = holder && holder.id !== existing?.id ? [{ ...holder, nodeKey: keyOfNobody(holder) }] : [];
   const { node, more } = place(ctx, input, machineKey, existing, owner, login.method === "cli", now);
