@@ -389,6 +389,9 @@ policy: { mode: file, path: ${policy} }
       ),
     );
     await stateIs(current, "NeedsMachineAuth");
+    await until("its user reads what to do", async () =>
+      JSON.stringify(await current.status()).includes("weft nodes authorize -i "),
+    );
     const waiting = (await nodes(strict)).find((node) => node.user.name === "erin");
     await api(strict, "POST", `/api/v2/device/${waiting!.id}/authorized`, { authorized: true });
     await finished(current, up);
