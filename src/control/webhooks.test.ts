@@ -55,6 +55,7 @@ test("who subscribed hears of nodes, users and the policy, signed with the secre
   await using to = await receiver();
   await using s = await start();
   const { endpointId, secret } = await s.hook(to.url, ["categoryTailnetManagement"]);
+  expect(secret).toMatch(new RegExp(`^hskey-webhook-${endpointId}-[0-9a-f]{64}$`));
   expect((await s.api("GET", `/api/v2/webhooks/${endpointId}`)).text).not.toContain(secret);
   const user = await s.server.user("alice");
   await s.server.join("web", await s.server.key({ user }));

@@ -146,7 +146,7 @@ export class Webhooks {
       throw new CommandError(409, `there are ${MAX_WEBHOOKS} webhooks: delete some first`);
     const now = this.context.now();
     const id = hex(this.context.random(8));
-    return this.put({ ...input, id, secret: this.mint(), createdAt: now, updatedAt: now });
+    return this.put({ ...input, id, secret: this.mint(id), createdAt: now, updatedAt: now });
   }
 
   async update(id: string, subscriptions: readonly Subscription[]): Promise<WebhookRecord> {
@@ -154,7 +154,7 @@ export class Webhooks {
   }
 
   async rotate(id: string): Promise<WebhookRecord> {
-    return this.put({ ...this.get(id), secret: this.mint(), updatedAt: this.context.now() });
+    return this.put({ ...this.get(id), secret: this.mint(id), updatedAt: this.context.now() });
   }
 
   async delete(id: string): Promise<void> {
@@ -292,7 +292,9 @@ export class Webhooks {
       }, retry);
       return;
     }
-    if (!taken) this.context.log(`webhook ${id}: ${record.url} takes nothing; ${part.length} events are dropped`);
+    // The host alone: addresses of chat services are secrets.
+    if (!taken)
+      this.context.log(`webhook ${id}: ${new URL(record.url).host} takes nothing; ${part.length} events are dropped`);
     waiting.failures = 0;
     // Not by count: while this was under way, the oldest may have been pushed out.
     waiting.events = waiting.events.filter((event) => !part.includes(event));
@@ -315,8 +317,8 @@ export class Webhooks {
     }
   }
 
-  private mint(): string {
-    return `hskey-webhook-${hex(this.context.random(32))}`;
+  private mint(id: string): string {
+    return `hskey-webhook-${id}-${hex(this.context.random(32))}`;
   }
 
   private async put(record: WebhookRecord): Promise<WebhookRecord> {
