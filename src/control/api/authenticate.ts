@@ -19,7 +19,7 @@ export interface Credentials {
 
 /** Throws CommandError: 401, or 429 to a wrong key while this address must wait. */
 export function authenticate(c: Context, { apiKeys, oauth, attempts, now, log }: Credentials): Caller {
-  const text = credential(c.req.header("Authorization") ?? "");
+  const text = credential(c.req.header("Authorization") ?? "", c.req.header("Sec-Fetch-Site"));
   if (text === null)
     throw new CommandError(401, "this needs an API key: send it as `Authorization: Bearer KEY` (weft apikeys create)");
   const caller = text.startsWith("hskey-oauthtok-") ? byToken(oauth, text) : byKey(apiKeys, text);
@@ -62,11 +62,15 @@ function byToken(oauth: OAuthClients, text: string): Caller | "expired" | null {
   return { kind: "oauth", name: `OAuth client ${client.prefix}`, scopes, tags };
 }
 
-/** Null when there is none. */
-function credential(header: string): string | null {
+/**
+ * Null when there is none. Browsers send what they know of Basic by themselves, also where another site asks them to:
+ * `site` says so, and then it counts for nothing.
+ */
+function credential(header: string, site: string | undefined): string | null {
   const [, scheme, value] = /^(Bearer|Basic) +(\S+)$/i.exec(header.slice(0, 1024)) ?? [];
   if (!scheme || !value) return null;
   if (scheme.toLowerCase() === "bearer") return value;
+  if (site === "cross-site" || site === "same-site") return null;
   return basic(value).user || null;
 }
 

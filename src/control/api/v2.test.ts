@@ -41,6 +41,16 @@ test("errors have Tailscale's shape; another tailnet than - does not exist", asy
   const basic = Buffer.from(`${s.apiKey}:`).toString("base64");
   const asBasic = await client(s.server)("GET", `${T}/devices`, undefined, { Authorization: `Basic ${basic}` });
   expect(asBasic.body).toEqual({ devices: [] });
+  // A browser that knows the key, for a page of its own and for one of another site.
+  for (const [site, status] of [
+    ["same-origin", 200],
+    ["none", 200],
+    ["cross-site", 401],
+    ["same-site", 401],
+  ] as const) {
+    const headers = { Authorization: `Basic ${basic}`, "Sec-Fetch-Site": site };
+    expect((await client(s.server)("GET", `${T}/devices`, undefined, headers)).status).toBe(status);
+  }
 });
 
 test("the policy file: HuJSON or JSON, with ETag and If-Match", async () => {
