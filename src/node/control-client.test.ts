@@ -1,4 +1,6 @@
 import { afterEach, describe, expect, test } from "bun:test";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { formatKey, randomBytes } from "../crypto/keys.ts";
 import { x25519Public } from "../crypto/x25519.ts";
 import type { Node } from "../wire/tailcfg.ts";
@@ -380,25 +382,31 @@ describe("requests of the server", () => {
 });
 
 describe("servers that are none", () => {
-  const sentences: [string, (request: Request) => Response, string][] = [
-    ["a web server", () => new Response("hello"), "is no JSON"],
-    ["a server without a key", () => Response.json({}), "names no public key"],
-    ["an error page", () => new Response("", { status: 503 }), "status 503"],
-    ["an endless page", () => new Response("x".repeat(100_000)), "more than 65536 bytes"],
+  const key = JSON.stringify({ publicKey: `mkey:${"11".repeat(32)}` });
+  const sentences: [what: string, answer: (path: string) => [status: number, body: string], sentence: string][] = [
+    ["a web server", () => [200, "hello"], "is no JSON"],
+    ["a server without a key", () => [200, "{}"], "names no public key"],
+    ["an error page", () => [503, ""], "status 503"],
+    ["an endless page", () => [200, "x".repeat(100_000)], "more than 65536 bytes"],
     [
       "a server that does not upgrade",
-      (request) =>
-        new URL(request.url).pathname === "/key"
-          ? Response.json({ publicKey: `mkey:${"11".repeat(32)}` })
-          : new Response("nothing here", { status: 404 }),
+      (path) => (path.startsWith("/key") ? [200, key] : [404, "nothing here"]),
       "answered /ts2021 with status 404",
     ],
   ];
-  for (const [what, fetch, sentence] of sentences)
+  for (const [what, answer, sentence] of sentences)
     test(`${what} is named in one sentence, again and again but not at once`, async () => {
-      const server = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch });
-      closers.push(() => server.stop(true));
-      const { seen } = startClient({ url: `http://127.0.0.1:${server.port}` } as FixtureControl);
+      const server = createServer((request, response) => {
+        const [status, body] = answer(request.url!);
+        response.writeHead(status).end(body);
+      });
+      await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+      closers.push(async () => {
+        server.closeAllConnections();
+        server.close();
+      });
+      const { port } = server.address() as AddressInfo;
+      const { seen } = startClient({ url: `http://127.0.0.1:${port}` } as FixtureControl);
       await until(() => seen.logs.length >= 2, "two attempts");
       expect(seen.logs[0]).toContain(sentence);
       expect(seen.logs[0]).not.toContain("\n");
