@@ -82,12 +82,13 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("several routers", () => {
     const id = await idOf(member);
     await until(`${member.name} answers the box`, async () => (await box.admin("debug", "ping", "-i", id)) !== null);
   };
-  /** Whoever answered at an address as long as `during` took, in turn. */
-  const answeredBy = async (ip: string, during: () => Promise<void>): Promise<string[]> => {
-    const asking = new Daemon(client.host, [process.execPath, "-e", ASK, ip]);
+  /** The routers behind which the site answered as long as `during` took, in turn. `by` waits for the answer of one. */
+  const answeredBy = async (during: (by: (n: number) => Promise<boolean>) => Promise<void>): Promise<string[]> => {
+    const asking = new Daemon(client.host, [process.execPath, "-e", ASK, "192.168.50.10"]);
     try {
-      await until("somebody answers", () => asking.output() !== "");
-      await during();
+      await during((n) =>
+        until(`the next answer is that of router ${n}`, () => asking.lastLine() === `site 10.99.${n}.1`),
+      );
     } finally {
       asking.kill();
       await asking.exited;
@@ -164,9 +165,11 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("several routers", () => {
     await serve(r2, B, C);
     await serve(r3, A, C);
     await through([1, 1, 2], A, B, C);
-    const answers = await answeredBy("192.168.50.10", async () => {
+    const answers = await answeredBy(async (by) => {
+      await by(1);
       await r1.stop("SIGKILL");
       await through([3, 2, 2], A, B, C);
+      await by(3);
       await r1.start();
       await r1.running();
       await isWell(r1);
@@ -177,13 +180,20 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("several routers", () => {
 
   test("HASubnetRouterPingFailover: a router that is cut off without a word loses its subnets, whichever it is and however often", async () => {
     const [r1, , r3] = routers as [Tailscaled, Tailscaled, Tailscaled];
-    const answers = await answeredBy("192.168.50.10", async () => {
+    const answers = await answeredBy(async (by) => {
+      await by(3);
       for (const [gone, next] of [
         [r3, 1],
         [r1, 3],
       ] as const) {
         await cut(gone.host);
+        await until(`the box has missed ${gone.name} before its connection has ended`, async () => {
+          expect(await serving(A)).toEqual([next]);
+          const nodes = await box.admin<{ name: string; online: boolean }[]>("nodes", "list");
+          return nodes.find(({ name }) => name === gone.name)!.online;
+        });
         await through([next, 2, 2], A, B, C);
+        await by(next);
         await mend(gone.host);
         await isWell(gone);
       }
