@@ -35,6 +35,12 @@ const MAX_PER_MACHINE = 8;
 /** Connections of all machines; for one more, the one goes that has been silent for longest without a request. */
 const MAX_CONNECTIONS = 20_000;
 
+/**
+ * When so many connections have ended, and half of all, they are about to come again. Most of what they held is no part of the
+ * JavaScript heap, so the collector does not see how much it is.
+ */
+const MANY_ENDED = 200;
+
 /** One Noise connection. */
 export interface Connection {
   /** "mkey:…", proved by the handshake. */
@@ -69,6 +75,8 @@ export class NoiseServer {
   private readonly watch: ReturnType<typeof setInterval>;
   private readonly liveness: Liveness;
   private closed = false;
+  /** Connections, since memory was collected for them. */
+  private ended = 0;
 
   constructor(private readonly options: NoiseServerOptions) {
     this.liveness = { ...LIVENESS, ...options.liveness };
@@ -239,6 +247,10 @@ export class NoiseServer {
 
   private forget(connection: Watched): void {
     this.connections.delete(connection);
+    if (++this.ended >= Math.max(MANY_ENDED, this.connections.size)) {
+      this.ended = 0;
+      setImmediate(() => Bun.gc(true));
+    }
     const own = this.byMachine.get(connection.machineKey);
     own?.delete(connection);
     if (own?.size === 0) this.byMachine.delete(connection.machineKey);
