@@ -112,7 +112,7 @@ async function useAll(): Promise<void> {
   shown.push(await ask("GET", `/oidc/callback?code=x&state=${idp.requests.at(-1)!.get("state")}`, ""));
   expect((await browser.submit(page, { answer: "yes" })).text).toContain("connected as");
   for (const cookie of browser.setCookies) {
-    const [, name, value] = /^(weft_\w+)=(\w[^;]+);/.exec(cookie) ?? [];
+    const [, name, value] = /^(weft_[\w-]+)=([^;]+);/.exec(cookie) ?? [];
     if (name) secrets.set(`cookie ${name}`, value!);
   }
   // API keys, OAuth clients and their tokens.
