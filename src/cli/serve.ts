@@ -4,6 +4,7 @@ import { mkdirSync, readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { dirname } from "node:path";
 import { Hono } from "hono";
+import { releaseProgramCode } from "../../ffi/process.ts";
 import { AcmeCertificates } from "../net/acme.ts";
 import { hostGuard, securityHeaders } from "../net/guards.ts";
 import { type Certificate, type Listener, listen, type UpgradeHandler } from "../net/listener.ts";
@@ -16,6 +17,8 @@ import { UsageError } from "./flags.ts";
 import { readTls, TlsWatch, withMetaCertificate } from "./tls.ts";
 
 export const STUN_PORT = 3478;
+/** Milliseconds after the start at which memory and code that only the start needed are given back. */
+const SETTLED_MS = 2000;
 /** 900 to 999 are for custom regions. */
 const REGION: RelayRegion = { id: 999, code: "weft", name: "Weft relay", ipv4: null, ipv6: null };
 
@@ -225,6 +228,11 @@ export async function runServer(
     console.log(
       `${verb} ready: ${config.url.origin}, listening on ${showAddress(listener)}${parts.about}, data in ${config.dataDir}`,
     );
+    const settled = setTimeout(() => {
+      Bun.gc(true);
+      releaseProgramCode();
+    }, SETTLED_MS);
+    cleanups.push(() => clearTimeout(settled));
     await signal;
   } finally {
     await endWithin(cleanups, log);
