@@ -5,7 +5,7 @@ import type { z } from "zod";
 import type { PolicyComparison, PolicyExplanation, PolicyHistory } from "../control/api/v1-policy.ts";
 import { checkPolicyAlone, lineAt, PolicyError, parsePolicy } from "../control/policy/index.ts";
 import { type OfflinePolicies, openPoliciesOffline } from "../control/policy-offline.ts";
-import { AdminClient, NoServer } from "./admin-client.ts";
+import { AdminClient, CONNECTION_FLAGS, NoServer } from "./admin-client.ts";
 import { type Flags, nearest, parseFlags, UsageError } from "./flags.ts";
 import { parseFormat, printable, serialize, showTime, table } from "./output.ts";
 import { configOf } from "./serve.ts";
@@ -36,13 +36,7 @@ export const FLAGS = {
   file: { kind: "string", short: "f" },
   proto: "string",
   output: { kind: "string", short: "o" },
-  config: { kind: "string", short: "c" },
-  data: "string",
-  socket: "string",
-  address: "string",
-  "api-key": "string",
-  timeout: "duration",
-  insecure: "boolean",
+  ...CONNECTION_FLAGS,
   force: "boolean",
   [BYPASS]: "boolean",
   help: { kind: "boolean", short: "h" },
