@@ -51,11 +51,6 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("capabilities of grants betwe
   let reader: Member;
   let writer: Member;
 
-  const run = async (member: Member, ...args: string[]): Promise<string> => {
-    const result = await member.host.run(member.cli(...args));
-    if (result.code !== 0) throw new Error(`${args.join(" ")} on ${member.name}: ${result.stderr}${result.stdout}`);
-    return result.stdout;
-  };
   /** A request to the Taildrive of a member: status and text. */
   const drive = async (member: Member, path: string, init: RequestInit = {}): Promise<string> => {
     const url = `http://100.100.100.100:8080/${path}`;
@@ -89,7 +84,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("capabilities of grants betwe
   }, 300_000);
 
   test("TestGrantCapDrive: who may read reads, who may write writes, and nobody else does either", async () => {
-    await run(server, "drive", "share", "docs", documents);
+    await server.run("drive", "share", "docs", documents);
     const share = "weft.internal/server/docs";
     await until("the reader reads", async () => {
       const answer = await drive(reader, `${share}/a.txt`);
@@ -107,7 +102,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("capabilities of grants betwe
   }, 300_000);
 
   test("TestGrantCapRelay: two nodes that cannot reach each other by UDP talk through a third", async () => {
-    await run(server, "set", "--relay-server-port=40404");
+    await server.run("set", "--relay-server-port=40404");
     // Between the two, UDP is cut; each still reaches the relay's host.
     for (const [from, to] of [
       [reader, writer],

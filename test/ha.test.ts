@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { type Host, Lab } from "../lab/network.ts";
-import { Box, cannotUseNamespaces, certificate, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import { Box, cannotUseNamespaces, certificate, shell, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
 
 const SUBNETS = ["192.168.50.0/24", "192.168.60.0/24", "192.168.70.0/24"] as const;
@@ -42,21 +42,12 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("several routers", () => {
   let routers: Tailscaled[] = [];
   let client: Tailscaled;
 
-  const shell = async (host: Host, command: string): Promise<void> => {
-    const { code, stderr } = await host.run(["sh", "-ec", command]);
-    if (code !== 0) throw new Error(`${command} on ${host.name}: ${stderr}`);
-  };
-  const run = async (member: Tailscaled, ...args: string[]): Promise<string> => {
-    const { code, stdout, stderr } = await member.host.run(member.cli(...args));
-    if (code !== 0) throw new Error(`${args.join(" ")} on ${member.name}: ${stderr}${stdout}`);
-    return stdout;
-  };
   const idOf = async (member: Tailscaled): Promise<string> => {
     const nodes = await box.admin<{ id: string; ipAddresses: string[] }[]>("nodes", "list");
     return nodes.find(({ ipAddresses }) => ipAddresses.includes(member.ip4))!.id;
   };
   const serve = async (member: Tailscaled, ...routes: string[]): Promise<void> => {
-    await run(member, "set", `--advertise-routes=${routes.join()}`);
+    await member.run("set", `--advertise-routes=${routes.join()}`);
     await box.admin("nodes", "approve-routes", "-i", await idOf(member), "-r", routes.join());
   };
   /** The routers of these prefixes, by number. */
@@ -148,7 +139,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("several routers", () => {
     // In turn: the one with the lowest id is elected first.
     for (const router of routers) await router.up(box.url, key);
     await joining;
-    await run(client, "set", "--accept-routes");
+    await client.run("set", "--accept-routes");
   }, 300_000);
 
   afterAll(async () => {
@@ -225,17 +216,17 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("several routers", () => {
         return true;
       });
     for (const router of [r1, r2]) {
-      await run(router, "set", "--advertise-exit-node", "--advertise-routes=");
+      await router.run("set", "--advertise-exit-node", "--advertise-routes=");
       await box.admin("nodes", "approve-routes", "-i", await idOf(router), "-r", "0.0.0.0/0");
     }
-    await until("both are offered", async () => /r1.*r2/s.test(await run(client, "exit-node", "list")));
-    await run(client, "set", "--exit-node=r1");
+    await until("both are offered", async () => /r1.*r2/s.test(await client.run("exit-node", "list")));
+    await client.run("set", "--exit-node=r1");
     await leavesAs(r1.host);
     await r1.stop("SIGKILL");
     await leavesAs(null);
-    await run(client, "set", "--exit-node=r2");
+    await client.run("set", "--exit-node=r2");
     await leavesAs(r2.host);
-    await run(client, "set", "--exit-node=");
+    await client.run("set", "--exit-node=");
     await leavesAs(client.host);
     await r1.start();
     await r1.running();
@@ -245,10 +236,10 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("several routers", () => {
     const [r1, , r3] = routers as [Tailscaled, Tailscaled, Tailscaled];
     const twin = lab.hosts.find(({ name }) => name === "twin")!;
     await wire(r3.host, twin, 3, A);
-    const via = async (site: number, prefix: string) => (await run(client, "debug", "via", `${site}`, prefix)).trim();
+    const via = async (site: number, prefix: string) => (await client.run("debug", "via", `${site}`, prefix)).trim();
     const routes = [await via(1, A), await via(7, A)] as const;
     expect(routes).toEqual(["fd7a:115c:a1e0:b1a:0:1:c0a8:3200/120", "fd7a:115c:a1e0:b1a:0:7:c0a8:3200/120"]);
-    await run(r1, "set", "--advertise-exit-node=false");
+    await r1.run("set", "--advertise-exit-node=false");
     await Promise.all([serve(r1, routes[0]), serve(r3, routes[1])]);
     for (const [number, wanted] of [
       [1, "site 10.99.1.1"],

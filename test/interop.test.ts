@@ -41,14 +41,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     if (!found) throw new Error(`no node has the address of ${member.name}`);
     return found;
   };
-  const run = async (member: Member, ...args: string[]): Promise<string> => {
-    const result = await member.host.run(member.cli(...args));
-    if (result.code !== 0) throw new Error(`${args.join(" ")} on ${member.name}: ${result.stderr}${result.stdout}`);
-    return result.stdout;
-  };
   const up = (member: Member, authKey: string, ...more: string[]) =>
-    run(
-      member,
+    member.run(
       "up",
       `--login-server=${box.url}`,
       `--auth-key=${authKey}`,
@@ -108,8 +102,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
   test("TestPingAllByIP, TestPingAllByIPManyUpDown: down and up again, three times", async () => {
     await reach(current, old);
     for (let i = 0; i < 3; i++) {
-      await run(i % 2 ? current : old, "down");
-      await run(i % 2 ? current : old, "up");
+      await (i % 2 ? current : old).run("down");
+      await (i % 2 ? current : old).run("up");
     }
     await Promise.all([current.running(), old.running()]);
     await reach(current, old);
@@ -122,7 +116,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
       [old, "current"],
     ] as const)
       await until(`${from.name} has a pong`, async () =>
-        (await run(from, "ping", "--c=1", "--until-direct=false", name)).includes(`pong from ${name}`),
+        (await from.run("ping", "--c=1", "--until-direct=false", name)).includes(`pong from ${name}`),
       );
   });
 
@@ -136,27 +130,27 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
       mkdirSync(inbox, { recursive: true });
       writeFileSync(sent, crypto.getRandomValues(new Uint8Array(60_000)));
       await until(`${from.name} sends a file to ${to.name}`, async () => {
-        await run(from, "file", "cp", sent, `${to.ip4}:`);
+        await from.run("file", "cp", sent, `${to.ip4}:`);
         return true;
       });
-      await run(to, "file", "get", "--wait=true", "--conflict=overwrite", inbox);
+      await to.run("file", "get", "--wait=true", "--conflict=overwrite", inbox);
       expect(readFileSync(join(inbox, `from-${from.name}.bin`))).toEqual(readFileSync(sent));
     }
   }, 300_000);
 
   test("TestUpdateHostnameFromClient: the name follows the client, an administrator's name sticks, clashes get a suffix", async () => {
     const { id } = await nodeOf(current);
-    await run(current, "set", "--hostname=Joe's Mac mini");
+    await current.run("set", "--hostname=Joe's Mac mini");
     await until("the name has followed", async () => (await nodeOf(current)).givenName === "joes-mac-mini");
     expect((await nodeOf(current)).name).toBe("Joe's Mac mini");
     await sees(old, current.ip4, "under its new name", (peer) => String(peer?.DNSName).startsWith("joes-mac-mini."));
-    await run(current, "set", "--hostname=old");
+    await current.run("set", "--hostname=old");
     await until(
       "the name is another than that of the other node",
       async () => (await nodeOf(current)).givenName === "old-1",
     );
     await box.admin("nodes", "rename", "-i", id, "chosen");
-    await run(current, "set", "--hostname=current");
+    await current.run("set", "--hostname=current");
     await until("the host's name is known", async () => (await nodeOf(current)).name === "current");
     expect((await nodeOf(current)).givenName).toBe("chosen");
     await sees(old, current.ip4, "under the administrator's name", (peer) =>
@@ -195,7 +189,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
 
   test("TestAuthKeyLogoutAndReloginSameUser: id and addresses stay", async () => {
     const before = await nodeOf(current);
-    await run(current, "logout");
+    await current.run("logout");
     await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
     await up(current, key);
     await current.running();
@@ -207,7 +201,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     const user = (await nodeOf(current)).user.name;
     const made = await box.admin<{ id: string; key: string }>("preauthkeys", "create", "--user", user, "--reusable");
     await box.admin("preauthkeys", "expire", "--id", made.id);
-    await run(current, "logout");
+    await current.run("logout");
     await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
     await expect(up(current, made.key)).rejects.toThrow("expired");
     await current.restart();
@@ -217,7 +211,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
 
   test("TestAuthKeyLogoutAndReloginNewUser: a node of its own for the new user, the former one is kept", async () => {
     const before = await nodeOf(current);
-    await run(current, "logout");
+    await current.run("logout");
     await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
     const other = await box.key();
     await up(current, other);
@@ -226,7 +220,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     expect(after.id).not.toBe(before.id);
     expect(after.user.name).not.toBe(before.user.name);
     expect((await nodes()).map(({ id }) => id)).toContain(before.id);
-    await run(current, "logout");
+    await current.run("logout");
     await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
     await up(current, key);
     await current.running();
@@ -235,23 +229,23 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
 
   test("TestAuthKeyLogoutAndReloginRoutesPreserved (#2896): approved routes are served again after a new login", async () => {
     const route = "10.99.0.0/24";
-    await run(current, "set", `--advertise-routes=${route}`);
+    await current.run("set", `--advertise-routes=${route}`);
     const { id } = await nodeOf(current);
     await box.admin("nodes", "approve-routes", "-i", id, "-r", route);
-    await run(current, "logout");
+    await current.run("logout");
     await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
     await up(current, key, `--advertise-routes=${route}`);
     await current.running();
     await until("the route is served again", async () => (await nodeOf(current)).subnetRoutes.includes(route));
     expect(await nodeOf(current)).toMatchObject({ id, approvedRoutes: [route] });
     await sees(old, current.ip4, "with the route", (peer) => (peer?.PrimaryRoutes as string[])?.includes(route));
-    await run(current, "set", "--advertise-routes=");
+    await current.run("set", "--advertise-routes=");
   }, 300_000);
 
   test("TestAuthKeyDeleteKey (#2830): a node outlives its key, also over a restart of the client", async () => {
     const { name } = (await nodeOf(current)).user;
     const made = await box.admin<{ id: string; key: string }>("preauthkeys", "create", "--user", name);
-    await run(current, "logout");
+    await current.run("logout");
     await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
     await up(current, made.key);
     await current.running();
@@ -289,10 +283,10 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
   }, 300_000);
 
   test("TestNodeOnlineStatus: offline some seconds after it is gone, online as soon as it is back", async () => {
-    await run(old, "down");
+    await old.run("down");
     await sees(current, old.ip4, "offline", (peer) => peer?.Online === false);
     expect((await nodeOf(old)).online).toBe(false);
-    await run(old, "up");
+    await old.run("up");
     await sees(current, old.ip4, "online", (peer) => peer?.Online === true);
   }, 300_000);
 

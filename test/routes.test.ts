@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { type Host, Lab } from "../lab/network.ts";
-import { Box, cannotUseNamespaces, certificate, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import { Box, cannotUseNamespaces, certificate, shell, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
 
 interface ListedNode {
@@ -56,15 +56,6 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("routes of official clients",
   let client: Tailscaled;
   let other: Tailscaled;
 
-  const shell = async (host: Host, command: string): Promise<void> => {
-    const { code, stderr } = await host.run(["sh", "-ec", command]);
-    if (code !== 0) throw new Error(`${command} on ${host.name}: ${stderr}`);
-  };
-  const run = async (member: Tailscaled, ...args: string[]): Promise<string> => {
-    const { code, stdout, stderr } = await member.host.run(member.cli(...args));
-    if (code !== 0) throw new Error(`${args.join(" ")} on ${member.name}: ${stderr}${stdout}`);
-    return stdout;
-  };
   const nodeOf = async (member: Tailscaled): Promise<ListedNode> => {
     const nodes = await box.admin<ListedNode[]>("nodes", "list");
     return nodes.find(({ ipAddresses }) => ipAddresses.includes(member.ip4))!;
@@ -149,8 +140,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("routes of official clients",
       other.up(box.url, await key("--user", await user("bob"))),
     ]);
     await Promise.all([
-      ...[near, far].map((member) => run(member, "set", `--advertise-routes=${SITE.join()}`)),
-      ...[client, other].map((member) => run(member, "set", "--accept-routes")),
+      ...[near, far].map((member) => member.run("set", `--advertise-routes=${SITE.join()}`)),
+      ...[client, other].map((member) => member.run("set", "--accept-routes")),
     ]);
   }, 300_000);
 
@@ -199,19 +190,19 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("routes of official clients",
   }, 300_000);
 
   test("EnablingExitRoutes, SubnetRouterMultiNetworkExitNode: an exit node carries what goes to the internet, in both families, for those who choose it", async () => {
-    await run(near, "set", "--advertise-exit-node");
-    await until("the exit node is advertised", async () => (await run(near, "debug", "prefs")).includes("0.0.0.0/0"));
+    await near.run("set", "--advertise-exit-node");
+    await until("the exit node is advertised", async () => (await near.run("debug", "prefs")).includes("0.0.0.0/0"));
     await approve(near, ...SITE, "0.0.0.0/0");
     expect((await nodeOf(near)).approvedRoutes).toContain("::/0");
     await until("the client is offered the exit node", async () =>
-      (await run(client, "exit-node", "list")).includes("near"),
+      (await client.run("exit-node", "list")).includes("near"),
     );
     await seenAs(client.host, INTERNET_4, client.host.ip4);
-    await run(client, "set", "--exit-node=near");
+    await client.run("set", "--exit-node=near");
     await seenAs(client.host, INTERNET_4, near.host.ip4);
     await seenAs(client.host, INTERNET_6, near.host.ip6);
     await seenAs(client.host, SITE_4, "10.99.1.1");
-    await run(client, "set", "--exit-node=");
+    await client.run("set", "--exit-node=");
     await seenAs(client.host, INTERNET_6, client.host.ip6);
   }, 300_000);
 
@@ -272,18 +263,16 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("routes of official clients",
         { action: "accept", src: ["bob@"], dst: ["tag:near:*"] },
       ],
     });
-    await until("alice is offered the exit node", async () =>
-      (await run(client, "exit-node", "list")).includes("near"),
-    );
+    await until("alice is offered the exit node", async () => (await client.run("exit-node", "list")).includes("near"));
     await until("bob sees the router", async () => (await other.peer(near)) !== null);
     await until("bob is offered none", async () => {
-      await expect(run(other, "exit-node", "list")).rejects.toThrow("no exit nodes found");
+      await expect(other.run("exit-node", "list")).rejects.toThrow("no exit nodes found");
       return true;
     });
-    await run(client, "set", "--exit-node=near");
+    await client.run("set", "--exit-node=near");
     await seenAs(client.host, INTERNET_4, near.host.ip4);
     expect(await seenBy(client.host, SITE_4)).toBeNull();
-    await run(client, "set", "--exit-node=");
+    await client.run("set", "--exit-node=");
   }, 300_000);
 
   test("AutoApproveMultiNetwork: routes of those whom the policy names need nobody's approval, nor do smaller ones; those of others wait", async () => {
@@ -296,10 +285,10 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("routes of official clients",
     const smaller = "192.168.60.16/28";
     const routes = { [ANNEX]: ["tag:far"], "192.168.61.0/24": ["group:routing"], "192.168.62.0/24": ["alice@"] };
     await set({ ...EVERYTHING, autoApprovers: { routes, exitNode: ["tag:far"] } });
-    await run(near, "set", `--advertise-routes=${ANNEX}`);
-    await run(other, "set", "--advertise-routes=192.168.61.0/24,192.168.62.0/24");
-    await run(client, "set", "--advertise-routes=192.168.61.0/24,192.168.62.0/24");
-    await run(far, "set", `--advertise-routes=${ANNEX},${smaller}`, "--advertise-exit-node");
+    await near.run("set", `--advertise-routes=${ANNEX}`);
+    await other.run("set", "--advertise-routes=192.168.61.0/24,192.168.62.0/24");
+    await client.run("set", "--advertise-routes=192.168.61.0/24,192.168.62.0/24");
+    await far.run("set", `--advertise-routes=${ANNEX},${smaller}`, "--advertise-exit-node");
     await approved(far, ANNEX, smaller, "0.0.0.0/0", "::/0");
     await approved(other, "192.168.61.0/24");
     await approved(client, "192.168.62.0/24");

@@ -159,6 +159,12 @@ export interface Status {
   Peer: Record<string, PeerStatus> | null;
 }
 
+/** Commands of a shell, of which each must succeed. */
+export async function shell(host: Host, commands: string): Promise<void> {
+  const { code, stderr } = await host.run(["sh", "-ec", commands]);
+  if (code !== 0) throw new Error(`${commands} on ${host.name}: ${stderr}`);
+}
+
 /** A member of the tailnet: a Weft node or an official client, asked in the same words. */
 export abstract class Member {
   process!: Daemon;
@@ -181,6 +187,13 @@ export abstract class Member {
   abstract cli(...args: string[]): string[];
   abstract start(): Promise<void>;
   abstract up(url: string, key: string): Promise<void>;
+
+  /** What the client program printed. Throws with what it says when it fails. */
+  async run(...args: string[]): Promise<string> {
+    const { code, stdout, stderr } = await this.host.run(this.cli(...args));
+    if (code !== 0) throw new Error(`${args.join(" ")} on ${this.name}: ${stderr}${stdout}`);
+    return stdout;
+  }
 
   async status(): Promise<Status | null> {
     const result = await this.host.run(this.cli("status", "--json"));
