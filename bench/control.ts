@@ -272,10 +272,10 @@ class Run {
       if (this.server.pid !== null) this.peak = Math.max(this.peak, rss(this.server.pid) / 1024);
     }, 50);
     try {
-      await this.join();
-      await this.change();
-      await this.churn();
-      await this.storm();
+      for (const phase of ["join", "change", "churn", "storm"] as const) {
+        progress(`control: ${phase}`);
+        await this[phase]();
+      }
       if (this.server.pid !== null) this.add("whole run: peak resident memory", "MB", this.peak);
       this.add("whole run: streams that the server ended", "count", this.counters.ended);
     } finally {

@@ -5,7 +5,7 @@
 /** Netmaps on their way. */
 const WIDTH = 32;
 /** Milliseconds that one has the way for itself. Then it goes on beside the next one: who reads slowly holds up nobody. */
-const PATIENCE = 500;
+const PATIENCE = 1000;
 /** Milliseconds after which others run before the next one begins. */
 const SLICE = 10;
 

@@ -263,6 +263,23 @@ describe("flow control", () => {
     expect([data().length, server.stream.isClosed, server.connection.openStreams]).toEqual([100_001 - 65_510, true, 0]);
   });
 
+  test("the client's window says what it has read", () => {
+    const server = new Server();
+    server.receive(frame(SETTINGS, 0, 0, setting(4, 1000)), request(1));
+    const { stream } = server;
+    const read: number[] = [];
+    stream.onRead = () => read.push(stream.unread);
+    stream.respond(200);
+    stream.write(Buffer.alloc(600));
+    expect([stream.unread, read]).toEqual([600, []]);
+    server.receive(frame(WINDOW_UPDATE, 0, 0, u32(100)), frame(WINDOW_UPDATE, 0, 1, u32(500)));
+    // Another size of window is nothing read.
+    server.receive(frame(SETTINGS, 0, 0, setting(4, 2000)));
+    expect([stream.unread, read]).toEqual([100, [100]]);
+    server.receive(frame(WINDOW_UPDATE, 0, 1, u32(100)));
+    expect([stream.unread, read]).toEqual([0, [100, 0]]);
+  });
+
   test("while the way out is full answers wait, and the end of a stream with them", () => {
     const server = new Server();
     server.receive(request(1));

@@ -119,6 +119,8 @@ export class Http2Stream {
   onEnd: (() => void) | null = null;
   /** What `write` could not send at once has been sent. */
   onDrain: (() => void) | null = null;
+  /** The client has read on: `unread` is less. */
+  onRead: (() => void) | null = null;
   /** @internal */ readonly pending: Uint8Array[] = [];
   /** @internal */ sendWindow: number;
   /** @internal Bytes that came and were not yet allowed again. */ taken = 0;
@@ -147,6 +149,11 @@ export class Http2Stream {
 
   get isAnswered(): boolean {
     return this.answered;
+  }
+
+  /** Bytes that were sent and for which the client has not opened its window again: clients do so when they have read them. */
+  get unread(): number {
+    return this.connection.initialWindow - this.sendWindow;
   }
 
   /** Called once, when both sides are done or either has broken off. */
@@ -257,6 +264,11 @@ export class Http2Connection {
 
   get openStreams(): number {
     return this.streams.size;
+  }
+
+  /** @internal Of a stream, to send. */
+  get initialWindow(): number {
+    return this.peerWindow;
   }
 
   receive(bytes: Uint8Array): void {
@@ -617,7 +629,10 @@ export class Http2Connection {
     stream.sendWindow += increment;
     if (increment === 0) this.resetStream(stream, H2_ERROR.PROTOCOL_ERROR);
     else if (stream.sendWindow > MAX_WINDOW) this.resetStream(stream, H2_ERROR.FLOW_CONTROL_ERROR);
-    else this.pumpAndTell(stream);
+    else {
+      this.pumpAndTell(stream);
+      stream.onRead?.();
+    }
   }
 
   /** A frame about a stream that no request has opened yet. */
