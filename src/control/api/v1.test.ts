@@ -210,6 +210,24 @@ test("the policy is read, checked and set, with the place of what is wrong", asy
   expect(Number.isNaN(Date.parse(body.updatedAt as string))).toBe(false);
 });
 
+test("who sets the policy in place of one that another has replaced meanwhile overwrites nothing", async () => {
+  await using server = await TestServer.start({
+    settings: makeSettings({ policy: { mode: "database", path: "" } }),
+  });
+  const { api } = await withKey(server);
+  const set = (policy: string, ifMatch: string) => api("PUT", "/api/v1/policy", { policy }, { "If-Match": ifMatch });
+  const etag = async () => (await api("GET", "/api/v1/policy")).headers.get("ETag")!;
+  const none = await etag();
+  const first = await set('{"acls": []}', none);
+  expect([first.status, first.headers.get("ETag")]).toEqual([200, await etag()]);
+  const late = await set("{}", none);
+  expect([late.status, late.type]).toEqual([412, "application/problem+json"]);
+  expect(late.body.detail).toContain("the policy is another one by now (version 1, set by API key 1)");
+  expect((await set("{}", '"ts-default"')).status).toBe(412);
+  expect((await api("GET", "/api/v1/policy")).body.policy).toBe('{"acls": []}');
+  expect((await set("{}", await etag())).status).toBe(200);
+});
+
 test("what the API is, and a page to try it, are told to anybody, without a script from elsewhere", async () => {
   await using server = await TestServer.start();
   const anybody = client(server);

@@ -1,5 +1,6 @@
 // /api/v1: what Headscale's own API does (spec/headscale-features.md, section 5), for its command line, and for the UIs that
 // were written for it.
+import type { Context } from "hono";
 import { z } from "zod";
 import { type Backfilled, backfillAddresses } from "../addresses.ts";
 import { apiApiKey } from "../apikeys.ts";
@@ -451,33 +452,37 @@ function logins({ commands, logins: waiting }: ApiParts): Operation[] {
 }
 
 function policy(context: ControlContext): Operation[] {
-  const answer = ({ text, updatedAt }: PolicyVersion) => ({
-    policy: text,
-    updatedAt: updatedAt === null ? null : timeText(updatedAt),
-  });
+  const answer = ({ text, updatedAt, etag }: PolicyVersion, c: Context) => {
+    c.header("ETag", `"${etag}"`);
+    return { policy: text, updatedAt: updatedAt === null ? null : timeText(updatedAt) };
+  };
   return [
     operation({
       method: "get",
       path: "/policy",
       id: "getPolicy",
       tag: "Policy",
-      summary: "The policy in force, comments and all",
+      summary: "The policy in force, comments and all, with its ETag",
       response: Policy,
-      handle: () => answer(context.policies.current()),
+      handle: ({ c }) => answer(context.policies.current(), c),
     }),
     operation({
       method: "put",
       path: "/policy",
       id: "setPolicy",
       tag: "Policy",
-      summary: "Put another policy in force, where it is kept in the database",
+      summary: 'Put another policy in force; with If-Match only in place of that one ("ts-default": of none)',
       maxBody: POLICY_BODY,
       body: policyBody,
       response: Policy,
-      handle: ({ body, caller }) =>
-        policyErrors(async () => answer(await context.policies.set(body.policy, { by: caller.name })), {
-          conflict: 409,
-        }),
+      handle: ({ body, caller, c }) =>
+        policyErrors(
+          async () => {
+            const ifMatch = c.req.header("If-Match");
+            return answer(await context.policies.set(body.policy, { by: caller.name, ifMatch }), c);
+          },
+          { conflict: 412 },
+        ),
     }),
     operation({
       method: "post",
