@@ -38,7 +38,7 @@ export async function main(argv: string[]): Promise<number> {
   const { force, timeout = TIMEOUT, ...reach } = flags;
   const api = AdminClient.open({ ...reach, timeout, here: true }, process.env, (line) => console.error(line));
   if (file === "-") {
-    for await (const piece of api.download("/v1/backup")) process.stdout.write(piece);
+    for await (const piece of api.download("/v1/backup")) await print(piece);
     return 0;
   }
   const path = resolve(file);
@@ -46,6 +46,19 @@ export async function main(argv: string[]): Promise<number> {
   const contents = await save(api.download("/v1/backup"), path);
   console.log(describe(file, statSync(path).size, contents));
   return 0;
+}
+
+/** Resolves when whoever reads it has it: the process ends after the last piece. */
+function print(piece: Uint8Array): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const failed = (error: Error) => reject(new Error(`the backup is not whole: standard output: ${error.message}`));
+    process.stdout.once("error", failed);
+    process.stdout.write(piece, (error) => {
+      if (error) return failed(error);
+      process.stdout.off("error", failed);
+      resolve();
+    });
+  });
 }
 
 async function save(pieces: AsyncIterable<Uint8Array>, path: string): Promise<BackupContents> {
