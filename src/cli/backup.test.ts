@@ -1,6 +1,7 @@
 import { Database } from "bun:sqlite";
 import { afterEach, expect, spyOn, test } from "bun:test";
 import {
+  copyFileSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -12,6 +13,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { spawn } from "bun";
 import { makeBackup } from "../control/backup.ts";
 import { TestServer } from "../control/testing.ts";
 import { main as backup } from "./backup.ts";
@@ -70,6 +72,36 @@ test("a backup is one file of the owner's alone, with everything in it; it is no
   await expect(backup([join(file, "x"), "--socket", server.control.adminSocket])).rejects.toThrow("cannot be written");
 });
 
+test("on standard output it is whole, however slowly it is read; a reader that goes away is an error", async () => {
+  const { server, derpKey } = await serverWithKeys();
+  await using _ = server;
+  // Much more than fits into a pipe.
+  writeFileSync(derpKey, Buffer.alloc(3 << 20, "x"), { mode: 0o600 });
+  const program = `process.exit(await (await import(${JSON.stringify(join(import.meta.dir, "backup.ts"))})).main(process.argv.slice(1)))`;
+  const pipe = async (reader: string) => {
+    const line = `"$@" - --socket ${server.control.adminSocket}; echo "status $?" >&2`;
+    const shell = spawn({
+      cmd: ["sh", "-c", `{ ${line}; } | { ${reader}; }`, "sh", process.execPath, "-e", program],
+      stderr: "pipe",
+      stdout: "pipe",
+    });
+    const [out, errors] = await Promise.all([shell.stdout.bytes(), shell.stderr.text()]);
+    return { out, errors };
+  };
+  const { out, errors } = await pipe("sleep 0.5; cat");
+  expect(errors).toBe("status 0\n");
+  const file = join(folder(), "weft.backup");
+  writeFileSync(file, out);
+  using database = new Database(file, { readonly: true });
+  expect(database.query("SELECT name, length(content) AS size FROM weft_backup ORDER BY size DESC").get()).toEqual({
+    name: "derp_private.key",
+    size: 3 << 20,
+  });
+  const cut = await pipe("head -c 1 >/dev/null");
+  expect(cut.errors).toContain("the backup is not whole: standard output: ");
+  expect(cut.errors).not.toContain("status 0");
+}, 30_000);
+
 test("the keys of a server do not go over the network", async () => {
   const { server } = await serverWithKeys();
   await using _ = server;
@@ -115,6 +147,7 @@ test("what is there is replaced only when that is said, never under a server tha
   const { dataDir } = server;
   await expect(restore([file, "--data", dataDir])).rejects.toThrow("weft.sqlite would be replaced: say --force");
   await expect(restore([file, "--data", dataDir, "--force"])).rejects.toThrow("another control server has");
+  expect(readdirSync(dataDir).filter((name) => name.endsWith(".restored"))).toEqual([]);
   expect(await server.user("carol")).toBe(3);
   await server.stop();
   expect(await said(restore, file, "--data", dataDir, "--force")).toContain(join(dataDir, "backups"));
@@ -126,6 +159,47 @@ test("what is there is replaced only when that is said, never under a server tha
   expect([kept, more]).toEqual([expect.stringMatching(/^replaced-\d{8}T\d{6}Z-weft\.sqlite$/), []]);
   using old = new Database(join(dataDir, "backups", kept!), { readonly: true });
   expect(old.query("SELECT count(*) AS n FROM users").get()).toEqual({ n: 3 });
+});
+
+test("files of a database that is gone do not write into the one that is restored", async () => {
+  const { server } = await serverWithKeys();
+  await server.user("alice");
+  const file = join(folder(), "weft.backup");
+  await said(backup, file, "--socket", server.control.adminSocket);
+  for (const name of ["bob", "carol"]) await server.user(name);
+  // As they are after a power cut.
+  const dataDir = folder();
+  for (const name of ["noise_private.key", "weft.sqlite-wal"])
+    copyFileSync(join(server.dataDir, name), join(dataDir, name));
+  expect(statSync(join(dataDir, "weft.sqlite-wal")).size).toBeGreaterThan(0);
+  await server[Symbol.asyncDispose]();
+  await expect(restore([file, "--data", dataDir])).rejects.toThrow("weft.sqlite-wal would be replaced: say --force");
+  await said(restore, file, "--data", dataDir, "--force");
+  await using restored = await TestServer.start({ dataDir });
+  expect((await restored.admin<{ users: { name: string }[] }>("GET", "/user")).users.map(({ name }) => name)).toEqual([
+    "alice",
+  ]);
+  expect(readdirSync(join(dataDir, "backups")).some((name) => name.endsWith("-weft.sqlite-wal"))).toBe(true);
+});
+
+test("a restoration that cannot be finished leaves everything as it was", async () => {
+  const { server } = await serverWithKeys();
+  await server.user("alice");
+  const place = folder();
+  const file = join(place, "weft.backup");
+  await said(backup, file, "--socket", server.control.adminSocket);
+  await server.user("bob");
+  await server.stop();
+  const { dataDir } = server;
+  const noiseKey = join(dataDir, "noise_private.key");
+  writeFileSync(noiseKey, `privkey:${"2".repeat(64)}\n`, { mode: 0o600 });
+  const config = join(place, "config.yaml");
+  writeFileSync(config, `data_dir: ${dataDir}\nderp: {server: {private_key_path: ${join(file, "relay.key")}}}\n`);
+  await expect(restore([file, "-c", config, "--force"])).rejects.toThrow("the folder of ");
+  expect(readFileSync(noiseKey, "utf8")).toBe(`privkey:${"2".repeat(64)}\n`);
+  expect(readdirSync(dataDir).filter((name) => name.startsWith("weft.sqlite"))).toEqual(["weft.sqlite"]);
+  await using again = await TestServer.start({ dataDir });
+  expect((await again.admin<{ users: unknown[] }>("GET", "/user")).users).toHaveLength(2);
 });
 
 test("a database that is damaged is moved aside, too; another key is kept beside it", async () => {

@@ -1,10 +1,10 @@
 // `weft restore FILE`: puts a backup into the data folder of a control server that does not run (control/backup.ts).
-import { chownSync, existsSync, mkdirSync, readFileSync, renameSync, statSync } from "node:fs";
+import { chownSync, copyFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync } from "node:fs";
 import { basename, join } from "node:path";
 import { type BackupContents, readBackup, stageDatabase } from "../control/backup.ts";
 import { prepareDataDir } from "../control/datadir.ts";
 import { backupName } from "../control/store-engine.ts";
-import { moveAside } from "../control/store-sqlite.ts";
+import { databaseFiles, moveAside, moveFiles } from "../control/store-sqlite.ts";
 import { writeAtomically } from "../net/keyfile.ts";
 import { loadConfig, type ServerConfig } from "./config.ts";
 import { parseFlags, UsageError } from "./flags.ts";
@@ -65,10 +65,8 @@ function restore(file: string, { about, keys }: BackupContents, config: ServerCo
     if (path === undefined || (isThere && readFileSync(path).equals(content))) return [];
     return [{ path, content, isThere }];
   });
-  const inTheWay = [
-    ...(database !== null && existsSync(database) ? [database] : []),
-    ...written.filter(({ isThere }) => isThere).map(({ path }) => path),
-  ];
+  const files = database === null ? [] : databaseFiles(database);
+  const inTheWay = [...files.slice(0, 1), ...written.filter(({ isThere }) => isThere).map(({ path }) => path)];
   if (inTheWay.length > 0 && !force)
     throw new Error(
       `${inTheWay.join(" and ")} would be replaced: say --force to move it into ${config.dataDir}/backups`,
@@ -79,17 +77,29 @@ function restore(file: string, { about, keys }: BackupContents, config: ServerCo
   const aside = (path: string) => join(kept, `${stamp}-${basename(path)}`);
   if (database !== null) makeFolderOf(database);
   const staged = database !== null ? stageDatabase(file, database) : null;
-  // Before anything else changes, because it fails when a server runs.
-  if (database !== null && existsSync(database)) moveAside(database, aside(database));
-  for (const { path, content, isThere } of written) {
-    if (isThere) renameSync(path, aside(path));
-    makeFolderOf(path);
-    writeAtomically(path, new TextDecoder().decode(content));
-    own(path, config.dataDir);
-  }
-  if (database !== null && staged !== null) {
-    renameSync(staged, database);
-    own(database, config.dataDir);
+  const undo: (() => void)[] = [];
+  try {
+    // Before anything else changes, because it fails when a server runs.
+    if (database !== null && files.length > 0) {
+      moveAside(database, aside(database));
+      undo.unshift(() => moveFiles(aside(database), database));
+    }
+    for (const { path, content, isThere } of written) {
+      makeFolderOf(path);
+      // A copy, since it may lie on another file system.
+      if (isThere) copyFileSync(path, aside(path));
+      undo.unshift(() => (isThere ? copyFileSync(aside(path), path) : rmSync(path, { force: true })));
+      writeAtomically(path, new TextDecoder().decode(content));
+      own(path, config.dataDir);
+    }
+    if (database !== null && staged !== null) {
+      own(staged, config.dataDir);
+      renameSync(staged, database);
+    }
+  } catch (error) {
+    for (const step of undo) step();
+    if (staged !== null) rmSync(staged, { force: true });
+    throw error;
   }
   return [
     `${about.serverUrl} as of ${about.createdAt} is restored in ${config.dataDir}${inTheWay.length > 0 ? `; what was there is in ${kept} (${stamp}-…)` : ""}`,

@@ -142,16 +142,21 @@ function refuseNewer(database: Database, { weft }: BackupAbout): void {
 /** Makes the backup's database beside `path`, on the disk; returns where. */
 export function stageDatabase(backup: string, path: string): string {
   const staged = `${path}.restored`;
-  copyFileSync(backup, staged);
-  chmodSync(staged, 0o600);
-  {
-    using database = new Database(staged);
-    // The keys leave no trace in what was their place.
-    database.run("PRAGMA secure_delete = ON");
-    database.run(`DROP TABLE ${TABLE}`);
+  try {
+    copyFileSync(backup, staged);
+    chmodSync(staged, 0o600);
+    {
+      using database = new Database(staged);
+      // The keys leave no trace in what was their place.
+      database.run("PRAGMA secure_delete = ON");
+      database.run(`DROP TABLE ${TABLE}`);
+    }
+    const file = openSync(staged, "r+");
+    fsyncSync(file);
+    closeSync(file);
+    return staged;
+  } catch (error) {
+    rmSync(staged, { force: true });
+    throw new Error(`the database of the backup ${backup} cannot be written to ${staged}: ${(error as Error).message}`);
   }
-  const file = openSync(staged, "r+");
-  fsyncSync(file);
-  closeSync(file);
-  return staged;
 }

@@ -85,20 +85,36 @@ function openDatabase(path: string): Database {
   }
 }
 
+/** Files of a database. What one of them says beside another database's is written into that when it is opened. */
+const PARTS = ["", "-wal", "-shm", "-journal"];
+
+/** The files of a database that are there, perhaps without the database itself. */
+export function databaseFiles(path: string): string[] {
+  return PARTS.map((part) => path + part).filter((file) => existsSync(file));
+}
+
 /** Moves a database out of the way, whole or damaged. Throws with one sentence when a server has it open. */
 export function moveAside(path: string, to: string): void {
   let database: Database | null = null;
   try {
-    database = openDatabase(path);
-    // All of it into the one file.
-    database.run("PRAGMA journal_mode = DELETE");
+    if (existsSync(path)) {
+      database = openDatabase(path);
+      // All of it into the one file.
+      database.run("PRAGMA journal_mode = DELETE");
+    }
   } catch (error) {
     const { code } = (error as { cause?: { code?: unknown } }).cause ?? {};
     if (!/^SQLITE_(NOTADB|CORRUPT)/.test(String(code))) throw error;
   }
-  // Held while it moves.
-  for (const part of ["", "-wal", "-shm"]) if (existsSync(path + part)) renameSync(path + part, to + part);
+  // Held while it moves. Its own journal goes when it is closed.
+  if (existsSync(path)) renameSync(path, to);
   database?.close();
+  moveFiles(path, to);
+}
+
+/** Of a database that nobody has open. */
+export function moveFiles(path: string, to: string): void {
+  for (const part of PARTS) if (existsSync(path + part)) renameSync(path + part, to + part);
 }
 
 function backup(database: Database, folder: string, name: string): string {
