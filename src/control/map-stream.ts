@@ -19,9 +19,6 @@ export const KEEP_ALIVE = { every: 50_000, jitter: 9_000 };
 /** The same bytes each time: clients compare them and skip decoding. */
 const KEEP_ALIVE_FRAMES = new Map([true, false].map((zstd) => [zstd, encodeFrame({ KeepAlive: true }, zstd)]));
 
-/** Clients open their window again for so many bytes at a time at most: a full netmap of which this is open is taken. */
-const READ_STEP = 16 * 1024;
-
 const NOTHING: readonly Uint8Array[] = [];
 
 export interface MapStreamOptions {
@@ -52,8 +49,8 @@ export class MapStream implements Reader, Guest {
   /** Pieces of a message of which the beginning is under way. */
   private rest: readonly Uint8Array[] = NOTHING;
   private ended = false;
-  /** Before its first message, until that is on its way. */
-  private turn: "awaited" | "on" | "over" = "awaited";
+  /** The first message has not begun, is on its way, is sent, and has come to the client. */
+  private turn: "awaited" | "on" | "sent" | "over" = "awaited";
 
   constructor(private readonly options: MapStreamOptions) {
     const { stream } = options;
@@ -62,7 +59,6 @@ export class MapStream implements Reader, Guest {
       this.sendPieces();
       this.poke();
     };
-    stream.onRead = () => this.leaveIfTaken();
     stream.onClose(() => this.onClose());
     options.turns.enter(this);
     // Whoever has to wait sees that the request was heard.
@@ -147,13 +143,10 @@ export class MapStream implements Reader, Guest {
     // The last of several stays behind when those before have filled the socket: its drain says that they are taken.
     put(rest.length);
     this.rest = sent < rest.length ? rest.slice(sent) : NOTHING;
-    this.leaveIfTaken();
-  }
-
-  /** The full netmap is with the client, not only on its way. */
-  private leaveIfTaken(): void {
-    if (this.turn !== "on" || this.rest.length > 0 || this.waitsForDrain) return;
-    if (this.options.stream.unread <= READ_STEP) this.leave();
+    if (this.turn === "on" && this.rest.length === 0 && !this.waitsForDrain) {
+      this.turn = "sent";
+      stream.whenReached(() => this.leave());
+    }
   }
 
   private respond(): void {

@@ -196,6 +196,28 @@ describe("a connection", () => {
     expect([server.pongs, server.take().map(({ type, flags }) => [type, flags])]).toEqual([1, [[PING, 0]]]);
   });
 
+  test("what was sent has come to the client when it answers the PING behind it, not one before", () => {
+    const server = new Server();
+    server.receive(request(1));
+    const reached: string[] = [];
+    const answer = () => server.receive(frame(PING, ACK, 0, Buffer.alloc(8)));
+    server.stream.respond(200);
+    server.connection.ping();
+    server.take();
+    server.stream.write(Buffer.from("a"));
+    server.stream.whenReached(() => reached.push("a"));
+    server.stream.write(Buffer.from("b"));
+    server.stream.whenReached(() => reached.push("b"));
+    expect(server.take().map(({ type }) => type)).toEqual([DATA, PING, DATA, PING]);
+    answer();
+    expect(reached).toEqual([]);
+    answer();
+    expect(reached).toEqual(["a"]);
+    answer();
+    answer();
+    expect([reached, server.pongs]).toEqual([["a", "b"], 4]);
+  });
+
   test("trailers end a request; frames of types unknown, GOAWAY and what comes late for a stream are passed over", () => {
     const server = new Server();
     server.receive(request(1, POST, END_HEADERS), frame(DATA, 0, 1, Buffer.from("a")), request(1, [["x", "y"]]));
@@ -261,23 +283,6 @@ describe("flow control", () => {
     server.stream.end(Buffer.from("c"));
     server.receive(frame(WINDOW_UPDATE, 0, 0, u32(1 << 20)));
     expect([data().length, server.stream.isClosed, server.connection.openStreams]).toEqual([100_001 - 65_510, true, 0]);
-  });
-
-  test("the client's window says what it has read", () => {
-    const server = new Server();
-    server.receive(frame(SETTINGS, 0, 0, setting(4, 1000)), request(1));
-    const { stream } = server;
-    const read: number[] = [];
-    stream.onRead = () => read.push(stream.unread);
-    stream.respond(200);
-    stream.write(Buffer.alloc(600));
-    expect([stream.unread, read]).toEqual([600, []]);
-    server.receive(frame(WINDOW_UPDATE, 0, 0, u32(100)), frame(WINDOW_UPDATE, 0, 1, u32(500)));
-    // Another size of window is nothing read.
-    server.receive(frame(SETTINGS, 0, 0, setting(4, 2000)));
-    expect([stream.unread, read]).toEqual([100, [100]]);
-    server.receive(frame(WINDOW_UPDATE, 0, 1, u32(100)));
-    expect([stream.unread, read]).toEqual([0, [100, 0]]);
   });
 
   test("while the way out is full answers wait, and the end of a stream with them", () => {

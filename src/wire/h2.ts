@@ -119,8 +119,6 @@ export class Http2Stream {
   onEnd: (() => void) | null = null;
   /** What `write` could not send at once has been sent. */
   onDrain: (() => void) | null = null;
-  /** The client has read on: `unread` is less. */
-  onRead: (() => void) | null = null;
   /** @internal */ readonly pending: Uint8Array[] = [];
   /** @internal */ sendWindow: number;
   /** @internal Bytes that came and were not yet allowed again. */ taken = 0;
@@ -151,9 +149,9 @@ export class Http2Stream {
     return this.answered;
   }
 
-  /** Bytes that were sent and for which the client has not opened its window again: clients do so when they have read them. */
-  get unread(): number {
-    return this.connection.initialWindow - this.sendWindow;
+  /** Calls `then` when the client has come to what was sent until now. */
+  whenReached(then: () => void): void {
+    if (!this.isClosed) this.connection.ping(then);
   }
 
   /** Called once, when both sides are done or either has broken off. */
@@ -243,6 +241,8 @@ export class Http2Connection {
   private idleFrames = 0;
   private unreadReplies = 0;
   private resets = 0;
+  /** What waits for the answer to a PING of ours, in their order. */
+  private readonly pings: (() => void)[] = [];
 
   constructor(private readonly peer: Http2Peer) {}
 
@@ -264,11 +264,6 @@ export class Http2Connection {
 
   get openStreams(): number {
     return this.streams.size;
-  }
-
-  /** @internal Of a stream, to send. */
-  get initialWindow(): number {
-    return this.peerWindow;
   }
 
   receive(bytes: Uint8Array): void {
@@ -300,8 +295,9 @@ export class Http2Connection {
     this.uncork();
   }
 
-  ping(): void {
+  ping(then: () => void = () => {}): void {
     if (this.state === "over") return;
+    this.pings.push(then);
     this.sendFrame(PING, 0, 0, new Uint8Array(8));
     this.flush();
   }
@@ -607,8 +603,10 @@ export class Http2Connection {
     if (id !== 0) protocolError("PING on a stream");
     if (payload.length !== 8) frameSizeError("PING", payload);
     this.idle();
-    if (flags & ACK) this.peer.pong();
-    else this.sendFrame(PING, ACK, 0, payload);
+    if (flags & ACK) {
+      this.pings.shift()?.();
+      this.peer.pong();
+    } else this.sendFrame(PING, ACK, 0, payload);
   }
 
   private onWindowUpdate(id: number, payload: Uint8Array): void {
@@ -629,10 +627,7 @@ export class Http2Connection {
     stream.sendWindow += increment;
     if (increment === 0) this.resetStream(stream, H2_ERROR.PROTOCOL_ERROR);
     else if (stream.sendWindow > MAX_WINDOW) this.resetStream(stream, H2_ERROR.FLOW_CONTROL_ERROR);
-    else {
-      this.pumpAndTell(stream);
-      stream.onRead?.();
-    }
+    else this.pumpAndTell(stream);
   }
 
   /** A frame about a stream that no request has opened yet. */
