@@ -6,6 +6,8 @@ const KEEP = 64 * 1024;
 export class Daemon {
   readonly pid: number;
   readonly exited: Promise<number>;
+  /** When `output` has all that it will ever say. */
+  readonly silent: Promise<unknown>;
   readonly #child: Bun.Subprocess<"ignore", "pipe", "pipe">;
   #output = "";
 
@@ -14,7 +16,7 @@ export class Daemon {
     this.#child = host.exec(command, { env: { ...process.env, ...env } });
     this.pid = this.#child.pid;
     this.exited = this.#child.exited;
-    for (const stream of [this.#child.stdout, this.#child.stderr]) void this.#gather(stream);
+    this.silent = Promise.all([this.#child.stdout, this.#child.stderr].map((stream) => this.#gather(stream)));
   }
 
   /** Null while it runs; 128 + signal when one ended it. */

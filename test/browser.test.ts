@@ -10,7 +10,7 @@ import { ping } from "../lab/measure.ts";
 import { type Host, Lab } from "../lab/network.ts";
 import { CLIENT } from "../src/control/pages/testing.ts";
 import type { Visit } from "./lib/chromium.ts";
-import { Box, cannotUseNamespaces, certificate, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import { Box, cannotUseNamespaces, certificate, skip, stillRuns, Tailscaled, tempDir, until } from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
 
 const CHROMIUM = "/usr/bin/chromium";
@@ -50,7 +50,10 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
   };
 
   /** `tailscale up` without a key: the address that it prints, and its end. */
-  const login = async (member: Tailscaled, ...more: string[]): Promise<{ url: string; done: Promise<number> }> => {
+  const login = async (
+    member: Tailscaled,
+    ...more: string[]
+  ): Promise<{ url: string; end: () => Promise<unknown> }> => {
     const child = new Daemon(
       member.host,
       member.cli("up", `--login-server=${box.url}`, `--hostname=${member.name}`, "--accept-dns=false", ...more),
@@ -59,7 +62,15 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
       `${member.name} is given an address`,
       () => /https:\/\/\S+\/register\/\S+/.exec(child.output())?.[0],
     );
-    return { url, done: child.exited };
+    const end = async () => {
+      const code = await Promise.race([child.exited, Bun.sleep(60_000).then(() => "no end in 60 s")]);
+      if (code === "no end in 60 s")
+        throw new Error(
+          `up: ${child.output()}; daemon: ${member.process.output().slice(-6000)}; box: ${box.process.output().slice(-3000)}`,
+        );
+      return code;
+    };
+    return { url, end };
   };
 
   const visit = async (url: string, account: string, tabs = 1): Promise<Visit> => {
@@ -81,7 +92,10 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
     const callback = `https://${boxHost.ip4}:8443/oidc/callback`;
     const script = join(import.meta.dir, "lib/idp.ts");
     provider = new Daemon(providerHost, [process.execPath, script, providerHost.ip4, "9000", callback, "3600"]);
-    await until("the identity provider is ready", () => provider.output().includes("ready"));
+    await until("the identity provider is ready", async () => {
+      await stillRuns("it", provider);
+      return provider.output().includes("ready");
+    });
     const policy = join(dir.path, "policy.hujson");
     writeFileSync(policy, POLICY);
     const file = join(dir.path, "config.yaml");
@@ -115,14 +129,14 @@ policy: { mode: file, path: ${policy} }
   }, 300_000);
 
   test("a person signs in, is asked about the machine, and it joins; nothing comes from elsewhere, nothing is refused by the browser", async () => {
-    const { url, done } = await login(alice);
+    const { url, end } = await login(alice);
     const seen = await visit(url, "alice");
     expect(seen.question).toContain("alice");
     expect(seen.question).toContain("linux");
     expect(seen.answer).toContain("Connected");
     expect(seen.problems).toEqual([]);
     expect(seen.loaded.filter((address) => !address.endsWith("/favicon.ico"))).toEqual([]);
-    expect(await done).toBe(0);
+    expect(await end()).toBe(0);
     await alice.running();
     const node = await nodeOf(alice);
     expect(node).toMatchObject({
@@ -140,9 +154,9 @@ policy: { mode: file, path: ${policy} }
   }, 300_000);
 
   test("with the same address in several tabs, the first one still works; the two machines reach each other", async () => {
-    const { url, done } = await login(bob);
+    const { url, end } = await login(bob);
     expect((await visit(url, "bob", 3)).answer).toContain("Connected");
-    expect(await done).toBe(0);
+    expect(await end()).toBe(0);
     await bob.running();
     const { received } = await until("they reach each other", async () => {
       const result = await ping(alice.host, bob.ip4, { count: 2, intervalMs: 20 });
@@ -165,10 +179,10 @@ policy: { mode: file, path: ${policy} }
       const command = ["ssh", "-F", "none", ...options.flatMap((option) => ["-o", option]), `root@${server.ip4}`, "id"];
       const { session, url } = await until("a session waits", async () => {
         const session = new Daemon(alice.host, command);
-        const url = await until("it ends or shows where to go", () => {
-          if (session.exitCode !== null) throw new Error(session.output());
-          return /https:\/\/\S+\/auth\/hskey-authreq-[0-9a-f]{24}(?=\s)/.exec(session.output())?.[0];
-        });
+        const shown = () => /https:\/\/\S+\/auth\/hskey-authreq-[0-9a-f]{24}(?=\s)/.exec(session.output())?.[0];
+        await until("it ends or shows where to go", () => session.exitCode !== null || shown());
+        const url = shown();
+        if (!url) throw new Error(session.output());
         return { session, url };
       });
       await expect(visit(url, "bob")).rejects.toThrow("somebody else");
@@ -196,12 +210,12 @@ policy: { mode: file, path: ${policy} }
     await alice.host.run(alice.cli("logout"));
     const first = await login(alice);
     await box.admin("auth", "reject", "--auth-id", /register\/(\S+)/.exec(first.url)![1]!);
-    expect(await first.done).toBe(1);
+    expect(await first.end()).toBe(1);
     await alice.restart();
     const second = await login(alice);
     expect(second.url).not.toBe(first.url);
     expect((await visit(second.url, "alice")).answer).toContain("Connected");
-    expect(await second.done).toBe(0);
+    expect(await second.end()).toBe(0);
     await alice.running();
     expect((await nodeOf(alice)).id).toBe(before.id);
   }, 300_000);
@@ -209,9 +223,9 @@ policy: { mode: file, path: ${policy} }
   test("another person signs in on the same machine: a node of its own", async () => {
     const before = await nodeOf(alice);
     await alice.host.run(alice.cli("logout"));
-    const { url, done } = await login(alice);
+    const { url, end } = await login(alice);
     expect((await visit(url, "bob")).answer).toContain("Connected");
-    expect(await done).toBe(0);
+    expect(await end()).toBe(0);
     await alice.running();
     const after = await nodeOf(alice);
     expect(after.id).not.toBe(before.id);

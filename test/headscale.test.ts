@@ -11,6 +11,7 @@ import {
   type Member,
   pathIs,
   skip,
+  stillRuns,
   Tailscaled,
   tempDir,
   until,
@@ -51,7 +52,7 @@ log: { level: info }
     return result.stdout;
   };
   await until("headscale answers", async () => {
-    if (server.exitCode !== null) throw new Error(server.output().slice(-800));
+    await stillRuns("headscale", server);
     return (await cli("users", "create", "lab")) !== "";
   });
   const users = JSON.parse(await cli("users", "list", "-o", "json")) as { id: number | string }[];

@@ -6,7 +6,17 @@ import { join, resolve } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { ping } from "../lab/measure.ts";
 import { type Host, Lab } from "../lab/network.ts";
-import { Box, cannotUseNamespaces, certificate, type Member, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import {
+  Box,
+  cannotUseNamespaces,
+  certificate,
+  type Member,
+  skip,
+  stillRuns,
+  Tailscaled,
+  tempDir,
+  until,
+} from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
 
 interface ListedNode {
@@ -89,8 +99,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients sign in to 
         ...flags,
       ),
     );
-    const url = await until(`${member.name} is told where to sign in`, () => {
-      if (up.exitCode !== null) throw new Error(`up ended with ${up.exitCode}: ${up.output()}`);
+    const url = await until(`${member.name} is told where to sign in`, async () => {
+      await stillRuns("up", up);
       return /https?:\/\/\S+\/register\/hskey-authreq-[0-9a-f]{24}/.exec(up.output())?.[0] ?? null;
     });
     return { url, up };
@@ -139,8 +149,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients sign in to 
       redirects.join(),
       `${TOKEN_SECONDS}`,
     ]);
-    await until("the identity provider is ready", () => {
-      if (idp.exitCode !== null) throw new Error(idp.output());
+    await until("the identity provider is ready", async () => {
+      await stillRuns("it", idp);
       return idp.output().includes("identity provider ready");
     });
     const policy = join(dir.path, "policy.hujson");

@@ -5,7 +5,17 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { Lab } from "../lab/network.ts";
-import { Box, cannotUseNamespaces, certificate, type Member, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import {
+  Box,
+  cannotUseNamespaces,
+  certificate,
+  type Member,
+  skip,
+  stillRuns,
+  Tailscaled,
+  tempDir,
+  until,
+} from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
 
 interface ListedNode {
@@ -87,8 +97,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("tags of official clients", (
   /** `tailscale up` without a key; an administrator lets it in as alice's. What the administrator is told when that fails. */
   const login = async (member: Member, ...flags: string[]): Promise<string> => {
     const child = new Daemon(member.host, command(member, ...flags));
-    const id = await until(`${member.name} is told where to sign in`, () => {
-      if (child.exitCode !== null) throw new Error(`up ended with ${child.exitCode}: ${child.output()}`);
+    const id = await until(`${member.name} is told where to sign in`, async () => {
+      await stillRuns("up", child);
       return /\/register\/(hskey-authreq-[0-9a-f]{24})/.exec(child.output())?.[1];
     });
     const refusal = await box.admin("auth", "register", "--auth-id", id, "--user", "alice").then(

@@ -4,7 +4,17 @@ import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { Lab } from "../lab/network.ts";
-import { answers, Box, cannotUseNamespaces, certificate, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import {
+  answers,
+  Box,
+  cannotUseNamespaces,
+  certificate,
+  skip,
+  stillRuns,
+  Tailscaled,
+  tempDir,
+  until,
+} from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
 
 const absent = missing([["tailscaled", "1.102.5"], ["wasm"], ["wasm_exec.js"]]);
@@ -30,8 +40,8 @@ test.skipIf(skip(cannotUseNamespaces, absent))(
       { NODE_EXTRA_CA_CERTS: tls.ca },
     );
     const seen = <T>(what: string) =>
-      until(`the browser's client is told of its ${what}`, () => {
-        if (browser.exitCode !== null) throw new Error(browser.output().slice(-2000));
+      until(`the browser's client is told of its ${what}`, async () => {
+        await stillRuns("it", browser);
         const lines = [...browser.output().matchAll(/^seen (.*)$/gm)].map((match) => JSON.parse(match[1]!) as object);
         return lines.findLast((line) => what in line) as T | undefined;
       });

@@ -3,7 +3,7 @@ import { cpSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { Daemon } from "../../lab/daemon.ts";
 import type { Host } from "../../lab/network.ts";
-import { certificate, until } from "./mesh.ts";
+import { certificate, stillRuns, until } from "./mesh.ts";
 import { peer } from "./peers.ts";
 
 /** Region 900 of a DERP map, with this host's derper as its only node. */
@@ -35,8 +35,8 @@ export async function startDerper(
   const tls = ["-certmode", "manual", "-certdir", certs, "-hostname", host.ip4];
   const common = ["-a", ":443", "-http-port", "-1", "-c", join(dir, "derper.key")];
   const process = new Daemon(host, [peer("derper", "1.102.5")!, ...common, ...tls, ...flags]);
-  await until("derper listens", () => {
-    if (process.exitCode !== null) throw new Error(process.output());
+  await until("derper listens", async () => {
+    await stillRuns("derper", process);
     return /serving on|listening|STUN/i.test(process.output());
   });
   return { process, ca: cert.ca };

@@ -21,7 +21,21 @@ export function skip(...reasons: (string | null)[]): boolean {
   return reason !== undefined;
 }
 
-/** Polls until `check` is true (or not null) and returns it. Throws what was waited for, and the last failure, at the deadline. */
+/** Thrown by a check of `until`: what is waited for will never come. */
+export class Hopeless extends Error {}
+
+/** Throws `Hopeless` with the last lines of a program that has ended. */
+export async function stillRuns(what: string, process: Daemon): Promise<void> {
+  if (process.exitCode === null) return;
+  // What it has said may not be read yet; a child of its own may hold the pipe.
+  await Promise.race([process.silent, Bun.sleep(1000)]);
+  throw new Hopeless(`${what} ended with ${process.exitCode}: ${process.output().slice(-1500).trim()}`);
+}
+
+/**
+ * Polls until `check` is true (or not null) and returns it. Throws what was waited for, and the last failure, at the deadline;
+ * `Hopeless` at once.
+ */
 export async function until<T>(
   what: string,
   check: () => Promise<T> | T,
@@ -36,6 +50,7 @@ export async function until<T>(
       if (value) return value as NonNullable<T>;
       last = undefined;
     } catch (error) {
+      if (error instanceof Hopeless) throw error;
       last = error;
     }
     if (performance.now() > deadline)
@@ -108,8 +123,7 @@ export class Box {
       this.options.env,
     );
     await until("the box answers /key", async () => {
-      if (this.process.exitCode !== null)
-        throw new Error(`the box ended with ${this.process.exitCode}: ${this.process.output().slice(-500)}`);
+      await stillRuns(`weft ${this.options.verb ?? "box"}`, this.process);
       return this.get("/key?v=140");
     });
   }
@@ -204,8 +218,7 @@ export abstract class Member {
     const status = await until(
       `${this.name} is Running`,
       async () => {
-        if (this.process.exitCode !== null)
-          throw new Error(`the daemon ended with ${this.process.exitCode}: ${this.process.output().slice(-800)}`);
+        await stillRuns(`${this.name}'s daemon`, this.process);
         const s = await this.status();
         if (s?.BackendState !== "Running")
           throw new Error(`state ${s?.BackendState}; log: ${this.process.output().slice(-600)}`);
@@ -310,7 +323,11 @@ export class Tailscaled extends Member {
       ],
       { TS_NO_LOGS_NO_SUPPORT: "1", TS_DEBUG_FIREWALL_MODE: "nftables", ...this.env },
     );
-    await until(`${this.name}'s daemon answers`, async () => (await this.status()) !== null, 60, 200);
+    const isAnswering = async () => {
+      await stillRuns(`${this.name}'s daemon`, this.process);
+      return (await this.status()) !== null;
+    };
+    await until(`${this.name}'s daemon answers`, isAnswering, 60, 200);
   }
 
   async up(url: string, key: string): Promise<void> {
