@@ -8,7 +8,7 @@ import type { Prefs } from "../node/state.ts";
 import type { PeerStatusJson, StatusJson } from "../node/status.ts";
 import { VERSION } from "../node/version.ts";
 import type { DERPMap } from "../wire/tailcfg.ts";
-import { parseFlags, UsageError } from "./flags.ts";
+import { IGNORED_CONFIG, parseFlags, UsageError } from "./flags.ts";
 import { checkHostname, DEFAULT_SOCKET, readAuthKey } from "./node.ts";
 import { parseFormat, printableCell, serialize } from "./output.ts";
 
@@ -122,7 +122,7 @@ export const FLAGS = {
   },
   ip: { ...COMMON, "4": "boolean", "6": "boolean", "1": "boolean" },
   netcheck: { ...COMMON, format: "string" },
-  version: { ...COMMON, daemon: "boolean", json: "boolean", output: { kind: "string", short: "o" } },
+  version: { ...COMMON, ...IGNORED_CONFIG, daemon: "boolean", json: "boolean", output: { kind: "string", short: "o" } },
 } as const;
 
 function connect(flags: { socket?: string }): DaemonClient {
@@ -508,7 +508,13 @@ async function version(argv: string[]): Promise<number> {
   const daemon = flags.daemon ? (await connect(flags).status(false)).Version : null;
   const format = flags.json ? "json" : parseFormat(flags.output);
   if (format !== "table") {
-    const about = { short: VERSION, long: VERSION, ...(daemon === null ? {} : { daemonLong: daemon }) };
+    // As `tailscale version` and as `headscale version` say it.
+    const about = {
+      short: VERSION,
+      long: VERSION,
+      version: VERSION,
+      ...(daemon === null ? {} : { daemonLong: daemon }),
+    };
     return print(serialize(about, format));
   }
   return print(daemon === null ? `${VERSION}\n  bun ${Bun.version}` : `Client: ${VERSION}\nDaemon: ${daemon}`);

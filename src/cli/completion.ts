@@ -1,5 +1,5 @@
 // `weft completion SHELL`: made from the same tables that the commands are found by, so it knows what there is.
-import { parseFlags, UsageError } from "./flags.ts";
+import { IGNORED_CONFIG, parseFlags, UsageError } from "./flags.ts";
 
 const USAGE = `Usage: bun run weft completion bash|zsh|fish
 
@@ -8,6 +8,7 @@ Prints what makes a shell complete the words of \`weft\`:
   source <(weft completion bash)      # or in ~/.bashrc, ~/.zshrc
   weft completion fish | source       # or > ~/.config/fish/completions/weft.fish`;
 
+const FLAGS = { ...IGNORED_CONFIG, help: { kind: "boolean", short: "h" } } as const;
 const SHELLS: Record<string, (commands: readonly Completable[]) => string> = { bash, zsh, fish };
 
 /** A command, the words of which one may follow it, and the flags of each of these; those of the command itself by "". */
@@ -18,7 +19,7 @@ export interface Completable {
 }
 
 export async function main(argv: string[], commands: readonly Completable[]): Promise<number> {
-  const flags = parseFlags("weft completion", argv, { help: { kind: "boolean", short: "h" } }, USAGE, 1);
+  const flags = parseFlags("weft completion", argv, FLAGS, USAGE, 1);
   if (flags.help) {
     console.log(USAGE);
     return 0;

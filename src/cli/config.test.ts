@@ -314,6 +314,15 @@ ip_prefixes: [100.64.0.0/10]
   ]);
 });
 
+test("what Headscale has removed does no harm where it is off, as it is in the examples of 0.23 to 0.28", () => {
+  const config = load("dns:\n  use_username_in_magic_dns: false\nrandomize_client_port: false\nacl_policy_path: ''\n");
+  expect(config.warnings.map((line) => line.replace(/^.*?:(\d)/, "$1"))).toEqual([
+    "2: dns.use_username_in_magic_dns has been removed: delete the line",
+    "3: randomize_client_port has been removed: delete the line",
+    "4: acl_policy_path has been removed: delete the line",
+  ]);
+});
+
 test("what cannot go together is refused with the place of the one that is wrong", () => {
   const cases: [string, string][] = [
     ["dns: {override_local_dns: true}", "needs dns.nameservers.global"],

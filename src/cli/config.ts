@@ -238,8 +238,12 @@ class Collected {
       const full = path.filter((step) => typeof step === "string").join(".");
       const place = source.place(path);
       const isGroup = Object.keys(keys).some((known) => known.startsWith(`${key}.`));
-      if (Object.hasOwn(REMOVED, full)) this.problems.push(`${place}: ${full} has been removed: ${REMOVED[full]}`);
-      else if (IGNORED.some((pattern) => pattern.test(full))) this.ignored.push(full);
+      if (Object.hasOwn(REMOVED, full)) {
+        // Examples had such keys with the value that changes nothing.
+        const isOff = value === false || value === null || value === "";
+        const list = isOff ? this.warnings : this.problems;
+        list.push(`${place}: ${full} has been removed: ${isOff ? "delete the line" : REMOVED[full]}`);
+      } else if (IGNORED.some((pattern) => pattern.test(full))) this.ignored.push(full);
       else if (Object.hasOwn(RENAMED, full)) {
         this.warnings.push(`${place}: ${full} is called ${RENAMED[full]} now`);
         take(RENAMED[full]!, value, `${place}: ${full}`);

@@ -9,6 +9,9 @@ export interface FlagSpec {
   short?: string;
 }
 
+/** `-c FILE` where no configuration is read: accepted, because scripts give it to every command, as Headscale's takes it. */
+export const IGNORED_CONFIG = { config: { kind: "string", short: "c" } } as const;
+
 type Spec = Record<string, FlagKind | FlagSpec>;
 type KindOf<T> = T extends FlagSpec ? T["kind"] : T;
 type Value<K> = K extends "string"

@@ -74,7 +74,8 @@ test("health: 0 while the server works, 1 when nobody answers", async () => {
 test("version: for people and for programs", async () => {
   const { version } = JSON.parse(readFileSync(resolve(import.meta.dir, "../../package.json"), "utf8"));
   expect((await weft("version")).stdout).toStartWith(`${version}\n`);
-  expect(JSON.parse((await weft("version", "-o", "json")).stdout)).toEqual({ short: version, long: version });
+  const about = JSON.parse((await weft("version", "-o", "json")).stdout);
+  expect(about).toEqual({ short: version, long: version, version });
   expect((await weft("version", "-o", "xml")).status).toBe(2);
 }, 120_000);
 
@@ -86,6 +87,11 @@ test("generate prints a new private key each time", async () => {
   const json = JSON.parse((await weft("generate", "private-key", "-o", "json")).stdout);
   expect(json).toEqual({ private_key: expect.stringMatching(/^privkey:[0-9a-f]{64}$/) });
   expect((await weft("generate", "keys")).status).toBe(2);
+}, 120_000);
+
+test("-c FILE before a command that reads no configuration does no harm: scripts give it to all", async () => {
+  for (const [word, ...more] of [["version"], ["generate", "private-key"], ["completion", "bash"]] as const)
+    expect(await weft("-c", "/none.yaml", word, ...more)).toMatchObject({ status: 0, stderr: "" });
 }, 120_000);
 
 /** What bash offers behind these words. */
