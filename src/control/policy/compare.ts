@@ -3,11 +3,11 @@
 // Nodes that every rule of both policies treats alike are one class, so the work grows with the classes and with the rules
 // between them, not with the pairs of nodes. It is bounded; what was not compared is said.
 import { createHash } from "node:crypto";
-import { addressNumber, type Range } from "./addresses.ts";
+import { addressNumber, INTERNET, isEverything, type Range } from "./addresses.ts";
 import type { Compiled } from "./compile.ts";
 import { PolicyError } from "./error.ts";
 import { formatPorts } from "./explain.ts";
-import { protocolName } from "./ports.ts";
+import { allOrNone, hasPorts, isPing, protocolName } from "./ports.ts";
 import { holdsAddress, itemsAt, type Rule } from "./rules.ts";
 import { admitsLogin } from "./ssh.ts";
 import { ALL_PORTS, type Policy, type PolicyNode, type PortRange, type SSHRule } from "./types.ts";
@@ -61,8 +61,6 @@ interface Openings {
 }
 
 const noOpenings = (): Openings => ({ ports: new Map(), words: new Map() });
-
-const ICMP = new Set([1, 58]);
 
 interface Side {
   readonly compiled: Compiled;
@@ -196,7 +194,7 @@ class Comparer {
     for (const [c, [i]] of this.classes.entries())
       for (const address of compiled.resolver.addressesOf(i!)) byAddress.set(address, c);
     const ssh = this.classes.map(([i]) =>
-      compiled.policy.ssh.length === 0
+      compiled.policy.ssh.length === 0 || !this.complete
         ? []
         : compiled.sshRules(this.nodes[i!]!.id).map((rule) => {
             this.charge(rule.principals.length);
@@ -235,6 +233,7 @@ class Comparer {
       if (!enforced.has(r)) continue;
       const rule = compiled.rules[r]!;
       const items = itemsAt(rule, j, resolver).filter((item) => !rule.internet.includes(item));
+      this.charge(items.length);
       for (const item of items) {
         const families = sources.flatMap((source) =>
           holdsAddress(rule.source, source)
@@ -245,8 +244,7 @@ class Comparer {
               })
             : [],
         );
-        for (const family of new Set(families.map((address) => (address.includes(":") ? "IPv6" : "IPv4"))))
-          openRule(out, rule, item.ports, family);
+        for (const family of new Set(families.map(familyOf))) openRule(out, rule, item.ports, family);
       }
     }
     for (const { rule, sources: classes } of ssh[b]!) {
@@ -279,27 +277,46 @@ class Comparer {
     const out = new Map<string, Openings>();
     const { resolver } = compiled;
     const rules = from[a]!.map((r) => compiled.rules[r]!).filter(({ capabilities }) => !capabilities);
+    const sources = resolver.addressesOf(this.classes[a]![0]!);
+    /** What `router` enforces for the class; `family`: of the way, null for both. */
+    const enforced = function* (this: Comparer, router: number, family: Family | null) {
+      for (const rule of rules) {
+        this.charge(1);
+        if (!rule.targets.has(router)) continue;
+        const families = sources
+          .filter((source) => (family === null || familyOf(source) === family) && holdsAddress(rule.source, source))
+          .map(familyOf);
+        if (families.length === 0) continue;
+        const items = itemsAt(rule, router, resolver);
+        this.charge(items.length);
+        for (const item of items) yield { rule, item, isInternet: rule.internet.includes(item), families };
+      }
+    }.bind(this);
     for (const [text, router] of compiled.routesOf(viewer)) {
       const { range } = resolver.routes.find((route) => route.text === text)!;
       const openings = noOpenings();
       addWord(openings, "route", `by ${nameOf(resolver.nodes[router]!)}`);
-      for (const rule of rules) {
-        this.charge(rule.addresses.length + 1);
-        for (const item of rule.everywhere) openRule(openings, rule, item.ports, null);
-        for (const item of rule.addresses) {
-          if (item.range.first > range.last || range.first > item.range.last) continue;
-          const whole = item.range.first <= range.first && range.last <= item.range.last;
-          openRule(openings, rule, item.ports, null, whole ? "" : ` to ${item.text}`);
-        }
+      for (const { rule, item, isInternet } of enforced(router, familyOf(text))) {
+        if (isInternet ? INTERNET.covers(range) : item.text === "*") openRule(openings, rule, item.ports, null);
+        if (!item.range || item.range.first > range.last || range.first > item.range.last) continue;
+        const whole = item.range.first <= range.first && range.last <= item.range.last;
+        openRule(openings, rule, item.ports, null, whole ? "" : ` to ${item.text}`);
       }
       out.set(`route ${text}`, openings);
     }
-    const exits = compiled.exitsOf(viewer).map((i) => nameOf(resolver.nodes[i]!));
+    const exits = compiled.exitsOf(viewer);
     if (exits.length > 0) {
       const openings = noOpenings();
-      for (const exit of exits.slice(0, MAX_NAMES)) addWord(openings, "exit node", exit);
-      for (const rule of rules)
-        for (const item of [...rule.internet, ...rule.everywhere]) openRule(openings, rule, item.ports, null);
+      for (const exit of exits.slice(0, MAX_NAMES)) addWord(openings, "exit node", nameOf(resolver.nodes[exit]!));
+      for (const exit of exits)
+        for (const { rule, item, isInternet, families } of enforced(exit, null)) {
+          const whole = isInternet || item.text === "*";
+          const fitting = item.range ? families.filter((family) => family === familyOf(item.text!)) : families;
+          for (const family of whole || (item.range && isEverything(item.range)) ? fitting : [])
+            openRule(openings, rule, item.ports, family);
+          if (item.range && !isEverything(item.range) && fitting.length > 0 && INTERNET.covers(item.range))
+            openRule(openings, rule, item.ports, null, ` to ${item.text}`);
+        }
       out.set("the internet", openings);
     }
     return out;
@@ -378,6 +395,13 @@ class Comparer {
   }
 }
 
+type Family = "IPv4" | "IPv6";
+
+/** Of an address or a prefix. */
+function familyOf(text: string): Family {
+  return text.includes(":") ? "IPv6" : "IPv4";
+}
+
 function nameOf(node: PolicyNode): string {
   return node.name ?? `node ${node.id}`;
 }
@@ -387,7 +411,7 @@ function openRule(
   out: Openings,
   { protocol, capabilities }: Rule,
   ports: readonly PortRange[],
-  family: string | null,
+  family: Family | null,
   suffix = "",
 ): void {
   const only = (family === null ? "" : ` ${family}`) + suffix;
@@ -397,11 +421,11 @@ function openRule(
     return;
   }
   // Pings are let in whatever the ports.
-  const names = protocol === null ? ["tcp", "udp", "icmp"] : [ICMP.has(protocol) ? "icmp" : protocolName(protocol)];
+  const names = protocol === null ? ["tcp", "udp", "icmp"] : [isPing(protocol) ? "icmp" : protocolName(protocol)];
   for (const name of names) {
     const key = `${name}${only}`;
-    const before = out.ports.get(key) ?? [];
-    out.ports.set(key, union([...before, ...(name === "icmp" ? [ALL_PORTS] : ports)]));
+    const opened = name === "icmp" ? [ALL_PORTS] : hasPorts(protocol) ? ports : allOrNone(ports);
+    if (opened.length > 0) out.ports.set(key, union([...(out.ports.get(key) ?? []), ...opened]));
   }
 }
 

@@ -5,7 +5,7 @@ import { addressNumber, covers, INTERNET, type Range, textOf } from "./addresses
 import type { Compiled } from "./compile.ts";
 import { type Place, PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
-import { includesPort, parseProtocol, protocolName, splitPorts } from "./ports.ts";
+import { opensPort, parseProtocol, protocolName, splitPorts } from "./ports.ts";
 import { meetsPosture } from "./postures.ts";
 import type { Resolver } from "./resolve.ts";
 import { parseSelector } from "./selectors.ts";
@@ -271,7 +271,7 @@ function missesOf(
     const ports = fitting.flatMap(({ dst }) =>
       dst.filter(({ selector }) => !holdsTarget || isAutogroup(selector, "self") || holds(resolver, selector, to)),
     );
-    if (!ports.some((each) => includesPort(each.ports, port)))
+    if (!ports.some((each) => opensPort(each.ports, protocol, port)))
       misses.push(`its ports are ${formatPorts(ports.flatMap((each) => each.ports))}`);
   }
   if (access.via.length > 0) misses.push(`it goes through routers with ${access.via.join(", ")}`);

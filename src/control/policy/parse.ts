@@ -5,7 +5,7 @@ import { INTERNET, isEverything, parseRange, type Range, RangeSet, TAILNET } fro
 import { formatDuration, parseDuration } from "./duration.ts";
 import { PolicyError } from "./error.ts";
 import { parseHuJSON, placeAt, type Value } from "./hujson.ts";
-import { hasPorts, parseOpening, parseProtocol, splitPorts } from "./ports.ts";
+import { parseOpening, parseProtocol, splitPorts } from "./ports.ts";
 import { parseCondition } from "./postures.ts";
 import { type Definitions, parseSelector, standsForUsers } from "./selectors.ts";
 import type {
@@ -20,7 +20,6 @@ import type {
   SSHEntry,
   SSHTest,
 } from "./types.ts";
-import { ALL_PORTS } from "./types.ts";
 
 const SELF_NEEDS_USERS = "autogroup:self can only be used with users, groups, or supported autogroups";
 
@@ -333,11 +332,7 @@ class Parser implements Definitions {
           () => splitPorts(text.trim()),
           (message) => `dst=${JSON.stringify(text.trim())}: ${message}`,
         );
-        const selector = this.destination(host, place);
-        if (!hasPorts(protocol) && ports.some((range) => range !== ALL_PORTS)) {
-          throw place.wrong(`dst=${JSON.stringify(text)}: only tcp, udp and sctp have ports, use "${host}:*"`);
-        }
-        return { selector, ports };
+        return { selector: this.destination(host, place), ports };
       }) ?? [];
     const self = dst.some(({ selector }) => isAutogroup(selector, "self"));
     if (self && !src.every((selector) => selector.kind === "any" || standsForUsers(selector)))

@@ -459,11 +459,6 @@ describe("refusals", () => {
       'proto name "quic" not known; use protocol number 0-255',
     ],
     [
-      "ports of ICMP",
-      { acls: [{ ...ALLOW, proto: "icmp", dst: ["*:1"] }] },
-      'dst="*:1": only tcp, udp and sctp have ports, use "*:*"',
-    ],
-    [
       "a host as SSH source",
       { hosts: { h: "10.0.0.1" }, ssh: [{ action: "accept", src: ["h"], dst: ["tag:server"], users: ["root"] }] },
       'invalid src "h"',
@@ -579,6 +574,24 @@ describe("refusals", () => {
     const said = refusal(() => compile(policy)).message;
     if (typeof message === "string") expect(said).toBe(message);
     else expect(said).toMatch(message);
+  });
+
+  test("ports of a protocol without ports are told to the nodes as written, and open nothing but pings", () => {
+    const of = (access: object) => {
+      const compiled = compile(access);
+      const open = (protocol: number) => why(compiled, { src: 1, dst: "100.64.0.4", port: 80, protocol }).length;
+      return [compiled.packetFilter(4)[0], open(1), open(47)];
+    };
+    const rule = (protocol: number) => ({
+      SrcIPs: ["100.64.0.1", "100.64.0.2", "fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2"],
+      DstPorts: ["100.64.0.4", "fd7a:115c:a1e0::4"].map((IP) => ({ IP, Ports: { First: 80, Last: 80 } })),
+      IPProto: [protocol],
+    });
+    const acl = (proto: string) => ({ acls: [{ action: "accept", src: ["alice@"], dst: ["tag:server:80"], proto }] });
+    const grant = (ip: string) => ({ grants: [{ src: ["alice@"], dst: ["tag:server"], ip: [ip] }] });
+    for (const access of [acl("icmp"), grant("icmp:80")]) expect(of(access)).toEqual([rule(1), 1, 0]);
+    for (const access of [acl("gre"), grant("47:80")]) expect(of(access)).toEqual([rule(47), 0, 0]);
+    expect(of({ ...acl("gre"), ...grant("gre:*") }).slice(1)).toEqual([0, 1]);
   });
 
   test("a protocol may be a number, 0 is none, and null is nothing anywhere", () => {

@@ -32,9 +32,24 @@ export function protocolName(protocol: number | null): string {
 
 const WITH_PORTS = new Set([6, 17, 132]);
 
-/** Whether ports mean anything for a protocol; null stands for TCP, UDP and ICMP. */
+/** ICMP of both families: nodes let it in whatever the ports. */
+export function isPing(protocol: number | null): boolean {
+  return protocol === 1 || protocol === 58;
+}
+
 export function hasPorts(protocol: number | null): boolean {
   return protocol === null || WITH_PORTS.has(protocol);
+}
+
+/** Whether a client lets a protocol in on some ports: one without ports it lets in when all of them are open. */
+export function opensPort(ports: readonly PortRange[], protocol: number, port: number): boolean {
+  if (isPing(protocol)) return ports.length > 0;
+  return includesPort(hasPorts(protocol) ? ports : allOrNone(ports), port);
+}
+
+/** What is left of ports where they mean nothing. */
+export function allOrNone(ports: readonly PortRange[]): PortRange[] {
+  return ports.filter(({ first, last }) => first === ALL_PORTS.first && last === ALL_PORTS.last);
 }
 
 /** Null: none is named, also by the number 0. Throws an Error with the bare sentence; callers add the place. */
@@ -86,11 +101,7 @@ export function parseOpening(text: string): { protocol: number | null; ports: Po
   if (name.includes(",")) throw new Error('host cannot contain a comma (",")');
   const ports = parsePortRange(text.slice(colon + 1));
   if (name === "") throw new Error("empty protocol");
-  const protocol = name === "*" ? null : parseProtocol(name);
-  if (!hasPorts(protocol) && ports !== ALL_PORTS) {
-    throw new Error(`${JSON.stringify(text)}: only tcp, udp and sctp have ports, use "${name}:*"`);
-  }
-  return { protocol, ports };
+  return { protocol: name === "*" ? null : parseProtocol(name), ports };
 }
 
 export function includesPort(ports: readonly PortRange[], port: number): boolean {

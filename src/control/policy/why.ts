@@ -1,7 +1,7 @@
 // Why one node may reach an address and port, or why it may not: the answer to `weft policy why SRC DST:PORT`.
-import { addressNumber } from "./addresses.ts";
+import { addressNumber, INTERNET } from "./addresses.ts";
 import type { Compiled } from "./compile.ts";
-import { includesPort } from "./ports.ts";
+import { opensPort } from "./ports.ts";
 import { holdsAddress, itemsAt, type Rule } from "./rules.ts";
 import type { Access } from "./types.ts";
 
@@ -53,12 +53,11 @@ export function why(compiled: Compiled, { src, srcAddress, dst, port, protocol =
     for (const rule of compiled.rules.filter(serves)) {
       for (const item of itemsAt(rule, node, resolver)) {
         const internet = rule.internet.includes(item);
-        // A node's own addresses do not open what lies behind it.
+        // A node's own addresses do not open what lies behind it, and the internet is none of its subnets.
         if (item.text === null && !internet && !owned) continue;
-        if (internet && owned) continue;
+        if (internet && (owned || !INTERNET.has(n))) continue;
         if (item.range && (n < item.range.first || n > item.range.last)) continue;
-        const ports = protocol === 1 || protocol === 58 || includesPort(item.ports, port);
-        if (!ports || seen.has(item.access)) continue;
+        if (!opensPort(item.ports, protocol, port) || seen.has(item.access)) continue;
         seen.add(item.access);
         reasons.push(reasonOf(compiled, item.access, owned ? null : resolver.nodes[node]!.id));
       }
