@@ -291,7 +291,7 @@ describe.skipIf(skip(cannotRunPostgres))("PostgreSQL", () => {
     const migrations = withAnother(addColumn);
     await (await Store.open(settings, { migrations, log: (line) => lines.push(line) })).close();
     const prefix = /backup_\w+_(?=\*)/.exec(lines.join())![0];
-    expect(prefix).toMatch(/^backup_0003_roles_\d{8}t\d{6}z_$/);
+    expect(prefix).toMatch(/^backup_0004_suspension_\d{8}t\d{6}z_$/);
     const users = await server.query<{ name: string }>(`select * from ${prefix}users`, settings.database);
     expect(users.map(({ name }) => name)).toEqual(["user1"]);
     expect(users[0]).not.toHaveProperty("extra");

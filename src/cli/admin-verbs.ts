@@ -64,6 +64,20 @@ const LIST = ["ls", "show"];
 const EXPIRE = ["exp", "e"];
 const DELETE = ["remove", "del"];
 
+/** Shuts a user out, or lets one in again. */
+function userStatus(command: "suspend" | "restore", done: string): Verb {
+  return verb({
+    usage: "-i ID | -n NAME",
+    positional: 1,
+    flags: { identifier, name },
+    async run({ api }, flags) {
+      const { id } = await wantedUser(api, flags, command);
+      const { user } = await api.call<{ user: ApiUser }>("POST", `/v1/user/${id}/${command}`);
+      return { value: user, text: `User ${done}` };
+    },
+  });
+}
+
 const users: Record<string, Verb> = {
   create: verb({
     aliases: CREATE,
@@ -89,8 +103,16 @@ const users: Record<string, Verb> = {
     async run({ api }, flags) {
       const query = queryOf({ id: flags.identifier, name: flags.name, email: flags.email });
       const { users } = await api.call<{ users: ApiUser[] }>("GET", `/v1/user${query}`);
-      const rows = users.map((u) => [u.id, u.displayName, u.name, u.email, showTime(u.createdAt, ""), u.role]);
-      return { value: users, text: table(["ID", "Name", "Username", "Email", "Created", "Role"], rows) };
+      const rows = users.map((u) => [
+        u.id,
+        u.displayName,
+        u.name,
+        u.email,
+        showTime(u.createdAt, ""),
+        u.role,
+        u.status,
+      ]);
+      return { value: users, text: table(["ID", "Name", "Username", "Email", "Created", "Role", "Status"], rows) };
     },
   }),
   rename: verb({
@@ -119,6 +141,8 @@ const users: Record<string, Verb> = {
       return { value: changed.user, text: `${changed.user.name} is ${changed.user.role} now` };
     },
   }),
+  suspend: userStatus("suspend", "suspended"),
+  restore: userStatus("restore", "restored"),
   destroy: verb({
     aliases: ["delete"],
     usage: "-i ID | -n NAME",

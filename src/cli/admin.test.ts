@@ -118,6 +118,17 @@ test("UserCreateCommand, UserCommand, UserCommandValidation: what a user is told
   expect(await json<object[]>("users", "list")).toHaveLength(2);
 });
 
+test("a user is suspended and restored, by name or id, and the list says so", async () => {
+  await server.user("alice");
+  expect(await json("users", "suspend", "alice")).toMatchObject({ id: "1", status: "suspended" });
+  expect((await local("users", "list")).split("\n").at(-1)).toMatch(/ \| alice .* \| suspended$/);
+  expect((await refusal(local("preauthkeys", "create", "-u", "alice"))).message).toContain("alice is suspended");
+  expect(await local("users", "restore", "-i", "1")).toBe("User restored");
+  expect(await json<object[]>("users", "list")).toMatchObject([{ status: "active" }]);
+  expect((await refusal(local("users", "suspend", "-i", "9"))).status).toBe(1);
+  expect((await refusal(local("users", "restore"))).status).toBe(2);
+});
+
 test("NodeCommand, NodeRenameCommand, TaggedNodesCLIOutput: nodes are listed by user, tagged ones as nobody's, renamed, and deleted", async () => {
   const [alice, bob] = [await server.user("alice"), await server.user("bob")];
   await server.join("web", await server.key({ user: alice }));

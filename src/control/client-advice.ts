@@ -1,7 +1,7 @@
 // What a client is told beside the tailnet itself: what is wrong with its node that its user or an administrator can mend,
 // and whether there is a newer client (spec/ts2021-control-protocol.md, section 12). Pure.
 import type * as tc from "../wire/tailcfg.ts";
-import type { Millis, NodeRecord } from "./model.ts";
+import { isAdmitted, type Millis, type NodeRecord } from "./model.ts";
 import { advertisedRoutes } from "./routes.ts";
 import type { ClientSettings } from "./settings.ts";
 
@@ -19,8 +19,15 @@ export function expiresSoon({ expiry }: NodeRecord, now: Millis): boolean {
 
 /** `isNamed`: others are told of it, because its name is one of DNS. */
 export function warningsOf(node: NodeRecord, isNamed: boolean, now: Millis): Warnings {
-  const { id, authorized, approvedRoutes, expiry, givenName } = node;
+  const { id, authorized, suspended, approvedRoutes, expiry, givenName } = node;
   const warnings = new Map<string, tc.DisplayMessage>();
+  if (suspended)
+    warnings.set("weft-user-suspended", {
+      Title: "The user of this machine is suspended",
+      Text: "It reaches nobody until an administrator restores the user: weft users restore",
+      Severity: "high",
+      ImpactsConnectivity: true,
+    });
   if (!authorized)
     warnings.set("weft-not-authorized", {
       Title: "This machine waits for approval",
@@ -36,7 +43,7 @@ export function warningsOf(node: NodeRecord, isNamed: boolean, now: Millis): War
       ImpactsConnectivity: true,
     });
   const waiting = advertisedRoutes(node).filter((route) => !approvedRoutes.includes(route));
-  if (authorized && waiting.length > 0) {
+  if (isAdmitted(node) && waiting.length > 0) {
     const more = waiting.length > 5 ? ` and ${waiting.length - 5} more` : "";
     warnings.set("weft-routes-unapproved", {
       Title: "Advertised routes wait for approval",

@@ -15,6 +15,7 @@ import { maskedKey, mintKey } from "./preauthkey.ts";
 import { isExpired } from "./register.ts";
 import { routesOf } from "./routes.ts";
 import { SECRET_BYTES } from "./secret.ts";
+import { suspensionProblem } from "./users.ts";
 
 const REGISTER_METHODS: Record<RegisterMethod, ApiNode["registerMethod"]> = {
   authkey: "REGISTER_METHOD_AUTH_KEY",
@@ -36,6 +37,7 @@ const TAGGED_USER: ApiUser = {
   provider: "",
   profilePicUrl: "",
   role: "member",
+  status: "active",
 };
 
 export class Commands {
@@ -86,6 +88,7 @@ export class Commands {
       providerId: "",
       groups: [],
       role: "member",
+      status: "active",
       createdAt: this.context.now(),
     };
     await this.journal.commit({ users: [user], counters: { lastUser: id } });
@@ -119,10 +122,11 @@ export class Commands {
     return apiUser(next);
   }
 
-  async destroyUser(id: number): Promise<void> {
+  /** `withNodes`: and all nodes; else it is refused as long as the user has some. */
+  async destroyUser(id: number, withNodes = false): Promise<void> {
     const user = this.user(id);
     const owned = this.model.nodesOfUser(id);
-    if (owned.length > 0)
+    if (owned.length > 0 && !withNodes)
       throw new CommandError(
         409,
         `user "${user.name}" still has ${owned.length} ${owned.length === 1 ? "node" : "nodes"}: delete ${owned.length === 1 ? "it" : "them"} first (weft nodes list --user ${id})`,
@@ -130,9 +134,10 @@ export class Commands {
     const keysRemoved = [...this.model.keys.values()].filter((key) => key.userId === id).map((key) => key.id);
     // Tagged nodes outlive the user whose key admitted them.
     const nodes = [...this.model.nodes.values()]
-      .filter((node) => node.authKeyId !== null && keysRemoved.includes(node.authKeyId))
+      .filter((node) => node.userId !== id && node.authKeyId !== null && keysRemoved.includes(node.authKeyId))
       .map((node) => ({ ...node, authKeyId: null }));
-    await this.journal.commit({ nodes, keysRemoved, usersRemoved: [id] });
+    const nodesRemoved = owned.map((node) => node.id);
+    await this.journal.commit({ nodes, nodesRemoved, keysRemoved, usersRemoved: [id] });
   }
 
   /** `user`: id or name; none: those of all users. */
@@ -160,7 +165,8 @@ export class Commands {
     }
     if (input.user === undefined && tags.length === 0)
       throw new CommandError(400, "a pre-auth key needs a user, tags, or both: give --user ID or --tags tag:NAME");
-    if (input.user !== undefined) this.user(input.user);
+    const suspended = input.user === undefined ? null : suspensionProblem(this.user(input.user));
+    if (suspended) throw new CommandError(409, suspended);
     const now = this.context.now();
     const expiration = input.expiration === undefined ? now + DEFAULT_KEY_LIFETIME : input.expiration;
     if (expiration !== null && expiration <= now)
@@ -426,6 +432,7 @@ export function apiUser(user: UserRecord): ApiUser {
     provider: user.provider,
     profilePicUrl: user.profilePicUrl,
     role: user.role,
+    status: user.status,
   };
 }
 

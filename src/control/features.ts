@@ -38,6 +38,7 @@ const MAX_HEALTH = 32;
 export function nodeOf(ctx: ControlContext, fields: Fields, machineKey: string): NodeRecord {
   const node = ctx.model.nodeByKey(requiredNodeKey(fields));
   if (!node || node.machineKey !== machineKey) throw new BadRequest("node not found", 404);
+  if (node.suspended) throw new BadRequest("the user of this node is suspended: ask an administrator", 403);
   if (!node.authorized) throw new BadRequest("this node waits for an administrator to let it in", 403);
   if (isExpired(node, ctx.now())) throw new BadRequest("the key of this node has expired: log in again", 403);
   return node;

@@ -37,7 +37,7 @@ import { KEEP_ALIVE, MapStream } from "./map-stream.ts";
 import { Sweep } from "./map-sweep.ts";
 import { Turns } from "./map-turns.ts";
 import { Metrics } from "./metrics.ts";
-import { type Effect, type Millis, Model, type NodeRecord } from "./model.ts";
+import { type Effect, isAdmitted, type Millis, Model, type NodeRecord } from "./model.ts";
 import { farewell, hasName, type TailnetConfig, View } from "./netmap.ts";
 import { Paces } from "./pace.ts";
 import { LoginPages } from "./pages/login.ts";
@@ -80,7 +80,7 @@ export interface ControlOptions {
   /** Noise connections of all machines. Default 20,000. */
   maxConnections?: number;
   now?: () => Millis;
-  /** A node was deleted: its key opens nothing any more. */
+  /** A node was deleted or its user suspended: its key opens nothing any more, or not for now. */
   onNodeRemoved?: (nodeKey: Uint8Array) => void;
   /** For problems that an operator should know of. */
   log?: (line: string) => void;
@@ -218,6 +218,8 @@ class ControlServer implements Control {
   private readonly offlineTimers = new Map<number, ReturnType<typeof setTimeout>>();
   /** Nodes that were removed, whose streams end as soon as that is durable. */
   private leaving: NodeRecord[] = [];
+  /** Users who were suspended. */
+  private suspended: number[] = [];
   private readonly apis: Apis;
   private readonly webhooks: Webhooks;
   private admin: Admin | null = null;
@@ -434,8 +436,10 @@ class ControlServer implements Control {
       stats: () => this.stats(),
       nodes: () => {
         const count = { online: 0, offline: 0, expired: 0, unauthorized: 0 };
-        for (const { authorized, expired, online } of this.model.nodes.values())
-          count[!authorized ? "unauthorized" : expired ? "expired" : online ? "online" : "offline"]++;
+        for (const node of this.model.nodes.values()) {
+          const { expired, online } = node;
+          count[!isAdmitted(node) ? "unauthorized" : expired ? "expired" : online ? "online" : "offline"]++;
+        }
         return count;
       },
       users: () => this.model.users.size,
@@ -473,6 +477,7 @@ class ControlServer implements Control {
             online: node.online,
             expired: node.expired,
             authorized: node.authorized,
+            suspended: node.suspended,
             lastSeen: iso(node.lastSeen),
             capabilityVersion: node.cap,
           })),
@@ -635,7 +640,7 @@ class ControlServer implements Control {
   }
 
   private mayUseRelay(node: NodeRecord | undefined): boolean {
-    return node?.authorized === true && !isExpired(node, this.now());
+    return node !== undefined && isAdmitted(node) && !isExpired(node, this.now());
   }
 
   /** `body`: {"NodePublic":"nodekey:…","Source":"…"}, as DERP servers ask. */
@@ -749,6 +754,7 @@ class ControlServer implements Control {
   private onApplied(effect: Effect): void {
     this.webhooks.onApplied(effect);
     this.leaving.push(...effect.removed);
+    for (const { id, status } of effect.undo.users ?? []) if (status === "active") this.suspended.push(id);
     this.access.onApplied(effect);
     this.approver.onApplied(effect);
   }
@@ -764,6 +770,10 @@ class ControlServer implements Control {
       this.clones.forget(node.id);
       this.health.forget(node.id);
       this.options.onNodeRemoved?.(parseKey("nodekey", node.nodeKey)!);
+    }
+    for (const id of this.suspended.splice(0)) {
+      if (this.model.users.get(id)?.status !== "suspended") continue;
+      for (const node of this.model.nodesOfUser(id)) this.options.onNodeRemoved?.(parseKey("nodekey", node.nodeKey)!);
     }
     this.poke();
   }

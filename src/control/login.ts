@@ -12,6 +12,7 @@ import { CommandError } from "./errors.ts";
 import type { Change, DocumentChange, Millis, NodeRecord, RegisterMethod } from "./model.ts";
 import { LoginRefused, planLogin } from "./register.ts";
 import type { RegisterInput } from "./requests.ts";
+import { suspensionProblem } from "./users.ts";
 
 export interface RegisterLogin {
   kind: "register";
@@ -185,6 +186,8 @@ export class Logins {
         400,
         `login ${id} is a machine that joins: weft auth register --auth-id ${id} --user NAME`,
       );
+    const problem = userId === null ? null : suspensionProblem(this.ctx.model.users.get(userId));
+    if (problem) throw new CommandError(403, problem);
     const change = request.kind === "ssh-check" ? this.onCheckApproved(request, userId) : {};
     await this.end([id], { approved: true, userId }, change);
   }

@@ -10,6 +10,8 @@ import type { Role } from "./policy/types.ts";
 /** Milliseconds since 1970. */
 export type Millis = number;
 
+export type UserStatus = "active" | "suspended";
+
 export interface UserRecord {
   id: number;
   /** Unique among the users of one provider; "" when an identity provider gave none that is usable. */
@@ -25,6 +27,8 @@ export interface UserRecord {
   groups: readonly string[];
   /** Set by an administrator or by the provider's groups; "autogroup:admin" and the like of the policy mean it. */
   role: Role;
+  /** Who is suspended cannot sign in, and neither his nodes nor his pre-auth keys are let in. */
+  status: UserStatus;
   createdAt: Millis;
 }
 
@@ -95,6 +99,13 @@ export interface NodeRecord {
   online: boolean;
   /** Whether `expiry` has passed, as of the last look at the clock. Not in the store. */
   expired: boolean;
+  /** Whether its user is suspended: the model sees to it. Not in the store. */
+  suspended: boolean;
+}
+
+/** Whether a node may know of others, and they of it. */
+export function isAdmitted({ authorized, suspended }: NodeRecord): boolean {
+  return authorized && !suspended;
 }
 
 /** High-water marks, so that ids are never used twice and addresses are reused last. */
@@ -168,6 +179,7 @@ function stampsAfter(old: NodeRecord, next: NodeRecord, stamps: Stamps, version:
     !sameList(old.tags, next.tags) ||
     !sameList(old.approvedRoutes, next.approvedRoutes) ||
     old.authorized !== next.authorized ||
+    old.suspended !== next.suspended ||
     old.ipv4 !== next.ipv4 ||
     old.ipv6 !== next.ipv6 ||
     old.expired !== next.expired;
@@ -358,9 +370,15 @@ export class Model {
       removed.push(node);
     }
     for (const user of change.users ?? []) {
-      // Who sees nodes of this user knows its profile.
-      if (this.users.has(user.id)) touched.push(...this.nodesOfUser(user.id).map(({ id }) => id));
+      const old = this.users.get(user.id);
       this.putUser(user, undo);
+      if (!old) continue;
+      for (const node of this.nodesOfUser(user.id)) {
+        // Who sees nodes of this user knows its profile.
+        touched.push(node.id);
+        // What the user's record brings needs no undo of its own.
+        if (old.status !== user.status) this.putNode(node, {});
+      }
     }
     for (const key of change.keys ?? []) this.putKey(key, undo);
     for (const node of change.nodes ?? []) {
@@ -424,7 +442,9 @@ export class Model {
     this.byPrefix.set(key.prefix, key.id);
   }
 
-  private putNode(node: NodeRecord, undo: Change): void {
+  private putNode(given: NodeRecord, undo: Change): void {
+    const suspended = given.userId !== null && this.users.get(given.userId)?.status === "suspended";
+    const node = given.suspended === suspended ? given : { ...given, suspended };
     const old = this.nodes.get(node.id);
     const stamps = this.stamps.get(node.id);
     if (old && stamps) {

@@ -50,7 +50,9 @@ function selects(selector: string, node: NodeRecord, users: Users): boolean {
 }
 
 function maySee(rules: readonly Rule[], a: NodeRecord, b: NodeRecord, users: Users): boolean {
-  if (!a.authorized || !b.authorized) return false;
+  const isShutOut = ({ authorized, userId }: NodeRecord) =>
+    !authorized || (userId !== null && users.get(userId)!.status === "suspended");
+  if (isShutOut(a) || isShutOut(b)) return false;
   const reaches = (from: NodeRecord, to: NodeRecord) =>
     rules.some(({ src, dst }) => selects(src, from, users) && selects(dst, to, users));
   return reaches(a, b) || reaches(b, a);
@@ -144,7 +146,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
     weight: 8,
     arbitrary: fc.record({ ...of("edit"), which, edit: fc.constantFrom(...Object.keys(EDITS)), salt }),
   },
-  { weight: 1, arbitrary: fc.record({ ...of("user"), which, salt }) },
+  { weight: 2, arbitrary: fc.record({ ...of("user"), which, salt }) },
   { weight: 1, arbitrary: fc.record({ ...of("policy"), rules }) },
   { weight: 1, arbitrary: fc.record({ ...of("config"), salt }) },
 );
@@ -187,7 +189,8 @@ class World {
     } else if (action.kind === "user") {
       const id = USERS[action.which % USERS.length]!;
       const role = ROLES[action.salt % ROLES.length]!;
-      this.commit({ users: [makeUser(id, { displayName: `User ${action.salt}`, role })] });
+      const status = action.salt % 3 === 0 ? "suspended" : "active";
+      this.commit({ users: [makeUser(id, { displayName: `User ${action.salt}`, role, status })] });
     } else if (chosen && action.kind === "leave") {
       this.commit({ nodesRemoved: [chosen.id] });
       this.clients.delete(chosen.id);

@@ -11,7 +11,7 @@ import { clientVersion, type Warnings, warningChange, warningsOf } from "./clien
 import { dnsFor } from "./dns.ts";
 import { peerHostinfo } from "./hostinfo.ts";
 import { IdSet } from "./idset.ts";
-import type { Model, NodeRecord, UserRecord } from "./model.ts";
+import { isAdmitted, type Model, type NodeRecord, type UserRecord } from "./model.ts";
 import type { ClientSettings } from "./settings.ts";
 
 /** Whom tagged nodes belong to, for clients. */
@@ -160,7 +160,7 @@ function baseNode(node: NodeRecord, config: TailnetConfig): tc.Node {
     ...(node.tags.length > 0 && { Tags: [...node.tags] }),
     ...(!node.online && node.lastSeen !== null && { LastSeen: timeText(node.lastSeen) }),
     Online: node.online,
-    MachineAuthorized: node.authorized && !node.expired,
+    MachineAuthorized: isAdmitted(node) && !node.expired,
     ...(node.expired && { Expired: true }),
   };
 }
@@ -343,7 +343,7 @@ export class View {
     if (
       this.config !== this.toldConfig ||
       this.access.epochOf(this.nodeId) !== this.epoch ||
-      self.authorized !== this.isAdmitted ||
+      isAdmitted(self) !== this.isAdmitted ||
       model.usersVersion > this.sent
     )
       return undefined;
@@ -372,7 +372,7 @@ export class View {
 
   private turnOf(id: number, peer: NodeRecord | undefined, self: NodeRecord, model: Model): Turn {
     const known = this.known.has(id);
-    if (!peer || !this.isShown(peer) || !self.authorized || !this.access.sees(self.id, id))
+    if (!peer || !this.isShown(peer) || !isAdmitted(self) || !this.access.sees(self.id, id))
       return known ? Turn.Removed : Turn.None;
     return !known || model.stampsOf(id)!.whole > this.sent ? Turn.Whole : Turn.Patch;
   }
@@ -402,9 +402,9 @@ export class View {
   private first(self: NodeRecord, model: Model, now: number): tc.MapResponse {
     const decision = this.decide();
     const newer = clientVersion(self, this.config.clients);
-    this.isAdmitted = self.authorized;
+    this.isAdmitted = isAdmitted(self);
     this.toldRole = this.access.roleCapabilities(self);
-    const ids = self.authorized ? this.access.circle(self.id).ids.filter((id) => id !== self.id) : [];
+    const ids = this.isAdmitted ? this.access.circle(self.id).ids.filter((id) => id !== self.id) : [];
     const peers = ids.map((id) => model.nodes.get(id)!).filter((peer) => this.isShown(peer));
     for (const peer of peers) this.known.add(peer.id);
     return {
@@ -454,8 +454,8 @@ export class View {
       const dns = this.dns(self);
       if (this.toldDns !== before) message.DNSConfig = dns;
     }
-    if (self.authorized !== this.isAdmitted) {
-      this.isAdmitted = self.authorized;
+    if (isAdmitted(self) !== this.isAdmitted) {
+      this.isAdmitted = isAdmitted(self);
       for (const id of this.access.circle(self.id).ids) dirty.add(id);
     }
     if (dirty.delete(self.id)) {
@@ -483,7 +483,7 @@ export class View {
   }
 
   private isShown(peer: NodeRecord): boolean {
-    return peer.authorized && hasName(peer, this.config);
+    return isAdmitted(peer) && hasName(peer, this.config);
   }
 
   private self(node: NodeRecord): tc.Node {

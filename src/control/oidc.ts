@@ -251,5 +251,5 @@ export function userFrom(identity: Identity, known: UserRecord | undefined, newI
   const { providerId, name, displayName, email, profilePicUrl, policyGroups: groups } = identity;
   const profile = { name, displayName, email, profilePicUrl, groups, provider: "oidc", providerId };
   const role = identity.role ?? known?.role ?? "member";
-  return known ? { ...known, ...profile, role } : { id: newId, ...profile, role, createdAt: now };
+  return known ? { ...known, ...profile, role } : { id: newId, ...profile, role, status: "active", createdAt: now };
 }

@@ -25,12 +25,22 @@ import { createHash } from "node:crypto";
 import type { RegisterResponse } from "../wire/tailcfg.ts";
 import { allocate } from "./addresses.ts";
 import type { ControlContext } from "./context.ts";
-import type { Change, Counters, Millis, Model, NodeRecord, PreAuthKeyRecord, RegisterMethod } from "./model.ts";
+import {
+  type Change,
+  type Counters,
+  isAdmitted,
+  type Millis,
+  type Model,
+  type NodeRecord,
+  type PreAuthKeyRecord,
+  type RegisterMethod,
+} from "./model.ts";
 import { labelOf, uniqueLabel } from "./names.ts";
 import { namesOf, profileOf, timeText, userOf } from "./netmap.ts";
 import { findKey, keyProblem } from "./preauthkey.ts";
 import { BadRequest, homeDerpOf, type RegisterInput } from "./requests.ts";
 import { claimProblem, refusedTags, requestedTags } from "./tags.ts";
+import { suspensionProblem } from "./users.ts";
 
 export type Registration =
   | {
@@ -108,7 +118,7 @@ function sooner(node: NodeRecord, input: RegisterInput, now: Millis): Millis | n
 function keep(ctx: ControlContext, node: NodeRecord, input: RegisterInput, now: Millis): Registration {
   const { model } = ctx;
   const key = input.authKey === "" ? null : findKey(model, input.authKey);
-  if (key && key.id !== node.authKeyId && keyProblem(key, now) === null && key.tags.length > 0) {
+  if (key && key.id !== node.authKeyId && keyProblem(model, key, now) === null && key.tags.length > 0) {
     if (!sameTags(key.tags, node.tags)) {
       const problem = keyTagsProblem(input, key);
       if (problem) return refuse(problem);
@@ -118,6 +128,7 @@ function keep(ctx: ControlContext, node: NodeRecord, input: RegisterInput, now: 
         expiry: null,
         authKeyId: key.id,
         registerMethod: "authkey" as const,
+        suspended: false,
       };
       const retagged: NodeRecord = { ...node, ...owner };
       return succeed(model, retagged, { keys: [{ ...key, used: true }] });
@@ -136,7 +147,7 @@ function admit(ctx: ControlContext, input: RegisterInput, machineKey: string, no
       ...refuse("this server does not know this pre-auth key: check that it was copied whole (weft preauthkeys list)"),
       guess: `${machineKey} presented a pre-auth key that never was: refused`,
     };
-  const problem = keyProblem(key, now) ?? keyTagsProblem(input, key);
+  const problem = keyProblem(model, key, now) ?? keyTagsProblem(input, key);
   if (problem) return refuse(problem);
   const existing = candidates(model, input, machineKey).find((node) => mayTakeOver(node, key));
   // Tags that this key gave already may have been changed since by an administrator.
@@ -160,8 +171,8 @@ function mayTakeOver(node: NodeRecord, key: PreAuthKeyRecord): boolean {
 }
 
 /**
- * A user signed in for this machine. Throws LoginRefused: the tags that the client asks for are not this user's to give, the
- * node key is another machine's by now, or there is no address left.
+ * A user signed in for this machine. Throws LoginRefused: the user is suspended, the tags that the client asks for are not
+ * this user's to give, the node key is another machine's by now, or there is no address left.
  */
 export function planLogin(
   ctx: ControlContext,
@@ -174,7 +185,7 @@ export function planLogin(
   // It was nobody's when this login began.
   if (holder && holder.machineKey !== machineKey) throw new LoginRefused(FOREIGN_KEY);
   const tags = requestedTags(input.hostinfo);
-  const problem = claimProblem(ctx.access, login.userId, tags);
+  const problem = suspensionProblem(ctx.model.users.get(login.userId)) ?? claimProblem(ctx.access, login.userId, tags);
   if (problem) throw new LoginRefused(problem);
   const isNamed = (node: NodeRecord) => node.nodeKey === input.nodeKey || node.nodeKey === input.oldNodeKey;
   const existing = candidates(ctx.model, input, machineKey).find((node) =>
@@ -216,7 +227,7 @@ function place(
   now: Millis,
 ): { node: NodeRecord; more: Change } {
   const { model } = ctx;
-  const base = { ...owner, nodeKey: input.nodeKey, expired: false };
+  const base = { ...owner, nodeKey: input.nodeKey, expired: false, suspended: false };
   if (existing) {
     const authorized = existing.authorized || preauthorized;
     const taken = { ...existing, ...base, authorized, cap: input.version };
@@ -312,7 +323,7 @@ function success(model: Model, node: NodeRecord): RegisterResponse {
   return {
     User: { ID: userId, DisplayName: names.DisplayName },
     Login: { ID: userId, LoginName: names.LoginName, DisplayName: names.DisplayName },
-    MachineAuthorized: node.authorized,
+    MachineAuthorized: isAdmitted(node),
     NodeKeyExpired: false,
     AuthURL: "",
     Error: "",

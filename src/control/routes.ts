@@ -9,7 +9,7 @@ import { compareIP, formatPrefix, maskPrefix, type Prefix, parsePrefix } from ".
 import type { Hostinfo } from "../wire/tailcfg.ts";
 import type { ControlContext } from "./context.ts";
 import { CommandError } from "./errors.ts";
-import type { Effect, Model, NodeRecord } from "./model.ts";
+import { type Effect, isAdmitted, type Model, type NodeRecord } from "./model.ts";
 
 /** The default route of both families: what an exit node serves. They come and go as a pair. */
 const EXIT_ROUTES: readonly string[] = ["0.0.0.0/0", "::/0"];
@@ -58,7 +58,7 @@ export function activeRoutes(node: NodeRecord): readonly string[] {
   let routes = active.get(node);
   if (!routes) {
     const approved = new Set(node.approvedRoutes);
-    routes = node.authorized ? advertisedRoutes(node).filter((route) => approved.has(route)) : [];
+    routes = isAdmitted(node) ? advertisedRoutes(node).filter((route) => approved.has(route)) : [];
     active.set(node, routes);
   }
   return routes;

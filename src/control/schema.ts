@@ -15,6 +15,7 @@ export interface UsersTable {
   provider_id: string;
   groups: string;
   role: string;
+  status: string;
   created_at: number;
 }
 
@@ -201,9 +202,17 @@ const roles: Migration = {
   },
 };
 
+const suspension: Migration = {
+  async up(db: Kysely<unknown>): Promise<void> {
+    const users = db.schema.alterTable("users");
+    await users.addColumn("status", "text", (column) => column.notNull().defaultTo("active")).execute();
+  },
+};
+
 /** By name, in the order in which they run. Names never change and none is taken away. */
 export const migrationsOf = (dialect: Dialect): Record<string, Migration> => ({
   "0001-foundation": foundation,
   "0002-whole": whole(dialect),
   "0003-roles": roles,
+  "0004-suspension": suspension,
 });

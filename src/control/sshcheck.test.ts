@@ -107,6 +107,19 @@ const accepted = {
   allowRemotePortForwarding: true,
 };
 
+test("a suspended user gets no session, old approvals or not, and approves none; they hold again when he is restored", async () => {
+  await using home = await Home.start(check());
+  const first = await home.hold(1, 4);
+  await home.approve(first.id, 1);
+  expect(await first.verdict).toEqual(accepted);
+  const { id } = await home.hold(2, 4);
+  await home.server.admin("POST", "/user/1/suspend");
+  expect(await home.ask(1, 4)).toMatchObject({ reject: true });
+  await expect(home.approve(id, 1)).rejects.toThrow("the user alice is suspended");
+  await home.server.admin("POST", "/user/1/restore");
+  expect(await home.ask(1, 4)).toEqual(accepted);
+});
+
 test("CheckModeCLI: a session waits with an address, goes on when it is approved, and the pair may come again", async () => {
   await using home = await Home.start(check());
   const { id, verdict } = await home.hold(1, 4);

@@ -10,7 +10,7 @@ import type { ControlContext } from "./context.ts";
 import { CommandError } from "./errors.ts";
 import type { Logins, SSHCheckLogin } from "./login.ts";
 import type { MachineAnswer, MachineRequest, MachineRouter } from "./machine.ts";
-import type { Change, DocumentChange, Millis, NodeRecord } from "./model.ts";
+import { type Change, type DocumentChange, isAdmitted, type Millis, type NodeRecord } from "./model.ts";
 import type { SSHAction, SSHDecision } from "./policy/index.ts";
 import { isExpired } from "./register.ts";
 import { BadRequest } from "./requests.ts";
@@ -75,7 +75,7 @@ export class SSHChecks {
   /** A node that may talk to others. */
   private node(text: string): NodeRecord | null {
     const node = /^\d{1,15}$/.test(text) ? this.ctx.model.nodes.get(Number(text)) : undefined;
-    return node?.authorized && !isExpired(node, this.ctx.now()) ? node : null;
+    return node && isAdmitted(node) && !isExpired(node, this.ctx.now()) ? node : null;
   }
 
   private decide({ sourceNodeId, targetNodeId, localUser }: SSHCheckLogin): SSHDecision | null {

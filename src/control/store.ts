@@ -81,6 +81,7 @@ function nodeOf(row: NodesTable): NodeRecord {
     lastSeen: millis(row.last_seen),
     online: false,
     expired: false,
+    suspended: false,
   };
 }
 
@@ -123,6 +124,7 @@ export class Store {
         providerId: row.provider_id,
         groups: JSON.parse(row.groups),
         role: row.role as UserRecord["role"],
+        status: row.status as UserRecord["status"],
         createdAt: Number(row.created_at),
       })),
       keys: keys.map((row) => ({
@@ -208,6 +210,7 @@ async function writeChange(tx: Transaction<Tables>, change: Change): Promise<voi
       provider_id: user.providerId,
       groups: JSON.stringify(user.groups),
       role: user.role,
+      status: user.status,
       created_at: user.createdAt,
     };
     await tx

@@ -58,6 +58,7 @@ export function makeNode(id: number, more: Partial<NodeRecord> = {}): NodeRecord
     lastSeen: null,
     online: false,
     expired: false,
+    suspended: false,
     ...more,
   };
 }
@@ -74,6 +75,7 @@ export function makeUser(id: number, more: Partial<UserRecord> = {}): UserRecord
     providerId: "",
     groups: [],
     role: "member",
+    status: "active",
     createdAt: id,
     ...more,
   };

@@ -8,7 +8,7 @@
 import type { ControlContext } from "./context.ts";
 import type { Logins, WebClientLogin } from "./login.ts";
 import type { MachineAnswer, MachineRequest, MachineRouter } from "./machine.ts";
-import type { NodeRecord } from "./model.ts";
+import { isAdmitted, type NodeRecord } from "./model.ts";
 import { isExpired } from "./register.ts";
 import { BadRequest } from "./requests.ts";
 
@@ -56,6 +56,6 @@ export class WebClients {
   /** A node that may talk to others. */
   private node(text: string): NodeRecord | null {
     const node = /^\d{1,15}$/.test(text) ? this.ctx.model.nodes.get(Number(text)) : undefined;
-    return node?.authorized && !isExpired(node, this.ctx.now()) ? node : null;
+    return node && isAdmitted(node) && !isExpired(node, this.ctx.now()) ? node : null;
   }
 }

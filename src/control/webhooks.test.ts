@@ -64,6 +64,7 @@ test("who subscribed hears of nodes, users and the policy, signed with the secre
   await s.server.node("late").register({ authKey: await s.server.key({ user }) });
   await s.api("POST", "/api/v2/device/2/authorized", { authorized: true });
   await s.api("POST", "/api/v2/users/1/role", { role: "admin" });
+  for (const verb of ["suspend", "restore"]) await s.api("POST", `/api/v2/users/1/${verb}`);
   await s.server.admin("POST", "/node/1/expire", { expiry: new Date().toISOString() });
   await s.server.control.tick();
   await s.server.admin("DELETE", "/node/2");
@@ -75,6 +76,8 @@ test("who subscribed hears of nodes, users and the policy, signed with the secre
     "nodeNeedsApproval",
     "nodeApproved",
     "userRoleUpdated",
+    "userSuspended",
+    "userRestored",
     "nodeKeyExpired",
     "nodeDeleted",
   ];

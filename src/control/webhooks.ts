@@ -19,6 +19,8 @@ const EVENTS = [
   "policyUpdate",
   "userCreated",
   "userDeleted",
+  "userSuspended",
+  "userRestored",
   "userRoleUpdated",
 ] as const;
 type EventType = (typeof EVENTS)[number];
@@ -29,8 +31,6 @@ export const SUBSCRIPTIONS = [
   "categoryDeviceMisconfigurations",
   ...EVENTS,
   "userNeedsApproval",
-  "userSuspended",
-  "userRestored",
   "userApproved",
   "subnetIPForwardingNotEnabled",
   "exitNodeIPForwardingNotEnabled",
@@ -228,8 +228,14 @@ export class Webhooks {
     }
     for (const before of undo.users ?? []) {
       const user = users.get(before.id);
-      if (!user) events.push(this.userEvent("userDeleted", before, "was deleted"));
-      else if (user.role !== before.role) events.push(this.userEvent("userRoleUpdated", user, `is ${user.role} now`));
+      if (!user) {
+        events.push(this.userEvent("userDeleted", before, "was deleted"));
+        continue;
+      }
+      if (user.role !== before.role) events.push(this.userEvent("userRoleUpdated", user, `is ${user.role} now`));
+      if (user.status === before.status) continue;
+      if (user.status === "suspended") events.push(this.userEvent("userSuspended", user, "was suspended"));
+      else events.push(this.userEvent("userRestored", user, "was restored"));
     }
     return events;
   }

@@ -74,6 +74,9 @@ export const User = z
     provider: z.string(),
     profilePicUrl: z.string(),
     role,
+    status: z
+      .enum(["active", "suspended"])
+      .meta({ description: "Suspended: the user cannot sign in, and his nodes reach nobody." }),
   })
   .meta({ id: "User" });
 export type ApiUser = z.infer<typeof User>;

@@ -11,6 +11,7 @@ import { timeText } from "../netmap.ts";
 import type { PolicyVersion } from "../policy-store.ts";
 import { approveRoutes } from "../routes.ts";
 import { setTags } from "../tags.ts";
+import { setUserStatus } from "../users.ts";
 import type { ApiParts } from "./index.ts";
 import { type Operation, operation, POLICY_BODY } from "./operation.ts";
 import { pageOf } from "./page.ts";
@@ -43,7 +44,7 @@ const policyBody = z.object({ policy: z.string() });
 
 export function operationsV1(context: ControlContext, parts: ApiParts): Operation[] {
   return [
-    ...users(parts),
+    ...users(context, parts),
     ...nodes(context, parts),
     ...pings(context),
     ...preAuthKeys(parts),
@@ -81,7 +82,7 @@ export function operationsV1(context: ControlContext, parts: ApiParts): Operatio
   ];
 }
 
-function users({ commands }: ApiParts): Operation[] {
+function users(context: ControlContext, { commands }: ApiParts): Operation[] {
   return [
     operation({
       method: "get",
@@ -132,6 +133,24 @@ function users({ commands }: ApiParts): Operation[] {
       response: z.object({ user: User }),
       handle: async ({ params, body }) => ({ user: await commands.setRole(params.id, body.role) }),
     }),
+    ...(["suspend", "restore"] as const).map((verb) =>
+      operation({
+        method: "post",
+        path: `/user/{id}/${verb}`,
+        id: `${verb}User`,
+        tag: "Users",
+        summary:
+          verb === "suspend"
+            ? "Shut a user out, with all nodes and pre-auth keys, until restored"
+            : "Let a suspended user in again, with all nodes and pre-auth keys",
+        params: idParam,
+        response: z.object({ user: User }),
+        async handle({ params, caller }) {
+          const status = verb === "suspend" ? "suspended" : "active";
+          return { user: apiUser(await setUserStatus(context, params.id, status, caller.name)) };
+        },
+      }),
+    ),
     operation({
       method: "delete",
       path: "/user/{id}",

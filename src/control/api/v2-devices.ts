@@ -1,4 +1,4 @@
-// Devices and users, in /api/v2.
+// Devices, in /api/v2.
 import { z } from "zod";
 import { ZERO_TIME } from "../../wire/tailcfg.ts";
 import { attributesOf } from "../access.ts";
@@ -7,30 +7,26 @@ import { ATTRIBUTE_NAME, expiriesOf, setAttribute } from "../attributes.ts";
 import { clientVersion } from "../client-advice.ts";
 import type { ControlContext } from "../context.ts";
 import { CommandError } from "../errors.ts";
-import type { NodeRecord, UserRecord } from "../model.ts";
-import { namesOf, TAGGED_USER_ID, timeText } from "../netmap.ts";
+import type { NodeRecord } from "../model.ts";
+import { namesOf, timeText } from "../netmap.ts";
 import { approveRoutes, routesOf } from "../routes.ts";
 import { setTags } from "../tags.ts";
 import type { ApiParts } from "./index.ts";
 import { type Operation, operation } from "./operation.ts";
 import { pageOf } from "./page.ts";
-import { empty, nextPageToken, page, role, tagsIn, text } from "./shapes.ts";
+import { empty, nextPageToken, page, tagsIn, text } from "./shapes.ts";
 import {
   type ApiDevice,
-  type ApiUserV2,
   attributeIn,
   Device,
   DeviceAttributes,
   DeviceRoutes,
   deviceParam,
   tailnet,
-  UserV2,
 } from "./v2-shapes.ts";
 
 /** Of a node key whose expiry is switched on again where the configuration names none. */
 const DEFAULT_EXPIRY = 180 * 24 * 60 * 60_000;
-/** A user counts as idle who was not seen for so long. */
-const IDLE_AFTER = 28 * 24 * 60 * 60_000;
 
 const fields = z.object({ fields: z.enum(["all", "default"]).optional() });
 
@@ -263,7 +259,6 @@ export function devicesV2(context: ControlContext, { commands, oauth }: ApiParts
         return {};
       },
     }),
-    ...usersV2(context, commands),
   ];
 }
 
@@ -372,137 +367,4 @@ function latencyOf({ hostinfo, homeDerp }: NodeRecord, { config }: ControlContex
 /** What a node says of itself may be of any type. */
 function word(value: unknown): string {
   return typeof value === "string" ? value : "";
-}
-
-const userParam = z.object({ user: z.string().meta({ examples: ["1"] }) });
-
-function usersV2(context: ControlContext, commands: ApiParts["commands"]): Operation[] {
-  const { model } = context;
-  const all = (): ApiUserV2[] => {
-    const byUser = Map.groupBy(model.nodes.values(), ({ userId }) => userId ?? TAGGED_USER_ID);
-    return [...model.users.values()]
-      .sort((a, b) => a.id - b.id)
-      .map((user) => userOf(user, byUser.get(user.id) ?? [], context.now()));
-  };
-  return [
-    operation({
-      method: "get",
-      path: "/tailnet/{tailnet}/users",
-      id: "listUsers",
-      tag: "Users",
-      summary: "Users, or those of a type or role",
-      scope: "users:read",
-      params: tailnet,
-      query: page.extend({ type: text.optional(), role: text.optional() }),
-      response: z.object({ users: z.array(UserV2), nextPageToken }),
-      handle({ query }) {
-        const found = all().filter(
-          ({ type, role }) =>
-            (query.type === undefined || query.type === "all" || query.type === type) &&
-            (query.role === undefined || query.role === "all" || query.role === role),
-        );
-        const { entries, more } = pageOf(found, ({ id }) => Number(id), query);
-        return { users: entries, ...more };
-      },
-    }),
-    operation({
-      method: "get",
-      path: "/users/{user}",
-      id: "getUser",
-      tag: "Users",
-      summary: "One user",
-      scope: "users:read",
-      params: userParam,
-      response: UserV2,
-      handle({ params }) {
-        const user = all().find(({ id }) => id === params.user);
-        if (!user) throw new CommandError(404, `there is no user ${JSON.stringify(params.user.slice(0, 40))}`);
-        return user;
-      },
-    }),
-    operation({
-      method: "post",
-      path: "/users/{user}/role",
-      id: "updateUserRole",
-      tag: "Users",
-      summary: "Give a user another role",
-      scope: "users",
-      params: userParam,
-      body: z.object({ role }),
-      response: empty,
-      async handle({ params, body }) {
-        await commands.setRole(commands.requireUser(params.user).id, body.role);
-        return {};
-      },
-    }),
-    operation({
-      method: "post",
-      path: "/users/{user}/delete",
-      id: "deleteUser",
-      tag: "Users",
-      summary: "Delete a user who has no devices",
-      scope: "users",
-      params: userParam,
-      response: empty,
-      async handle({ params }) {
-        await commands.destroyUser(commands.requireUser(params.user).id);
-        return {};
-      },
-    }),
-    ...["approve", "restore"].map((verb) =>
-      operation({
-        method: "post",
-        path: `/users/{user}/${verb}`,
-        id: `${verb}User`,
-        tag: "Users",
-        summary: "Confirm that a user may use the tailnet: all whom the server knows may",
-        scope: "users",
-        params: userParam,
-        response: empty,
-        handle({ params }) {
-          commands.requireUser(params.user);
-          return {};
-        },
-      }),
-    ),
-    operation({
-      method: "post",
-      path: "/users/{user}/suspend",
-      id: "suspendUser",
-      tag: "Users",
-      summary: "Refused: users are not suspended here",
-      scope: "users",
-      params: userParam,
-      response: empty,
-      handle({ params }) {
-        commands.requireUser(params.user);
-        throw new CommandError(
-          501,
-          "users are not suspended here: shut their devices out one by one (device/{id}/authorized), and the user at the identity provider",
-        );
-      },
-    }),
-  ];
-}
-
-function userOf(user: UserRecord, nodes: readonly NodeRecord[], now: number): ApiUserV2 {
-  const { LoginName, DisplayName } = namesOf(user);
-  const isConnected = nodes.some(({ online }) => online);
-  const lastSeen = isConnected
-    ? now
-    : Math.max(user.createdAt, ...nodes.map((node) => node.lastSeen ?? node.createdAt));
-  return {
-    id: String(user.id),
-    displayName: DisplayName,
-    loginName: LoginName,
-    profilePicUrl: user.profilePicUrl,
-    tailnetId: "1",
-    created: timeText(user.createdAt),
-    type: "member",
-    role: user.role,
-    status: now - lastSeen > IDLE_AFTER ? "idle" : "active",
-    deviceCount: nodes.length,
-    lastSeen: timeText(lastSeen),
-    currentlyConnected: isConnected,
-  };
 }

@@ -65,7 +65,7 @@ export function keysV2(context: ControlContext, { commands, oauth }: ApiParts): 
       expires: timeText(record.expiration),
     }),
     ...(record.revokedAt !== null && { revoked: timeText(record.revokedAt) }),
-    invalid: keyProblem(record, context.now()) !== null,
+    invalid: keyProblem(context.model, record, context.now()) !== null,
     capabilities: {
       devices: {
         create: {

@@ -236,14 +236,21 @@ test("attributes are what was set and what the node says; those for a time end w
   expect((await read()).attributes).toMatchObject({ "custom:oncall": true, "custom:tier": "prod" });
 });
 
-test("users are deleted when they have no devices; none is suspended, and all are approved", async () => {
+test("users are deleted with their devices, suspended and restored; all are approved", async () => {
   await using s = await start();
   await s.server.join("web", await s.server.key({ user: await s.server.user("alice") }));
   await s.server.user("bob");
   const post = async (path: string) => (await s.api("POST", `/api/v2/users/${path}`)).status;
-  expect([await post("1/delete"), await post("2/delete"), await post("2/delete")]).toEqual([409, 200, 404]);
-  expect([await post("1/approve"), await post("1/restore"), await post("9/approve")]).toEqual([200, 200, 404]);
-  expect(await post("1/suspend")).toBe(501);
+  const seen = async (path: string, field: string) => (await s.api("GET", path)).body[field];
+  expect([await post("1/approve"), await post("9/approve")]).toEqual([200, 404]);
+  expect([await post("1/suspend"), await post("1/suspend"), await post("9/suspend")]).toEqual([200, 200, 404]);
+  expect(await seen("/api/v2/users/1", "status")).toBe("suspended");
+  expect(await seen(`${T}/keys/1`, "invalid")).toBe(true);
+  expect([await post("1/restore"), await post("9/restore")]).toEqual([200, 404]);
+  expect(await seen("/api/v2/users/1", "status")).toBe("active");
+  expect((await (await oauthClient(s, ["users:read"])).bearer("POST", "/api/v2/users/1/suspend")).status).toBe(403);
+  expect([await post("1/delete"), await post("2/delete"), await post("2/delete")]).toEqual([200, 200, 404]);
+  expect([(await s.api("GET", "/api/v2/device/1")).status, s.server.control.stats().nodes]).toEqual([404, 0]);
 });
 
 test("what the hosted service has and this server has not is refused with the reason", async () => {

@@ -10,12 +10,14 @@ import { devicesV2 } from "./v2-devices.ts";
 import { dnsV2 } from "./v2-dns.ts";
 import { keysV2 } from "./v2-keys.ts";
 import { policyV2 } from "./v2-policy.ts";
+import { usersV2 } from "./v2-users.ts";
 import { webhooksV2 } from "./v2-webhooks.ts";
 
 export function operationsV2(context: ControlContext, parts: ApiParts, credentials: Credentials): Operation[] {
   const operations = [
     ...policyV2(context),
     ...devicesV2(context, parts),
+    ...usersV2(context, parts),
     ...keysV2(context, parts),
     ...dnsV2(context),
     ...webhooksV2(parts),

@@ -165,6 +165,33 @@ test("profile and role are refreshed at every login, and the same subject stays 
   expect(server.control.stats().nodes).toBe(2);
 });
 
+test("a suspended user is told so after the provider, before anything is asked; restored, the same login goes on", async () => {
+  const log: string[] = [];
+  const settings = makeSettings({ oidc: [provider()] });
+  await using server = await TestServer.start({ settings, log: (line) => log.push(line) });
+  const join = async (name: string) => {
+    const url = await startLogin(server.node(name));
+    return { url, page: await browserOf(server).signIn(url, "alice") };
+  };
+  const browser = browserOf(server);
+  const question = await browser.signIn(await startLogin(server.node("laptop")), "alice");
+  await browser.submit(question, { answer: "yes" });
+  await server.admin("POST", "/user/1/suspend");
+  const { url, page } = await join("phone");
+  expect([page.status, page.text]).toEqual([403, expect.stringContaining("alice@example.com is suspended")]);
+  expect(page.text).not.toContain("<form");
+  expect(log.at(-1)).toContain("was not let in: the user alice@example.com is suspended");
+  await server.admin("POST", "/user/1/restore");
+  const again = browserOf(server);
+  // Suspended between the question and the answer.
+  const late = await again.signIn(url, "alice");
+  await server.admin("POST", "/user/1/suspend");
+  const refused = await again.submit(late, { answer: "yes" });
+  expect([refused.status, refused.text]).toEqual([403, expect.stringContaining("is suspended")]);
+  expect(server.control.stats().nodes).toBe(1);
+  expect(await usersOf(server)).toMatchObject([{ status: "suspended" }]);
+});
+
 test("several tabs: each login goes its own way, whichever comes back first", async () => {
   await using server = await withProvider();
   const [a, b] = [server.node("a"), server.node("b")];

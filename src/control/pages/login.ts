@@ -19,6 +19,7 @@ import { CommandError } from "../errors.ts";
 import { type Logins, ofGreediest, type PendingLogin } from "../login.ts";
 import type { Millis, UserRecord } from "../model.ts";
 import { type Challenge, type Identity, Provider, ProviderError, refusalOf, userFrom } from "../oidc.ts";
+import { suspensionProblem } from "../users.ts";
 import { notice, page, secured } from "./layout.ts";
 
 /** Milliseconds between leaving for the provider and the last click. */
@@ -179,7 +180,8 @@ ${this.providers.length > ready.length ? html`<p>An identity provider does not a
       this.ctx.log(error.message);
       return notice(c, 502, "Not signed in", `${error.message}.`);
     }
-    const refusal = refusalOf(identity, provider.settings);
+    const known = this.ctx.model.userByProviderId(identity.providerId);
+    const refusal = refusalOf(identity, provider.settings) ?? suspensionProblem(known);
     if (refusal) {
       this.ctx.log(`${identity.providerId} (${identity.email}) was not let in: ${refusal}`);
       return notice(c, 403, "Not allowed", `Sorry, ${refusal}.`);
