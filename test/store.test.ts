@@ -36,7 +36,10 @@ const document = (id: string, value: unknown) => ({ kind: "test", id, value }) a
 
 /** What a store holds, after everything that a change can say. */
 const CHANGES: Change[] = [
-  { users: [makeUser(1, { groups: ["ops"], createdAt: 1_763_722_800_000 }), makeUser(2)], counters: { lastUser: 2 } },
+  {
+    users: [makeUser(1, { groups: ["ops"], createdAt: 1_763_722_800_000, status: "suspended" }), makeUser(2)],
+    counters: { lastUser: 2 },
+  },
   {
     keys: [key(1), key(2)],
     documents: [document("a", { n: 1 }), document("b", ["ä"])],
@@ -54,7 +57,10 @@ const CHANGES: Change[] = [
 ];
 
 const AFTER: Change = {
-  users: [makeUser(1, { groups: ["ops"], createdAt: 1_763_722_800_000 }), makeUser(2, { name: "renamed" })],
+  users: [
+    makeUser(1, { groups: ["ops"], createdAt: 1_763_722_800_000, status: "suspended" }),
+    makeUser(2, { name: "renamed" }),
+  ],
   keys: [key(1)],
   nodes: [
     makeNode(1, { expiry: 1_763_722_800_123, authKeyId: 1, attributes: { "custom:a": true } }),
