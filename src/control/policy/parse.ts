@@ -503,7 +503,7 @@ class Parser implements Definitions {
       const selector = this.sourceWord(text, place);
       if (["self", "internet", "danger-all"].some((name) => isAutogroup(selector, name)))
         throw place.wrong(`${JSON.stringify(selector.text)} is not allowed in src`);
-      if (action === "check" && selector.kind === "tag")
+      if (action === "check" && (selector.kind === "tag" || isAutogroup(selector, "tagged")))
         throw place.wrong('"check" action does not support tags in src');
       return selector;
     });
@@ -606,8 +606,12 @@ class Parser implements Definitions {
     const fields = fieldsOf(entry, "sshTests", ["src", "dst", "accept", "check", "deny"]);
     const words = (key: string): string[] => (fields.get(key)?.strings(key) ?? []).map(({ text }) => text.trim());
     const src = fields.get("src")?.string("src").trim() ?? "";
-    if (src === "*" || src.startsWith("autogroup:"))
-      throw fields.get("src")!.wrong(`SSH tests src contains disallowed element ${JSON.stringify(src)}`);
+    const allow = (side: string, word: string, at: Value): void => {
+      if (word === "*" || word.startsWith("autogroup:"))
+        throw at.wrong(`SSH tests ${side} contains disallowed element ${JSON.stringify(word)}`);
+    };
+    if (src !== "") allow("src", src, fields.get("src")!);
+    for (const { text, at: place } of fields.get("dst")?.strings("dst") ?? []) allow("dst", text.trim(), place);
     return {
       src,
       dst: words("dst"),

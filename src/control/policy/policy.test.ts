@@ -469,6 +469,11 @@ describe("refusals", () => {
       '"check" action does not support tags in src',
     ],
     [
+      "all tagged nodes as source of an SSH check",
+      { ssh: [{ action: "check", src: ["alice@", "autogroup:tagged"], dst: ["tag:server"], users: ["root"] }] },
+      '"check" action does not support tags in src',
+    ],
+    [
       "the internet as SSH source",
       { ssh: [{ action: "accept", src: ["autogroup:internet"], dst: ["tag:server"], users: ["root"] }] },
       '"autogroup:internet" is not allowed in src',
@@ -522,6 +527,11 @@ describe("refusals", () => {
       "a role as source of an SSH test",
       { sshTests: [{ src: "autogroup:admin", dst: ["tag:server"], deny: ["root"] }] },
       'SSH tests src contains disallowed element "autogroup:admin"',
+    ],
+    [
+      "everybody as destination of an SSH test",
+      { sshTests: [{ src: "alice@", dst: ["tag:server", "*"], deny: ["root"] }] },
+      'SSH tests dst contains disallowed element "*"',
     ],
     [
       "another user's node by SSH",

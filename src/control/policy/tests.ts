@@ -299,15 +299,11 @@ function sshTestErrors(test: SSHTest, compiled: Compiled, budget: Budget): strin
   if (source.nodes.isEmpty) return [`src: ${JSON.stringify(test.src)} is no node`];
   const errors = new Set<string>();
   for (const word of test.dst) {
-    const selector = selectorOf(word, compiled.policy);
-    const self = typeof selector !== "string" && isAutogroup(selector, "self");
-    const target = self ? null : partyOf(word, compiled);
+    const target = partyOf(word, compiled);
     if (typeof target === "string") return [`dst: ${target}`];
-    if (target?.nodes.isEmpty) return [`dst: ${JSON.stringify(word)} is no node`];
+    if (target.nodes.isEmpty) return [`dst: ${JSON.stringify(word)} is no node`];
     for (const from of source.nodes) {
-      const owner = resolver.tagged.has(from) ? null : resolver.nodes[from]!.userId;
-      const targets = target ? target.nodes : owner === null ? [] : resolver.nodesOfUser(owner);
-      for (const node of targets) {
+      for (const node of target.nodes) {
         budget.spend(compiled.policy.ssh.length * (1 + (resolver.nodes.length >>> 3)));
         const rules = compiled.sshRules(resolver.nodes[node]!.id);
         for (const { login, want } of wants) {
