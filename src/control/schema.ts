@@ -45,8 +45,9 @@ export interface NodesTable {
   hostname: string;
   given_name: string;
   name_from_host: number;
-  ipv4: string;
-  ipv6: string;
+  /** Null where the tailnet has no addresses of the family. */
+  ipv4: string | null;
+  ipv6: string | null;
   endpoints: string;
   hostinfo: string;
   home_derp: number;
@@ -209,10 +210,69 @@ const suspension: Migration = {
   },
 };
 
+const NODE_COLUMNS = [
+  ...["id", "machine_key", "node_key", "disco_key", "user_id", "tags", "hostname", "given_name", "name_from_host"],
+  ...["ipv4", "ipv6", "endpoints", "hostinfo", "home_derp", "cap", "ephemeral", "register_method", "authorized"],
+  ...["approved_routes", "attributes", "auth_key_id", "expiry", "created_at", "last_seen"],
+];
+
+/** Of a family that the tailnet does not have, any number of nodes have no address. SQLite: the table is made anew. */
+const oneFamily: Record<Dialect, (db: Kysely<unknown>) => Promise<void>> = {
+  sqlite: async (db) => {
+    await db.schema
+      .createTable("nodes_new")
+      .addColumn("id", "integer", (column) => column.primaryKey())
+      .addColumn("machine_key", "text", (column) => column.notNull())
+      .addColumn("node_key", "text", (column) => column.notNull().unique())
+      .addColumn("disco_key", "text", (column) => column.notNull())
+      .addColumn("user_id", "integer", (column) => column.references("users.id"))
+      .addColumn("tags", "text", (column) => column.notNull())
+      .addColumn("hostname", "text", (column) => column.notNull())
+      .addColumn("given_name", "text", (column) => column.notNull().unique())
+      .addColumn("name_from_host", "integer", (column) => column.notNull())
+      .addColumn("ipv4", "text", (column) => column.unique())
+      .addColumn("ipv6", "text", (column) => column.unique())
+      .addColumn("endpoints", "text", (column) => column.notNull())
+      .addColumn("hostinfo", "text", (column) => column.notNull())
+      .addColumn("home_derp", "integer", (column) => column.notNull())
+      .addColumn("cap", "integer", (column) => column.notNull())
+      .addColumn("ephemeral", "integer", (column) => column.notNull())
+      .addColumn("register_method", "text", (column) => column.notNull())
+      .addColumn("authorized", "integer", (column) => column.notNull().defaultTo(1))
+      .addColumn("approved_routes", "text", (column) => column.notNull().defaultTo("[]"))
+      .addColumn("attributes", "text", (column) => column.notNull().defaultTo("{}"))
+      .addColumn("auth_key_id", "integer", (column) => column.references("pre_auth_keys.id").onDelete("set null"))
+      .addColumn("expiry", "bigint")
+      .addColumn("created_at", "bigint", (column) => column.notNull())
+      .addColumn("last_seen", "bigint")
+      .execute();
+    const columns = sql.join(NODE_COLUMNS.map((name) => sql.ref(name)));
+    await sql`insert into nodes_new (${columns}) select ${columns} from nodes`.execute(db);
+    await db.schema.dropTable("nodes").execute();
+    await db.schema.alterTable("nodes_new").renameTo("nodes").execute();
+  },
+  postgres: async (db) => {
+    for (const column of ["ipv4", "ipv6"])
+      await db.schema
+        .alterTable("nodes")
+        .alterColumn(column, (alter) => alter.dropNotNull())
+        .execute();
+  },
+};
+
+const absentAddresses = (dialect: Dialect): Migration => ({
+  async up(db: Kysely<unknown>): Promise<void> {
+    await oneFamily[dialect](db);
+    for (const column of ["ipv4", "ipv6"])
+      await sql`update nodes set ${sql.ref(column)} = null where ${sql.ref(column)} = ''`.execute(db);
+  },
+});
+
 /** By name, in the order in which they run. Names never change and none is taken away. */
 export const migrationsOf = (dialect: Dialect): Record<string, Migration> => ({
   "0001-foundation": foundation,
   "0002-whole": whole(dialect),
   "0003-roles": roles,
   "0004-suspension": suspension,
+  "0005-one-family": absentAddresses(dialect),
 });
