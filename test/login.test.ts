@@ -382,7 +382,7 @@ policy: { mode: file, path: ${policy} }
     expect((await nodeOf(current, strict)).user.name).toBe("alice");
   }, 300_000);
 
-  test("machine approval: the client shows that it waits, and goes on by itself when it is let in; ExpiryAfterRestart (#2862)", async () => {
+  test("machine approval, a suspended user: the client shows that it waits, and goes on by itself when it is let in; ExpiryAfterRestart (#2862)", async () => {
     await logout(current);
     const { user } = await api<{ user: { id: string } }>(strict, "POST", "/api/v1/user", { name: "erin" });
     const key = async (more: Record<string, unknown>) =>
@@ -408,6 +408,13 @@ policy: { mode: file, path: ${policy} }
     const node = await nodeOf(current, strict);
     expect(node.id).toBe(waiting!.id);
     expect(Math.abs(Date.parse(node.expiry!) - Date.now() - 180 * 24 * 3_600_000)).toBeLessThan(120_000);
+    // Its user is suspended: the client says so, stays connected, and goes on without a login.
+    await api(strict, "POST", `/api/v2/users/${user.id}/suspend`);
+    await stateIs(current, "NeedsMachineAuth");
+    await until("its user reads why", async () => JSON.stringify(await current.status()).includes("is suspended"));
+    await api(strict, "POST", `/api/v2/users/${user.id}/restore`);
+    await current.running();
+    expect((await nodeOf(current, strict)).id).toBe(node.id);
     await current.stop();
     await current.start();
     await current.running();
