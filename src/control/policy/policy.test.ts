@@ -604,6 +604,13 @@ describe("refusals", () => {
     expect(of({ ...acl("gre"), ...grant("gre:*") }).slice(1)).toEqual([0, 1]);
   });
 
+  test("a period of checks says nothing where none is made, but is read", () => {
+    const rules = (rest: object) => compile({ ssh: [{ ...SSH, ...rest }] }).sshRules(4);
+    expect(rules({ checkPeriod: "1h" })).toEqual(rules({}));
+    expect(rules({}).length).toBe(1);
+    expect(() => rules({ checkPeriod: "1 hour" })).toThrow("time: unknown unit");
+  });
+
   test("a protocol may be a number, 0 is none, and null is nothing anywhere", () => {
     const protocolOf = (proto: unknown) => compile({ acls: [{ ...ALLOW, proto }] }).packetFilter(1)[0]!.IPProto;
     expect([6, "06", "TCP", "0", null, ""].map(protocolOf)).toEqual([[6], [6], [6], undefined, undefined, undefined]);
