@@ -24,6 +24,8 @@ import type {
 const SELF_NEEDS_USERS = "autogroup:self can only be used with users, groups, or supported autogroups";
 
 /** 168 hours. */
+/** Ranges of IP sets that are handled in all, those of sets in other sets each time. */
+const MAX_SET_RANGES = 2_000_000;
 const MAX_CHECK_PERIOD = 168 * 3.6e6;
 
 /** Capabilities of tailscale.com that a policy may hand out: those of clients, and of programs that read them. */
@@ -191,13 +193,24 @@ class Parser implements Definitions {
     const entries = this.definitions("ipsets");
     const lists = new Map(entries.map(([name, value]) => [name, value.strings(`ipsets[${JSON.stringify(name)}]`)]));
     const open = new Set<string>();
+    let handled = 0;
+    const spend = (count: number, entry: Value): void => {
+      handled += count;
+      if (handled > MAX_SET_RANGES)
+        throw entry.wrong(`the IP sets expand to more than ${MAX_SET_RANGES} ranges here: use fewer or wider ones`);
+    };
     const resolve = (name: string, place: Value): RangeSet => {
       const done = this.ipsets.get(name);
       if (done) return done;
       if (open.has(name)) throw place.wrong(`ipsets[${JSON.stringify(name)}] contains itself`);
       open.add(name);
       let set = RangeSet.EMPTY;
-      let pending: Range[] = [];
+      /** What follows one another in the list and goes the same way is one step. */
+      let step: { isRemoval: boolean; ranges: Range[] } = { isRemoval: false, ranges: [] };
+      const take = (): void => {
+        const { isRemoval, ranges } = step;
+        set = isRemoval ? set.without(RangeSet.of(ranges)) : RangeSet.of([...set.ranges, ...ranges]);
+      };
       for (const { text, at: entry } of lists.get(name)!) {
         const [, verb, word] = /^(?:(add|remove)\s+)?(.*)$/s.exec(text.trim())!;
         let ranges: readonly Range[];
@@ -207,12 +220,16 @@ class Parser implements Definitions {
         } else {
           ranges = this.setMember(word!, entry);
         }
-        if (verb === "remove") {
-          set = RangeSet.of([...set.ranges, ...pending]).without(RangeSet.of(ranges));
-          pending = [];
-        } else for (const range of ranges) pending.push(range);
+        const isRemoval = verb === "remove";
+        if (isRemoval !== step.isRemoval) {
+          spend(set.ranges.length, entry);
+          take();
+          step = { isRemoval, ranges: [] };
+        }
+        spend(ranges.length, entry);
+        for (const range of ranges) step.ranges.push(range);
       }
-      set = RangeSet.of([...set.ranges, ...pending]);
+      take();
       open.delete(name);
       this.ipsets.set(name, set);
       return set;

@@ -1,5 +1,6 @@
 // The policy language by example: given these nodes and this policy, then these answers.
 import { describe, expect, test } from "bun:test";
+import { addressNumber } from "./addresses.ts";
 import { Compiled, checkPolicy, PolicyError, parsePolicy, why } from "./index.ts";
 import { compile, HOME, node, passes, TAG_OWNERS } from "./testing.ts";
 import type { Tailnet } from "./types.ts";
@@ -99,10 +100,13 @@ describe("HuJSON", () => {
     const drive = { src: ["autogroup:member"], dst: ["autogroup:self"], app: { "tailscale.com/cap/drive": [{}] } };
     const ssh = { action: "accept", src: ["autogroup:member"], dst: ["autogroup:member"], users: ["root"] };
     const groups = { "group:all": many.map(({ name }) => `${name}@`) };
+    const spots = Array.from({ length: 20_000 }, (_, i) => `10.${i >> 8}.${i & 255}.1`);
     const cases: [object, RegExp][] = [
       [{ acls: times(1000, self) }, /at acls\[\d+\]/],
       [{ grants: times(3000, drive) }, /at grants\[\d+\]/],
       [{ nodeAttrs: times(1000, { target: ["*"], attr: times(20, "x") }) }, /at nodeAttrs\[\d+\]/],
+      [{ ipsets: { "ipset:a": spots, "ipset:b": times(10_000, "ipset:a") } }, /more than 2000000 ranges here/],
+      [{ ipsets: { "ipset:a": spots.map((spot, i) => `${i % 2 ? "add" : "remove"} ${spot}`) } }, /2000000 ranges here/],
       [{ ssh: times(2000, ssh) }, /more than 500000 sources at ssh\[1000\]/],
       [
         { groups, tests: times(5000, { src: "group:all", accept: ["*:22"] }) },
@@ -114,6 +118,17 @@ describe("HuJSON", () => {
       expect(error.message).toMatch(message);
       if (!("tests" in policy)) expect(error.place).not.toBeNull();
     }
+  });
+
+  test("an IP set of thousands of holes costs one step", () => {
+    const holes = Array.from({ length: 20_000 }, (_, i) => `remove 10.${i >> 8}.${i & 255}.1`);
+    const ipsets = { "ipset:a": ["10.0.0.0/8", ...holes, "10.0.1.1", "10.0.2.1", "remove 10.0.2.1"] };
+    const set = parsePolicy(JSON.stringify({ ipsets })).ipsets.get("ipset:a")!;
+    const has = (address: string) => set.has(addressNumber(address)!);
+    expect(["10.0.0.1", "10.0.0.2", "10.0.1.1", "10.0.2.1", "10.78.31.1", "11.0.0.0"].map(has)).toEqual([
+      ...[false, true, true],
+      ...[false, false, false],
+    ]);
   });
 
   test("IP sets that double at each step stay small", () => {
