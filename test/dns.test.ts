@@ -6,7 +6,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node
 import { join } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { type Host, Lab } from "../lab/network.ts";
-import { Box, cannotUseNamespaces, certificate, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
+import { Box, cannotUseNamespaces, certificate, shell, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
 
 const QUAD100 = "100.100.100.100";
@@ -64,11 +64,20 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
       return true;
     });
 
+  async function renamed(member: Tailscaled, name: string): Promise<void> {
+    const nodes = await box.admin<{ id: string; ipAddresses: string[] }[]>("nodes", "list");
+    const { id } = nodes.find(({ ipAddresses }) => ipAddresses.includes(member.ip4))!;
+    await box.admin("nodes", "rename", "-i", id, name);
+  }
+
   async function startNameServer(): Promise<void> {
     const zone = (name: string, more: string) => `
       zone "${name}" { type primary; file "${file(`${name}.zone`)}"; ${more} };`;
     const head = "$TTL 60\n@ SOA ns hostmaster 1 60 60 600 60\n@ NS ns\n";
-    writeFileSync(file("weft.test.zone"), `${head}ns A ${servers.ip4}\n`);
+    const alias = "_acme-challenge.hooked CNAME hooked.challenges.test.";
+    writeFileSync(file("weft.test.zone"), `${head}ns A ${servers.ip4}\n${alias}\n`);
+    for (const name of ["challenges.test", "empty"])
+      writeFileSync(file(`${name}.zone`), `${head}ns A ${servers.ip4}\n`);
     for (const [name, address] of Object.entries({ corp: 80, public: 81, doh: 82 }))
       writeFileSync(
         file(`${name}.test.zone`),
@@ -76,11 +85,12 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
       );
     writeFileSync(
       file("named.conf"),
-      `options { directory "${dir.path}"; pid-file none; session-keyfile none; recursion no; dnssec-validation no;
-         listen-on { ${servers.ip4}; }; listen-on-v6 { none; }; };
-       controls { };
+      `options { directory "${dir.path}"; pid-file none; session-keyfile none; dnssec-validation no;
+         allow-recursion { ${servers.ip4}; }; listen-on { ${servers.ip4}; }; listen-on-v6 { none; }; };
        key "weft" { algorithm hmac-sha256; secret "${SECRET}"; };
+       controls { inet ${servers.ip4} port 953 allow { any; } keys { "weft"; }; };
        ${zone("weft.test", 'allow-update { key "weft"; };')}
+       ${zone("challenges.test", "")}
        ${zone("corp.test", "")}
        ${zone("public.test", "")}
        ${zone("doh.test", "")}`,
@@ -113,6 +123,24 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
     return { process, ca: own.ca };
   }
 
+  /** What the box is started with. `certificates`: how it sets the records of challenges. */
+  const configure = (certificates: string) =>
+    writeFileSync(
+      file("config.yaml"),
+      `dns:
+  base_domain: weft.test
+  search_domains: [corp.test]
+  extra_records_path: ${file("records.json")}
+  nameservers:
+    global: ["https://dns.nextdns.io/abc123"]
+    split:
+      corp.test: [${servers.ip4}]
+      doh.test: ["https://dns.quad9.net/dns-query"]
+  certificates:
+    timeout: 20s${certificates}
+`,
+    );
+
   async function startPebble(): Promise<string> {
     mkdirSync(file("acme"));
     const own = await certificate(file("acme"), servers.ip4);
@@ -143,25 +171,11 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
     writeFileSync(file("roots.pem"), roots);
     writeFileSync(file("secret"), SECRET, { mode: 0o600 });
     records(["wiki.weft.test", "100.64.9.1"], ["metrics.example.org", "100.64.9.2"]);
-    writeFileSync(
-      file("config.yaml"),
-      `dns:
-  base_domain: weft.test
-  search_domains: [corp.test]
-  extra_records_path: ${file("records.json")}
-  nameservers:
-    global: ["https://dns.nextdns.io/abc123"]
-    split:
-      corp.test: [${servers.ip4}]
-      doh.test: ["https://dns.quad9.net/dns-query"]
-  certificates:
+    configure(`
     provider: rfc2136
     server: ${servers.ip4}
     tsig_name: weft
-    tsig_secret_file: ${file("secret")}
-    timeout: 20s
-`,
-    );
+    tsig_secret_file: ${file("secret")}`);
     box = await Box.start(boxHost, file("box"), {
       tls,
       args: ["--config", file("config.yaml"), "--policy-mode", "database"],
@@ -201,9 +215,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
   }, 300_000);
 
   test("a renamed node is found by its new name", async () => {
-    const nodes = await box.admin<{ id: string; ipAddresses: string[] }[]>("nodes", "list");
-    const { id } = nodes.find(({ ipAddresses }) => ipAddresses.includes(old.ip4))!;
-    await box.admin("nodes", "rename", "-i", id, "elder");
+    await renamed(old, "elder");
     await resolves(current, "elder.weft.test", old.ip4);
     await resolves(current, "old.weft.test", "ENOTFOUND");
   }, 300_000);
@@ -295,22 +307,59 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
     300_000,
   );
 
+  /** `tailscale cert` for the node's name. */
+  async function getsCertificate(member: Tailscaled, name: string): Promise<void> {
+    const [cert, key] = [join(member.dir, "cert.pem"), join(member.dir, "key.pem")];
+    const command = member.cli("cert", `--cert-file=${cert}`, `--key-file=${key}`, name);
+    const { code, stdout, stderr } = await member.host.run(command, { timeoutMs: 120_000 });
+    if (code !== 0) throw new Error(`${stderr}${stdout}; box: ${box.process.output().slice(-800)}`);
+    const issued = new X509Certificate(readFileSync(cert));
+    expect(issued.subjectAltName).toBe(`DNS:${name}`);
+    expect(issued.issuer).toContain("Pebble");
+  }
+
   test.skipIf(skip(noNamed, noPebble))(
     "tailscale cert: the node's certificate, by a record that the box sets",
     async () => {
-      for (const member of [current, old]) {
-        const name = member === old ? "elder.weft.test" : "current.weft.test";
-        const [cert, key] = [join(member.dir, "cert.pem"), join(member.dir, "key.pem")];
-        const command = member.cli("cert", `--cert-file=${cert}`, `--key-file=${key}`, name);
-        const { code, stdout, stderr } = await member.host.run(command, { timeoutMs: 120_000 });
-        if (code !== 0) throw new Error(`${stderr}${stdout}; box: ${box.process.output().slice(-800)}`);
-        const issued = new X509Certificate(readFileSync(cert));
-        expect(issued.subjectAltName).toBe(`DNS:${name}`);
-        expect(issued.issuer).toContain("Pebble");
-      }
+      await getsCertificate(current, "current.weft.test");
+      await getsCertificate(old, "elder.weft.test");
       const refused = await current.host.run(current.cli("cert", "--cert-file=-", "--key-file=-", "elder.weft.test"));
       expect(refused.code).not.toBe(0);
       expect(await resolve(servers, "_acme-challenge.current.weft.test", "TXT", servers.ip4)).not.toBe("ENOTFOUND");
+    },
+    300_000,
+  );
+
+  test.skipIf(skip(noNamed, noPebble))(
+    "tailscale cert: by a program that writes the zone of challenges and tells BIND; the box looks for itself when it is there",
+    async () => {
+      writeFileSync(file("rndc.key"), `key "weft" { algorithm hmac-sha256; secret "${SECRET}"; };\n`, { mode: 0o600 });
+      // The record's name is an alias, whose zone has only what is set here.
+      writeFileSync(
+        file("hook"),
+        `#!/bin/sh
+set -e
+[ -e ${file("noon")} ] || { echo "not before noon" >&2; exit 1; }
+name=\${1#_acme-challenge.}
+{ cat ${file("empty.zone")}; printf '%s TXT "%s"\\n' "\${name%.weft.test}" "$2"; } > ${file("challenges.test.zone")}
+exec rndc -s ${servers.ip4} -k ${file("rndc.key")} reload challenges.test
+`,
+        { mode: 0o700 },
+      );
+      configure(`
+    provider: exec
+    command: [${file("hook")}]`);
+      await box.stop();
+      // By the system's resolver the box finds who serves that zone.
+      await shell(box.host, `echo "nameserver ${servers.ip4}" > /etc/resolv.conf`);
+      await box.start();
+      await renamed(current, "hooked");
+      await until("the client knows", async () => (await current.status())?.Self.DNSName === "hooked.weft.test.");
+      await expect(getsCertificate(current, "hooked.weft.test")).rejects.toThrow("not before noon");
+      writeFileSync(file("noon"), "");
+      await getsCertificate(current, "hooked.weft.test");
+      const shown = await resolve(servers, "_acme-challenge.hooked.weft.test", "TXT", servers.ip4);
+      expect(shown).toMatch(/^[\w-]{43}$/);
     },
     300_000,
   );
