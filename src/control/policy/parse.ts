@@ -518,7 +518,7 @@ class Parser implements Definitions {
     const src = (fields.get("src")?.strings("src") ?? []).map(({ text, at: place }) => {
       if (!isIdentity(text.trim())) throw place.wrong(`invalid src ${JSON.stringify(text.trim())}`);
       const selector = this.sourceWord(text, place);
-      if (["self", "internet", "danger-all"].some((name) => isAutogroup(selector, name)))
+      if (["self", "internet", "danger-all", "shared"].some((name) => isAutogroup(selector, name)))
         throw place.wrong(`${JSON.stringify(selector.text)} is not allowed in src`);
       if (action === "check" && (selector.kind === "tag" || isAutogroup(selector, "tagged")))
         throw place.wrong('"check" action does not support tags in src');

@@ -484,6 +484,11 @@ describe("refusals", () => {
       '"check" action does not support tags in src',
     ],
     [
+      "guests as SSH source",
+      { ssh: [{ action: "check", src: ["alice@", "autogroup:shared"], dst: ["tag:server"], users: ["root"] }] },
+      '"autogroup:shared" is not allowed in src',
+    ],
+    [
       "all tagged nodes as source of an SSH check",
       { ssh: [{ action: "check", src: ["alice@", "autogroup:tagged"], dst: ["tag:server"], users: ["root"] }] },
       '"check" action does not support tags in src',
