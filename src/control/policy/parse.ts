@@ -303,16 +303,12 @@ class Parser implements Definitions {
 
   // ---- rules ----
 
-  private sourceWord(word: string, place: Value): Selector {
-    return at(
+  private source(word: string, place: Value): Selector {
+    const selector = at(
       place,
       () => parseSelector(word, this),
       (message) => `src=${message}`,
     );
-  }
-
-  private source(word: string, place: Value): Selector {
-    const selector = this.sourceWord(word, place);
     if (isAutogroup(selector, "self") || isAutogroup(selector, "internet")) {
       throw place.wrong(`${JSON.stringify(selector.text)} not valid on the src side of a rule`);
     }
@@ -517,7 +513,7 @@ class Parser implements Definitions {
       throw actionField!.wrong(`${JSON.stringify(action)} is not a valid action`);
     const src = (fields.get("src")?.strings("src") ?? []).map(({ text, at: place }) => {
       if (!isIdentity(text.trim())) throw place.wrong(`invalid src ${JSON.stringify(text.trim())}`);
-      const selector = this.sourceWord(text, place);
+      const selector = at(place, () => parseSelector(text, this));
       if (["self", "internet", "danger-all", "shared"].some((name) => isAutogroup(selector, name)))
         throw place.wrong(`${JSON.stringify(selector.text)} is not allowed in src`);
       if (action === "check" && (selector.kind === "tag" || isAutogroup(selector, "tagged")))
@@ -527,7 +523,7 @@ class Parser implements Definitions {
     const dst = (fields.get("dst")?.strings("dst") ?? []).map(({ text, at: place }) => {
       const word = text.trim();
       if (!isIdentity(word)) throw place.wrong(`invalid dst ${JSON.stringify(word)}`);
-      const selector = this.destination(word, place);
+      const selector = at(place, () => parseSelector(word, this));
       const role = ["member", "tagged", "self"].some((name) => isAutogroup(selector, name));
       if (selector.kind !== "user" && selector.kind !== "tag" && !role)
         throw place.wrong(`invalid dst ${JSON.stringify(word)}`);

@@ -483,6 +483,13 @@ describe("refusals", () => {
       { ssh: [{ action: "check", src: ["tag:server"], dst: ["tag:server"], users: ["root"] }] },
       '"check" action does not support tags in src',
     ],
+    ["an unknown tag as SSH source", { ssh: [{ ...SSH, src: ["tag:nobody"] }] }, 'tag not found: "tag:nobody"'],
+    ["an unknown tag as SSH destination", { ssh: [{ ...SSH, dst: ["tag:nobody"] }] }, 'tag not found: "tag:nobody"'],
+    [
+      "all addresses as SSH destination",
+      { ssh: [{ ...SSH, dst: ["autogroup:danger-all"] }] },
+      'invalid dst "autogroup:danger-all"',
+    ],
     [
       "guests as SSH source",
       { ssh: [{ action: "check", src: ["alice@", "autogroup:shared"], dst: ["tag:server"], users: ["root"] }] },
