@@ -159,15 +159,17 @@ function endsOf(word: string, { resolver, policy }: Compiled): End[] {
   const text = word.trim();
   const n = addressNumber(text);
   if (n !== null) return [addressEnd(text, n, resolver)];
-  const label = text.toLowerCase().replace(/\.$/, "");
-  const named = resolver.nodes.findIndex(
-    ({ name }) => name !== undefined && (name === label || label.startsWith(`${name}.`)),
-  );
+  const label = text.toLowerCase();
+  const nodeCalled = (wanted: string) => resolver.nodes.findIndex(({ name }) => name === wanted);
+  const named = nodeCalled(label);
   if (named >= 0) return [endOf(resolver, named)];
   let selector: Selector;
   try {
     selector = parseSelector(text, policy);
   } catch (error) {
+    // With its domain, where that is no host, mail address or prefix.
+    const first = nodeCalled(label.split(".")[0]!);
+    if (first >= 0) return [endOf(resolver, first)];
     throw new PolicyError(
       `${JSON.stringify(text)} is no address, node, user, group, tag, host or autogroup that is known here (${(error as Error).message})`,
     );
@@ -204,9 +206,10 @@ function reasons(
   // An address of the source must be one that the rule means; a node may use either of its own.
   const families = from.address ? [from.address] : resolver.addressesOf(from.node!);
   const targets = to.address ? [to.address] : resolver.addressesOf(to.node!);
+  const only6 = [from.node, to.node].some((node) => node !== null && compiled.withoutIPv4(node));
   for (const source of families) {
     for (const dst of targets) {
-      if (to.node !== null && source.includes(":") !== dst.includes(":")) continue;
+      if (source.includes(":") !== dst.includes(":") || (only6 && !source.includes(":"))) continue;
       const question = { src: resolver.nodes[from.node!]!.id, srcAddress: source, dst, port, protocol };
       for (const { access, router } of why(compiled, question)) if (!found.has(access)) found.set(access, router);
     }
