@@ -85,7 +85,10 @@ test("on standard output it is whole, however slowly it is read; a reader that g
       stderr: "pipe",
       stdout: "pipe",
     });
-    const [out, errors] = await Promise.all([shell.stdout.bytes(), shell.stderr.text()]);
+    const [out, errors] = await Promise.all([
+      Bun.readableStreamToBytes(shell.stdout),
+      Bun.readableStreamToText(shell.stderr),
+    ]);
     return { out, errors };
   };
   const { out, errors } = await pipe("sleep 0.5; cat");

@@ -3,7 +3,7 @@
 // Nodes that every rule of both policies treats alike are one class, so the work grows with the classes and with the rules
 // between them, not with the pairs of nodes. It is bounded; what was not compared is said.
 import { createHash } from "node:crypto";
-import { addressNumber, INTERNET, isEverything, type Range } from "./addresses.ts";
+import { addressNumber, covers, INTERNET, isEverything, parseRange, type Range } from "./addresses.ts";
 import type { Compiled } from "./compile.ts";
 import { PolicyError } from "./error.ts";
 import { formatPorts } from "./explain.ts";
@@ -18,6 +18,14 @@ const MAX_STEPS = 3_000_000;
 const MAX_MARKS = 5_000_000;
 const MAX_ROWS = 500;
 const MAX_NAMES = 8;
+/** Parts of one route that are compared with each other. */
+const MAX_PARTS = 300;
+
+const MAX_EXCEPTIONS = 3;
+
+// Behind the name of a protocol: a part of a route, or all of it without some parts.
+const TO = " to ";
+const BUT = " but not to ";
 
 /** Some nodes: how many, and the names of the first. */
 export interface NodeGroup {
@@ -300,7 +308,7 @@ class Comparer {
         if (isInternet ? INTERNET.covers(range) : item.text === "*") openRule(openings, rule, item.ports, null);
         if (!item.range || item.range.first > range.last || range.first > item.range.last) continue;
         const whole = item.range.first <= range.first && range.last <= item.range.last;
-        openRule(openings, rule, item.ports, null, whole ? "" : ` to ${item.text}`);
+        openRule(openings, rule, item.ports, null, whole ? "" : TO + item.text);
       }
       out.set(`route ${text}`, openings);
     }
@@ -315,7 +323,7 @@ class Comparer {
           for (const family of whole || (item.range && isEverything(item.range)) ? fitting : [])
             openRule(openings, rule, item.ports, family);
           if (item.range && !isEverything(item.range) && fitting.length > 0 && INTERNET.covers(item.range))
-            openRule(openings, rule, item.ports, null, ` to ${item.text}`);
+            openRule(openings, rule, item.ports, familyOf(item.text!), TO + item.text);
         }
       out.set("the internet", openings);
     }
@@ -468,9 +476,37 @@ interface Delta {
 
 /** Null: both are the same. */
 function differenceOf(before: Openings, after: Openings): Delta | null {
-  const opened = moreIn(after, before);
-  const closed = moreIn(before, after);
+  const [was, is] = [spread(before, after), spread(after, before)];
+  const opened = moreIn(is, was);
+  const closed = moreIn(was, is);
   return opened.length + closed.length === 0 ? null : { opened, closed };
+}
+
+/** What is open to a part of a route, by the name of what is open to all of it; null: it is no part. */
+function partOf(name: string): { whole: string; range: Range } | null {
+  const at = name.indexOf(TO);
+  return at < 0 ? null : { whole: name.slice(0, at), range: parseRange(name.slice(at + TO.length))! };
+}
+
+/** To each part that either names, with all that is open to it: by its own name, by those of wider parts and by the route's. */
+function spread(openings: Openings, other: Openings): Openings {
+  const names = new Set([...openings.ports.keys(), ...other.ports.keys()]);
+  const parts = [...names].flatMap((name) => partOf(name) ?? []);
+  if (parts.length === 0) return openings;
+  const own = [...openings.ports].map(([name, ports]) => ({ name, ports, part: partOf(name) }));
+  const ports = new Map(openings.ports);
+  for (const name of names) {
+    const part = partOf(name);
+    if (!part) continue;
+    const wider = own.filter(
+      (each) =>
+        each.name === part.whole ||
+        each.name === name ||
+        (parts.length <= MAX_PARTS && each.part?.whole === part.whole && covers(each.part.range, part.range)),
+    );
+    ports.set(name, union(wider.flatMap((each) => each.ports)));
+  }
+  return { ...openings, ports };
 }
 
 /** What is in one and not in the other, like "tcp, udp 22, 80"; with the family where it is not both. */
@@ -480,6 +516,24 @@ function moreIn(one: Openings, other: Openings): string[] {
     const more = without(ports, other.ports.get(name) ?? []);
     if (more.length > 0) parts.set(name, formatPorts(more));
   }
+  // A part that changes as all of its route does is not worth a word.
+  const narrow = [...one.ports.keys()].flatMap((name) => {
+    const part = partOf(name);
+    return part ? [{ name, whole: part.whole }] : [];
+  });
+  for (const whole of new Set(narrow.map((each) => each.whole))) {
+    const changed = parts.get(whole);
+    if (changed === undefined) continue;
+    const [same, others] = [true, false].map((isSame) =>
+      narrow.filter((each) => each.whole === whole && (parts.get(each.name) === changed) === isSame),
+    ) as [typeof narrow, typeof narrow];
+    for (const { name } of same) parts.delete(name);
+    if (others.length === 0) continue;
+    const more = others.length > MAX_EXCEPTIONS ? ` and ${others.length - MAX_EXCEPTIONS} other parts` : "";
+    const named = others.slice(0, MAX_EXCEPTIONS).map(({ name }) => name.slice(whole.length + TO.length));
+    parts.delete(whole);
+    parts.set(`${whole}${BUT}${named.join(", ")}${more}`, changed);
+  }
   for (const [name, words] of one.words) {
     const more = [...words].filter((word) => !other.words.get(name)?.has(word));
     if (more.length > 0) parts.set(name, more.sort().join(", "));
@@ -487,12 +541,12 @@ function moreIn(one: Openings, other: Openings): string[] {
   // Protocols with the same ports, and families with the same words, are said once.
   const merged = new Map<string, string[]>();
   for (const [name, words] of parts) {
-    const [, base, family = "", suffix] = /^(.*?)( IPv[46])?( to .*)?$/s.exec(name)!;
+    const [, base, family = "", suffix = ""] = /^(.*?)( IPv[46])?( to \S+| but not to .*)?$/s.exec(name)!;
     const twin = family && name.replace(family, family === " IPv4" ? " IPv6" : " IPv4");
     const both = twin !== "" && parts.get(twin) === words;
     if (both && family === " IPv6") continue;
-    const rest = (suffix ?? "") + (family && !both ? ` (${family.trim()} only)` : "");
-    const isPort = one.ports.has(name);
+    const rest = suffix + (family && !both && !suffix.startsWith(TO) ? ` (${family.trim()} only)` : "");
+    const isPort = !one.words.has(name);
     const key = isPort && base !== "icmp" ? `\0${words}${rest}` : phrase(base!, isPort ? "" : words) + rest;
     merged.set(key, [...(merged.get(key) ?? []), base!]);
   }

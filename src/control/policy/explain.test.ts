@@ -52,6 +52,18 @@ describe("why, in words of the policy", () => {
     ]);
   });
 
+  test("a node is not taken for a user, host or prefix that begins with its name", () => {
+    const names = ["bob", "office", "100", "10", "alice", "laptop"];
+    const nodes = HOME.nodes.map((each, i) => ({ ...each, name: names[i]! }));
+    const users = HOME.users.map((user) => ({ ...user, email: `${user.name}.smith@example.com` }));
+    const text = `{ "hosts": { "office.berlin": "192.168.7.0/24" }, "acls": [] }`;
+    const other = new Compiled(parsePolicy(text), { ...HOME, nodes, users });
+    const denied = (src: string, dst: string) => explain(other, { src, dst }).denied;
+    expect(denied("bob.smith@example.com", "office.net.test:1")).toEqual(["100 (100.64.0.3) -> office (100.64.0.2)"]);
+    expect(denied("bob", "office.berlin:1")).toEqual(["bob (100.64.0.1) -> 192.168.7.1"]);
+    expect(denied("bob", "10.0.0.0/8:1")).toEqual(["bob (100.64.0.1) -> 10.0.0.1"]);
+  });
+
   test("says of what nothing allows which entries came nearest, and what they miss", () => {
     const { verdict, denied, nearest } = ask("desktop", "server:22");
     expect(verdict).toBe("denied");
@@ -65,6 +77,19 @@ describe("why, in words of the policy", () => {
     // An address means just that one.
     expect(ask("desktop", "[fd7a:115c:a1e0::1]:5000")).toMatchObject({ verdict: "denied" });
     expect(ask("desktop", "laptop:5000")).toMatchObject({ verdict: "allowed" });
+  });
+
+  test("the internet by an exit node is not the subnet behind it, and an address that is switched off goes nowhere", () => {
+    const nodes = [
+      ...HOME.nodes.slice(0, 4),
+      node(5, { tags: ["tag:router"], routes: ["192.168.7.0/24", "0.0.0.0/0"] }),
+    ];
+    const more = { grants: [{ src: ["*"], dst: ["autogroup:internet", "tag:server"], ip: ["*"] }] };
+    const attributes = { nodeAttrs: [{ target: ["100.64.0.4"], attr: ["disable-ipv4"] }] };
+    const verdict = (dst: string, extra = {}) =>
+      explain(compile({ ...more, ...extra }, { ...HOME, nodes }), { src: "100.64.0.3", dst }).verdict;
+    expect([verdict("1.1.1.1:53"), verdict("192.168.7.5:22")]).toEqual(["allowed", "denied"]);
+    expect([verdict("100.64.0.4:22"), verdict("100.64.0.4:22", attributes)]).toEqual(["allowed", "denied"]);
   });
 
   test("counts where only some may", () => {
@@ -183,6 +208,41 @@ describe("try: what a new policy would change", () => {
         opened: ["ssh any login but root (check)", "ssh root (check)"],
         closed: ["ssh root (accept)"],
       },
+    ]);
+  });
+
+  test("of a route what its own router enforces, for addresses that are among the sources", () => {
+    const nodes = [
+      ...HOME.nodes.slice(0, 4),
+      node(5, { tags: ["tag:router"], routes: ["192.168.7.0/24", "0.0.0.0/0", "::/0"] }),
+      node(6, { tags: ["tag:exit"], routes: ["192.168.7.0/24"] }),
+    ];
+    const tailnet = { ...NAMED, nodes: nodes.map((each, i) => ({ ...each, name: NAMES[i]! })) };
+    const said = (before: object, after: object) =>
+      compare(compile(before, tailnet), compile(after, tailnet))
+        .pairs.filter(({ src }) => src.names.join() === "desktop")
+        .map(({ dst, opened, closed }) => ({ dst: dst.names.join(), opened, closed }));
+    const seen = allow(["bob@"], ["192.168.7.0/24:80"]);
+    // The other router is not asked: the first is everybody's who needs no `via`.
+    const via = { grants: [{ src: ["bob@"], dst: ["192.168.7.0/24"], ip: ["22"], via: ["tag:exit"] }], ...seen };
+    expect(said(seen, via)).toEqual([]);
+    // A narrower right that stays is not closed by a wider one, and not opened by it.
+    const part = allow(["bob@"], ["192.168.7.9:*", "192.168.7.0/24:443"]);
+    expect(said(part, allow(["bob@"], ["192.168.7.0/24:*"]))).toEqual([
+      {
+        dst: "route 192.168.7.0/24",
+        opened: ["tcp, udp 0-442, 444-65535 but not to 192.168.7.9"],
+        closed: [],
+      },
+    ]);
+    const internet = (port: string) => allow(["bob@"], [`0.0.0.0/0:${port}`]);
+    expect(said(internet("*"), internet("443")).find(({ dst }) => dst.includes("the internet"))?.closed).toEqual([
+      "tcp, udp 0-442, 444-65535 (IPv4 only)",
+    ]);
+    // The internet is not what lies behind a router that is an exit node as well.
+    const own = (entry: object) => ({ grants: [{ src: ["bob@"], ip: ["*"], ...entry }], ...seen });
+    expect(said(own({ dst: ["tag:server"] }), own({ dst: ["tag:server", "autogroup:internet"] }))).toEqual([
+      { dst: "the internet", opened: ["exit node router", "icmp", "tcp, udp *"], closed: [] },
     ]);
   });
 
