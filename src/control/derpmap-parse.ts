@@ -5,6 +5,7 @@ import type * as tc from "../wire/tailcfg.ts";
 
 const FIELDS = {
   map: ["Regions", "HomeParams", "omitDefaultRegions"],
+  home: ["RegionScore"],
   region: ["RegionID", "RegionCode", "RegionName", "Latitude", "Longitude", "Avoid", "NoMeasureNoHome", "Nodes"],
   node: [
     ...["Name", "RegionID", "HostName", "CertName", "IPv4", "IPv6", "STUNPort", "STUNOnly", "DERPPort"],
@@ -12,6 +13,7 @@ const FIELDS = {
   ],
 };
 
+// Each field that clients know has its kind: of a map with another one they read nothing, nor anything else that comes with it.
 const nodeSchema = z.looseObject({
   Name: z.string().min(1).max(100),
   RegionID: z.int().optional(),
@@ -22,15 +24,24 @@ const nodeSchema = z.looseObject({
   STUNPort: z.int().min(-1).max(65535).optional(),
   DERPPort: z.int().min(0).max(65535).optional(),
   STUNOnly: z.boolean().optional(),
+  InsecureForTests: z.boolean().nullish(),
+  STUNTestIP: z.string().max(64).nullish(),
+  CanPort80: z.boolean().nullish(),
 });
 const regionSchema = z.looseObject({
   RegionID: z.int().optional(),
   RegionCode: z.string().max(100).optional(),
   RegionName: z.string().max(200).optional(),
+  Latitude: z.number().nullish(),
+  Longitude: z.number().nullish(),
+  Avoid: z.boolean().nullish(),
+  NoMeasureNoHome: z.boolean().nullish(),
   Nodes: z.array(nodeSchema).min(1).max(100),
 });
 const mapSchema = z.looseObject({
   Regions: z.record(z.string(), regionSchema.nullable()),
+  HomeParams: z.looseObject({ RegionScore: z.record(z.string().regex(/^\d{1,9}$/), z.number()).nullish() }).nullish(),
+  omitDefaultRegions: z.boolean().nullish(),
 });
 
 /** With the spelling of the fields that clients know; files write them in lower case. */
@@ -58,6 +69,7 @@ export function parseDerpMap(text: string, yaml: boolean): tc.DERPMap {
 /** Of a value as it was written. Regions that are null take others out. Throws with one sentence. */
 export function derpMapOf(value: unknown): tc.DERPMap {
   const map = respelled(value, FIELDS.map) as Record<string, unknown>;
+  if (map?.HomeParams) map.HomeParams = respelled(map.HomeParams, FIELDS.home);
   if (typeof map?.Regions === "object" && map.Regions !== null) {
     map.Regions = Object.fromEntries(
       Object.entries(map.Regions).map(([id, inner]) => {

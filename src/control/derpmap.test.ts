@@ -214,3 +214,27 @@ test("open map streams hear of a new map and of nothing else", async () => {
   await until(() => map.messages.at(-1)!.DERPMap?.Regions?.["907"], "the new map");
   expect(Object.keys(map.messages.at(-1)!)).toEqual(["DERPMap"]);
 });
+
+test("a field of a kind that clients cannot read is refused: it would cost them the whole netmap", () => {
+  const node = (more: object) => ({ regions: { "900": { nodes: [{ name: "a", hostname: "a.test", ...more }] } } });
+  const region = (more: object) => ({ regions: { "900": { nodes: [{ name: "a", hostname: "a.test" }], ...more } } });
+  const wrong: [object, string][] = [
+    [node({ canport80: "yes" }), "Regions.900.Nodes.0.CanPort80"],
+    [node({ InsecureForTests: 1 }), "Regions.900.Nodes.0.InsecureForTests"],
+    [node({ stuntestip: 5 }), "Regions.900.Nodes.0.STUNTestIP"],
+    [region({ latitude: "52.5" }), "Regions.900.Latitude"],
+    [region({ Longitude: [] }), "Regions.900.Longitude"],
+    [region({ avoid: "no" }), "Regions.900.Avoid"],
+    [region({ NoMeasureNoHome: 0 }), "Regions.900.NoMeasureNoHome"],
+    [{ ...region({}), homeparams: 5 }, "HomeParams"],
+    [{ ...region({}), HomeParams: { regionscore: { "900": "much" } } }, "HomeParams.RegionScore.900"],
+    [{ ...region({}), HomeParams: { RegionScore: { near: 1 } } }, "HomeParams.RegionScore.near"],
+    [{ ...region({}), omitDefaultRegions: "true" }, "omitDefaultRegions"],
+  ];
+  for (const [map, place] of wrong) expect(() => parseDerpMap(JSON.stringify(map), false)).toThrow(`${place}: `);
+  const good = { ...region({ latitude: 52.5, avoid: null }), HomeParams: { RegionScore: { "900": 0.5 } } };
+  expect(parseDerpMap(JSON.stringify(good), false)).toMatchObject({
+    HomeParams: { RegionScore: { "900": 0.5 } },
+    Regions: { "900": { Latitude: 52.5, Avoid: null } },
+  });
+});
