@@ -22,6 +22,7 @@ import {
   record,
   resolver,
   roles,
+  split,
   sslMode,
   text,
   wait,
@@ -95,7 +96,7 @@ export const KEYS = {
   "dns.base_domain": domain,
   "dns.override_local_dns": bool,
   "dns.nameservers.global": list(resolver),
-  "dns.nameservers.split": map(list(resolver)),
+  "dns.nameservers.split": split,
   "dns.search_domains": list(hostName),
   "dns.extra_records": list(record),
   "dns.extra_records_path": text,
@@ -165,6 +166,22 @@ export const SECRETS: readonly string[] = [
   "cli.api_key",
   "client_secret",
   "dns.certificates.tsig_secret",
+];
+
+/** Files of the operator's own: they belong to a server, and are in no backup. */
+export const FILES: readonly string[] = [
+  "tls_cert_path",
+  "tls_key_path",
+  "acme_ca_path",
+  "policy.path",
+  "derp.paths",
+  "dns.extra_records_path",
+  "geoip.path",
+  "client_secret_path",
+  "client_secret_file",
+  "database.postgres.pass_file",
+  "dns.certificates.tsig_secret_file",
+  "cli.api_key_file",
 ];
 
 /** Old names that still work. */

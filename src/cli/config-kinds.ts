@@ -1,6 +1,6 @@
 // How one configuration value is read, whether it comes from YAML, from the environment or from a flag (which know text only).
 // A reader returns the value, or throws Wrong with what stands behind "KEY VALUE" in the message.
-import { isResolver } from "../control/dns.ts";
+import { isDomain, isResolver } from "../control/dns.ts";
 import { ROLES, type Role } from "../control/policy/index.ts";
 import { LOG_FORMATS, LOG_LEVELS } from "../net/logger.ts";
 import { formatAddrPort, formatIP, formatPrefix, maskPrefix, parseAddrPort, parseIP, parsePrefix } from "../wire/ip.ts";
@@ -17,6 +17,8 @@ export interface Address {
 
 export const text: Kind<string> = (value) => {
   if (typeof value === "string") return value.trim();
+  if (typeof value === "number" && Math.abs(value) > Number.MAX_SAFE_INTEGER)
+    throw new Wrong("has more digits than are kept of a number: write it in quotes");
   if (typeof value === "number" || typeof value === "boolean") return String(value);
   throw new Wrong("must be text");
 };
@@ -114,7 +116,7 @@ export const record: Kind<{ name: string; type: string; value: string }> = (valu
   const [unknown] = Object.keys(more);
   if (unknown !== undefined) throw new Wrong(`has the unknown key "${unknown}": a record has name, type and value`);
   if (name === "" || content === "") throw new Wrong("needs a name and a value");
-  return { name, type, value: content };
+  return { name, type: type.toUpperCase(), value: content };
 };
 
 /** Octal, with or without a leading 0. YAML reads 0770 as the number 770, whose digits are what was meant. */
@@ -206,6 +208,14 @@ export const resolver: Kind<string> = (value) => {
   const written = text(value);
   if (!isResolver(written)) throw new Wrong("must be an IP address or a DNS-over-HTTPS URL");
   return written;
+};
+
+/** Resolvers by domain. */
+export const split: Kind<Record<string, string[]>> = (value) => {
+  const given = map(list(resolver))(value);
+  const odd = Object.keys(given).find((name) => !isDomain(name));
+  if (odd !== undefined) throw new Wrong(`names ${JSON.stringify(odd)}, which is no domain`);
+  return given;
 };
 
 /** A name server's address, with its port if that is not 53. */

@@ -5,6 +5,8 @@ import { UsageError } from "./flags.ts";
 
 /** Bytes of a configuration file. */
 const MAX_FILE = 1 << 20;
+/** Lines of a file that are tried one by one to find a mistake. */
+const MAX_TRIED = 1000;
 
 /** Steps from the root: names of keys, and numbers of list items. */
 export type KeyPath = readonly (string | number)[];
@@ -77,13 +79,27 @@ function parseYaml(file: string, text: string): Parsed {
 
 /** The parser does not say where. What stands before the trouble can be read, what stands behind it never with it. */
 function firstBadLine(lines: string[]): number {
-  for (let good = lines.length - 1; good > 0; good--) {
+  const isGood = (count: number) => {
     try {
-      Bun.YAML.parse(lines.slice(0, good).join("\n"));
-      return good + 1;
-    } catch {}
+      Bun.YAML.parse(lines.slice(0, count).join("\n"));
+      return true;
+    } catch {
+      return false;
+    }
+  };
+  let good = lines.length - 1;
+  if (good > MAX_TRIED) {
+    // Something long that is not YAML at all, perhaps: about where it ends to be.
+    let bad = lines.length;
+    for (good = 0; bad - good > 1; ) {
+      const middle = (good + bad) >>> 1;
+      if (isGood(middle)) good = middle;
+      else bad = middle;
+    }
+    return good + 1;
   }
-  return 1;
+  while (good > 0 && !isGood(good)) good--;
+  return good + 1;
 }
 
 /** Keys and list items of YAML's block style, with the numbers of their lines. What stands in {} or [] has none of its own. */

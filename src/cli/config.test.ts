@@ -337,7 +337,6 @@ test("what cannot go together is refused with the place of the one that is wrong
     ["node: {ephemeral: {inactivity_timeout: 60s}}", "must be longer than 65s"],
     ["node: {routes: {ha: {probe_interval: 1s}}}", "must be 0 (no probes) or at least 2s"],
     ["node: {routes: {ha: {probe_timeout: 10s}}}", "shorter than node.routes.ha.probe_interval"],
-    ["policy: {mode: database, path: x}", "goes with policy.mode file"],
     [
       "dns:\n  extra_records_path: x\n  extra_records: [{name: a, type: A, value: b}]",
       "FILE:2: dns.extra_records_path",
@@ -482,3 +481,55 @@ test("whatever stands in a file, the answer is a configuration or a sentence", (
     { numRuns: 300 },
   );
 });
+
+test("what a number cannot hold exactly is to be quoted", () => {
+  const provider = (id: string) => `oidc: {issuer: https://id.test, client_secret: x, client_id: ${id}}\n`;
+  expect(mistakes(provider("312345678901234567"))).toEqual([
+    "FILE:1: oidc.client_id 312345678901234560 has more digits than are kept of a number: write it in quotes",
+  ]);
+  expect(load(provider('"312345678901234567"')).settings.oidc[0]!.clientId).toBe("312345678901234567");
+  expect(load(provider("3123456789")).settings.oidc[0]!.clientId).toBe("3123456789");
+  const [secret] = mistakes("database: {postgres: {pass: 90071992547409931234}}\n");
+  expect(secret).toContain("write it in quotes");
+  expect(secret).not.toContain("9007");
+});
+
+test("DNS: types of records in any case, resolvers for domains alone", () => {
+  const { dns } = load("dns: {extra_records: [{name: a.test, type: aaaa, value: 'fd00::1'}]}\n").settings;
+  expect(dns.extraRecords).toEqual([{ name: "a.test", type: "AAAA", value: "fd00::1" }]);
+  expect(mistakes("dns: {nameservers: {split: {corp.test: [192.0.2.1], 'two words': [192.0.2.1]}}}\n")).toEqual([
+    'FILE:1: dns.nameservers.split {"corp.test":["192.0.2.1"],"two words":["192.0.2.1"]} names "two words", which is no domain',
+  ]);
+});
+
+test("a policy file beside a policy in the database is passed over, as by Headscale, and that is said", () => {
+  const { settings, warnings, files } = load("policy: {mode: database, path: /etc/headscale/acl.hujson}\n");
+  expect(settings.policy).toEqual({ mode: "database", path: "" });
+  expect(warnings.map((line) => line.replace(/^\S+: /, ""))).toEqual([
+    "policy.path is not read, because policy.mode is database: set a policy by `weft policy set`",
+  ]);
+  expect(files).toHaveLength(1);
+});
+
+test("what is shown has no passwords of URLs and no arguments of programs; files that are the operator's are listed", () => {
+  const key = write("secret", "tsig.key");
+  const { shown, files, file } = load(`derp: {urls: ["https://joe:hunter2@maps.test/derp"], paths: [a.yaml, b.yaml]}
+noise: {private_key_path: n.key}
+geoip: {path: /usr/share/countries.csv}
+dns: {certificates: {provider: exec, command: [/bin/hook, --token, hunter2], tsig_secret_file: ${key}}}
+`);
+  expect(JSON.stringify(shown)).not.toContain("hunter2");
+  expect(shown).toMatchObject({
+    "derp.urls": ["https://***@maps.test/derp"],
+    "dns.certificates.command": ["/bin/hook", "***", "***"],
+  });
+  expect(files).toEqual([file!, join(folder, "a.yaml"), join(folder, "b.yaml"), "/usr/share/countries.csv", key]);
+});
+
+test("a long file that is not YAML is refused at once, with a line", () => {
+  const [first] = mistakes("- not: this: at: all\n".repeat(40_000));
+  expect(first).toMatch(/^FILE:\d+: not YAML/);
+  expect(mistakes(`${"# comment\n".repeat(5_000)}dns: {magic_dns: true\n${"# more\n".repeat(5_000)}`)[0]).toMatch(
+    /^FILE:500[12]: not YAML/,
+  );
+}, 20_000);

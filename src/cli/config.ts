@@ -16,6 +16,7 @@ import { readSecretFile } from "../net/keyfile.ts";
 import type { LogFormat, LogLevel } from "../net/logger.ts";
 import { parsePrefix, prefixContains } from "../wire/ip.ts";
 import {
+  FILES,
   IGNORED,
   KEYS,
   type KeyName,
@@ -102,6 +103,8 @@ export interface ServerConfig {
   log: { level: LogLevel; format: LogFormat };
   /** How the command line reaches a server elsewhere; `address` "" for the socket. */
   cli: { address: string; apiKey: string; timeout: number; insecure: boolean };
+  /** Those that were read and that the configuration names, but for keys and state that the server makes itself. */
+  files: readonly string[];
   /** What was set, by key, without secrets: for the debug page. */
   shown: Record<string, unknown>;
   /** For the operator, each one sentence. */
@@ -161,6 +164,7 @@ class Collected {
   private readonly providers: { values: OidcValues; at: (key: OidcKeyName) => string }[] = [];
   private readonly ignored: string[] = [];
   private readonly shown: Record<string, unknown> = {};
+  private readonly files = new Map<string, string[]>();
 
   constructor(
     private readonly env: Env,
@@ -265,7 +269,7 @@ class Collected {
     const isList = Array.isArray(oidc);
     for (const [index, entry] of (isList ? oidc : [oidc]).entries()) {
       const above: KeyPath = isList ? ["oidc", index] : ["oidc"];
-      if (typeof entry !== "object" || entry === null) {
+      if (typeof entry !== "object" || entry === null || Array.isArray(entry)) {
         this.problems.push(`${source.place(above)}: oidc must be keys and values, or a list of such`);
         continue;
       }
@@ -312,7 +316,8 @@ class Collected {
       if (/(_path|_dir|_file|\.path|\.paths|^unix_socket)$/.test(key))
         value = this.asPath(value as string | string[], file);
       (into as Record<string, unknown>)[key] = value;
-      this.shown[prefix + key] = isSecret ? "***" : value instanceof URL ? value.origin : value;
+      this.shown[prefix + key] = shownOf(key, value);
+      if (FILES.includes(key)) this.files.set(prefix + key, [value].flat() as string[]);
     } catch (error) {
       if (!(error instanceof Wrong)) throw error;
       this.problems.push(`${place} ${isSecret ? "" : `${show(raw)} `}${error.message}`);
@@ -382,6 +387,7 @@ class Collected {
         timeout: v["cli.timeout"] ?? 5_000,
         insecure: v["cli.insecure"] ?? false,
       },
+      files: [this.file ?? [], ...this.files.values()].flat(),
       shown: this.shown,
       warnings: this.warnings,
     };
@@ -502,9 +508,12 @@ class Collected {
   private policy(): ControlSettings["policy"] {
     const mode = this.values["policy.mode"] ?? "file";
     const path = this.values["policy.path"] ?? "";
-    if (mode === "database" && path !== "")
-      this.problem("policy.path", "goes with policy.mode file: set a policy in the database by `weft policy set`");
-    return { mode, path };
+    if (mode === "file" || path === "") return { mode, path };
+    this.warnings.push(
+      `${this.places.get("policy.path")} is not read, because policy.mode is database: set a policy by \`weft policy set\``,
+    );
+    this.files.delete("policy.path");
+    return { mode, path: "" };
   }
 
   private dns(): ControlSettings["dns"] {
@@ -592,7 +601,8 @@ class Collected {
     const issuers: string[] = [];
     return this.providers.map(({ values: v, at }) => {
       const need = (key: OidcKeyName) => {
-        if (!v[key]) this.problems.push(`${at(key)} is needed`);
+        if (!v[key] && !this.problems.some((line) => line.startsWith(`${at(key)} `)))
+          this.problems.push(`${at(key)} is needed`);
         return (v[key] as string | undefined) ?? "";
       };
       const id = v.id ?? "oidc";
@@ -680,6 +690,16 @@ class Collected {
       return [];
     }
   }
+}
+
+/** Without what only the server must know. */
+function shownOf(key: string, value: unknown): unknown {
+  if (SECRETS.includes(key)) return "***";
+  if (value instanceof URL) return value.origin;
+  // Its arguments may be credentials of the name server.
+  if (key === "dns.certificates.command") return (value as string[]).map((word, i) => (i === 0 ? word : "***"));
+  if (Array.isArray(value)) return value.map((item) => shownOf("", item));
+  return typeof value === "string" ? value.replace(/:\/\/[^/?#]*@/, "://***@") : value;
 }
 
 function envName(key: string): string {

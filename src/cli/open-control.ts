@@ -24,7 +24,7 @@ export async function openControl(config: ServerConfig, part: ControlPart): Prom
     noiseKeyPath,
     adminSocket,
     settings: { ...settings, derp: { ...settings.derp, embedded } },
-    backup: { keys: { [DERP_KEY]: config.relay.keyPath }, elsewhere: filesOf(config) },
+    backup: { keys: { [DERP_KEY]: config.relay.keyPath }, elsewhere: config.files },
     ...(onNodeRemoved && { onNodeRemoved }),
     log: (line) => log.warn(line),
     requestLog: log,
@@ -35,10 +35,3 @@ export async function openControl(config: ServerConfig, part: ControlPart): Prom
 
 /** Of the relay, in backups. */
 export const DERP_KEY = "derp_private.key";
-
-/** Files of the operator's own, which belong to a server and are in no backup. */
-function filesOf({ file, tls, settings: { policy, dns, derp } }: ServerConfig): string[] {
-  const files = [file ?? "", policy.mode === "file" ? policy.path : "", dns.extraRecordsPath, ...derp.paths];
-  if (tls && "certPath" in tls) files.push(tls.certPath, tls.keyPath);
-  return files.filter((path) => path !== "");
-}
