@@ -48,6 +48,13 @@ export function keysV2(context: ControlContext, { commands, oauth }: ApiParts): 
     return { ...authKey(record), key: text };
   };
 
+  /** What a client could not have made is not its to take away. */
+  const requireRevocable = (caller: Caller, { id, tags }: PreAuthKeyRecord) => {
+    if (tags.length === 0 && !covers(caller.scopes, "all"))
+      throw new CommandError(403, `key ${id} has no tags, it is a user's: a client revokes keys of its own tags`);
+    oauth.requireOwned(caller.tags, tags);
+  };
+
   const clientInput = (body: z.output<typeof keyIn>, caller: Caller) => {
     requireScope(caller, "oauth_keys");
     const input = { scopes: body.scopes ?? [], tags: body.tags ?? [], description: body.description ?? "" };
@@ -164,7 +171,7 @@ export function keysV2(context: ControlContext, { commands, oauth }: ApiParts): 
         const client = key ? undefined : oauth.get(params.key);
         requireScope(caller, client ? "oauth_keys" : "auth_keys");
         if (key) {
-          if (caller.kind === "oauth") oauth.requireOwned(caller.tags, key.tags);
+          if (caller.kind === "oauth") requireRevocable(caller, key);
           await commands.revokeKey(key.id);
         } else if (client) {
           requireWithin(caller, client.scopes, client.tags);

@@ -431,6 +431,20 @@ test("a client makes keys for tags that it has or owns, and hands on no more tha
   expect([await retag(["tag:operator"]), await retag(["tag:other"])]).toEqual([200, 403]);
 });
 
+test("a client takes away keys that it could have made; keys of users need the scope of everything", async () => {
+  await using s = await start(POLICY);
+  await s.server.key({ user: await s.server.user("alice") });
+  await s.server.key({ aclTags: ["tag:k8s"] });
+  await s.server.key({ aclTags: ["tag:other"] });
+  const narrow = await oauthClient(s, ["auth_keys"], ["tag:operator"]);
+  const revoke = async (caller: typeof narrow, id: number) => (await caller.bearer("DELETE", `${T}/keys/${id}`)).status;
+  expect([await revoke(narrow, 1), await revoke(narrow, 2), await revoke(narrow, 3)]).toEqual([403, 200, 403]);
+  const invalid = async (id: number) => (await s.api("GET", `${T}/keys/${id}`)).body.invalid;
+  expect([await invalid(1), await invalid(2), await invalid(3)]).toEqual([false, true, false]);
+  expect(await revoke(await oauthClient(s, ["all"], ["tag:operator"]), 1)).toBe(200);
+  expect(await invalid(1)).toBe(true);
+});
+
 test("each scope opens what belongs to it and nothing else; :read only reads", async () => {
   await using s = await start();
   const probes: [scope: string, method: string, path: string, body?: unknown][] = [
