@@ -105,5 +105,6 @@ export function parseOpening(text: string): { protocol: number | null; ports: Po
 }
 
 export function includesPort(ports: readonly PortRange[], port: number): boolean {
-  return ports.some(({ first, last }) => first <= port && port <= last);
+  for (const { first, last } of ports) if (first <= port && port <= last) return true;
+  return false;
 }

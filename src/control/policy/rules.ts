@@ -11,6 +11,8 @@ import type { Access, CapabilityValues, PortRange, Selector } from "./types.ts";
 
 /** Sources and destinations that all rules of a policy may have together, each counted at each node that it reaches. */
 const MAX_ENTRIES = 4_000_000;
+/** Entries that addresses as a destination count for: they are kept with each rule. */
+const ADDRESS_COST = 4;
 
 /** Bounds what a policy expands to. */
 export class Meter {
@@ -89,6 +91,17 @@ const COMPANIONS: Readonly<Record<string, string>> = {
   "tailscale.com/cap/relay": "tailscale.com/cap/relay-target",
 };
 
+/** Addresses as a destination. */
+interface AddressPlace {
+  readonly text: string;
+  readonly range: Range;
+  /** Nodes that serve a route to them. */
+  readonly routers: readonly number[];
+  /** Nodes that have them. */
+  readonly holders: readonly number[];
+  readonly isInternet: boolean;
+}
+
 const NO_PORTS: readonly PortRange[] = [];
 
 /** A user with nodes: as a source, and all of them. */
@@ -105,6 +118,7 @@ export class Compiler {
   private readonly merged = new Map<string, Rule>();
   readonly named = new Map<string, { nodes: Bits; source: Source }>();
   private readonly ownersBySource = new Map<string, readonly Owner[]>();
+  private readonly places = new Map<string, readonly AddressPlace[]>();
   private part = "";
 
   constructor(
@@ -385,19 +399,35 @@ export class Compiler {
       if (rule.via.length === 0) this.placeAt(rule, named, ports, access);
       return;
     }
-    const set = resolver.ranges(selector);
-    this.charge(set.ranges.length, access);
-    for (const range of set.ranges) {
-      const item = { order: rule.size++, text: formatRange(range), range, ports, access };
+    const places = this.placesOf(selector);
+    this.charge(ADDRESS_COST * places.length, access);
+    for (const { text, range, routers, holders, isInternet } of places) {
+      const item = { order: rule.size++, text, range, ports, access };
       rule.addresses.push(item);
-      const nodes = new Set(resolver.routersOf(range).filter(viaFits));
-      if (rule.via.length === 0) for (const node of resolver.nodesIn(range)) nodes.add(node);
-      if (INTERNET.covers(range) || isEverything(range)) {
-        for (const node of resolver.exits) if (viaFits(node)) nodes.add(node);
-        if (selector.kind === "ipset" || isEverything(range)) rule.exit = true;
-      }
+      if (isInternet && (selector.kind === "ipset" || isEverything(range))) rule.exit = true;
+      if (routers.length + holders.length === 0 && !isInternet) continue;
+      const nodes = new Set(routers.filter(viaFits));
+      if (rule.via.length === 0) for (const node of holders) nodes.add(node);
+      if (isInternet) for (const node of resolver.exits) if (viaFits(node)) nodes.add(node);
       for (const node of nodes) this.put(rule, node, item);
     }
+  }
+
+  /** The addresses that a selector means, and who has to do with them. */
+  private placesOf(selector: Selector): readonly AddressPlace[] {
+    let places = this.places.get(selector.text);
+    if (!places) {
+      const { resolver } = this;
+      places = resolver.ranges(selector).ranges.map((range) => ({
+        text: formatRange(range),
+        range,
+        routers: resolver.routersOf(range),
+        holders: resolver.nodesIn(range),
+        isInternet: INTERNET.covers(range) || isEverything(range),
+      }));
+      this.places.set(selector.text, places);
+    }
+    return places;
   }
 }
 

@@ -60,22 +60,33 @@ function loginsOf(logins: readonly string[]): Record<string, string> {
   return Object.fromEntries(entries);
 }
 
-const sources = new WeakMap<Resolver, Map<SSHEntry, Bits>>();
+/** `find`, once for each entry and tailnet. */
+function remembered(find: (entry: SSHEntry, resolver: Resolver) => Bits): typeof find {
+  const byResolver = new WeakMap<Resolver, Map<SSHEntry, Bits>>();
+  return (entry, resolver) => {
+    let known = byResolver.get(resolver);
+    if (!known) {
+      known = new Map();
+      byResolver.set(resolver, known);
+    }
+    let found = known.get(entry);
+    if (!found) {
+      found = find(entry, resolver);
+      known.set(entry, found);
+    }
+    return found;
+  };
+}
 
 /** Nodes that an entry lets in, somewhere. */
-function sourcesOf(entry: SSHEntry, resolver: Resolver): Bits {
-  let known = sources.get(resolver);
-  if (!known) {
-    known = new Map();
-    sources.set(resolver, known);
-  }
-  let found = known.get(entry);
-  if (!found) {
-    found = findSources(entry, resolver);
-    known.set(entry, found);
-  }
-  return found;
-}
+const sourcesOf = remembered(findSources);
+
+/** Nodes that an entry names as destinations. */
+const targetsOf = remembered(({ dst }, resolver) => {
+  const nodes = new Bits(resolver.nodes.length);
+  for (const selector of dst) if (!isAutogroup(selector, "self")) nodes.addAll(resolver.targets(selector));
+  return nodes;
+});
 
 function findSources(entry: SSHEntry, resolver: Resolver): Bits {
   const nodes = new Bits(resolver.nodes.length);
@@ -104,11 +115,18 @@ export function checkSSHSize(resolver: Resolver): void {
   }
 }
 
+/** The login that a user's mail address gives by "localpart:"; null: none. */
+function localPart({ localDomains }: SSHEntry, userId: number | null, resolver: Resolver): string | null {
+  const email = resolver.user(userId)?.email ?? "";
+  const at = email.lastIndexOf("@");
+  return at > 0 && localDomains.includes(email.slice(at + 1).toLowerCase()) ? email.slice(0, at) : null;
+}
+
 function rulesOf(entry: SSHEntry, node: number, resolver: Resolver): SSHRule[] {
   const sources = sourcesOf(entry, resolver);
   const owner = resolver.tagged.has(node) ? null : resolver.nodes[node]!.userId;
   const own = owner === null ? [] : resolver.nodesOfUser(owner).filter((i) => sources.has(i));
-  const named = entry.dst.some((selector) => !isAutogroup(selector, "self") && resolver.targets(selector).has(node));
+  const named = targetsOf(entry, resolver).has(node);
   const self = entry.dst.some((selector) => isAutogroup(selector, "self"));
   const action = actionOf(entry, resolver);
   const rule = (nodes: Iterable<number>, sshUsers: Record<string, string>): SSHRule[] => {
@@ -136,19 +154,23 @@ function rulesOf(entry: SSHEntry, node: number, resolver: Resolver): SSHRule[] {
   for (const id of users.sort((a, b) => a - b)) {
     const nodes = resolver.nodesOfUser(id).filter((i) => sources.has(i));
     out.push(...rule(nodes, logins));
-    const email = resolver.user(id)?.email ?? "";
-    const at = email.lastIndexOf("@");
-    if (at > 0 && entry.localDomains.includes(email.slice(at + 1).toLowerCase())) {
-      const local = email.slice(0, at);
-      out.push(...rule(nodes, { [local]: local }));
-    }
+    const local = localPart(entry, id, resolver);
+    if (local !== null) out.push(...rule(nodes, { [local]: local }));
   }
   return out;
 }
 
+const inOrder = new WeakMap<Policy, readonly SSHEntry[]>();
+
 /** Check rules come first: the client takes the first that fits. */
-function ordered({ ssh }: Policy): SSHEntry[] {
-  return [...ssh.filter(({ action }) => action === "check"), ...ssh.filter(({ action }) => action === "accept")];
+function ordered(policy: Policy): readonly SSHEntry[] {
+  let list = inOrder.get(policy);
+  if (!list) {
+    const { ssh } = policy;
+    list = [...ssh.filter(({ action }) => action === "check"), ...ssh.filter(({ action }) => action === "accept")];
+    inOrder.set(policy, list);
+  }
+  return list;
 }
 
 export function sshRulesFor(resolver: Resolver, node: number): SSHRule[] {
@@ -156,7 +178,7 @@ export function sshRulesFor(resolver: Resolver, node: number): SSHRule[] {
 }
 
 /** Whether a rule lets a login in: its own word, or that of all but root. */
-export function admitsLogin({ sshUsers }: SSHRule, login: string): boolean {
+export function admitsLogin({ sshUsers }: Pick<SSHRule, "sshUsers">, login: string): boolean {
   const local = Object.hasOwn(sshUsers, login) ? sshUsers[login]! : (sshUsers["*"] ?? "");
   return local !== "" && !(local === "=" && login === "root");
 }
@@ -167,15 +189,33 @@ function digestOf({ action, src, dst, postures, logins, localDomains, checkPerio
   return createHash("sha256").update(text).digest("base64");
 }
 
+/** Whether an entry lets a login of one node into another, or any login (null): what `rulesOf` writes out, of one source. */
+function admits(entry: SSHEntry, source: number, target: number, login: string | null, resolver: Resolver): boolean {
+  const sources = sourcesOf(entry, resolver);
+  if (!sources.has(source) || resolver.addressesOf(source).length === 0) return false;
+  const ownerOf = (node: number) => (resolver.tagged.has(node) ? null : resolver.nodes[node]!.userId);
+  const owner = ownerOf(source);
+  const hasSelf = entry.localDomains.length > 0 || entry.dst.some((selector) => isAutogroup(selector, "self"));
+  if (!targetsOf(entry, resolver).has(target) && !(hasSelf && owner !== null && owner === ownerOf(target)))
+    return false;
+  if (login === null || admitsLogin({ sshUsers: loginsOf(entry.logins) }, login)) return true;
+  return entry.localDomains.length > 0 && login !== "" && login === localPart(entry, owner, resolver);
+}
+
 /** Entries that let a login of one node into another, or any login (null), in the order in which clients try them. */
 function entriesFor(resolver: Resolver, source: number, target: number, login: string | null): SSHEntry[] {
-  const addresses = new Set(resolver.addressesOf(source));
-  return ordered(resolver.policy).filter((entry) =>
-    rulesOf(entry, target, resolver).some(
-      (rule) =>
-        rule.principals.some(({ nodeIP }) => addresses.has(nodeIP)) && (login === null || admitsLogin(rule, login)),
-    ),
-  );
+  return ordered(resolver.policy).filter((entry) => admits(entry, source, target, login, resolver));
+}
+
+/** What the first entry that fits says about a login. */
+export function sshVerdict(
+  resolver: Resolver,
+  source: number,
+  target: number,
+  login: string,
+): SSHEntry["action"] | "deny" {
+  const fitting = ordered(resolver.policy).find((entry) => admits(entry, source, target, login, resolver));
+  return fitting?.action ?? "deny";
 }
 
 /** Nodes whose SSH rules name this one, or name it for its part in recording. */
@@ -199,7 +239,7 @@ export function sshMembership(resolver: Resolver, node: number): string {
   const { userId, tags } = resolver.nodes[node]!;
   const marks = resolver.policy.ssh.map((entry) => {
     const source = sourcesOf(entry, resolver).has(node);
-    const target = entry.dst.some((selector) => !isAutogroup(selector, "self") && resolver.targets(selector).has(node));
+    const target = targetsOf(entry, resolver).has(node);
     const personal = entry.localDomains.length > 0 || entry.dst.some((selector) => isAutogroup(selector, "self"));
     return [source, target, personal && tags.length === 0 ? userId : null];
   });

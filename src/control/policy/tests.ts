@@ -6,10 +6,10 @@ import { Compiled } from "./compile.ts";
 import { PolicyError, type TestFailure } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { includesPort, parseProtocol, splitPorts } from "./ports.ts";
-import { holdsAddress, type Rule } from "./rules.ts";
+import { holdsAddress, type Item, type Rule } from "./rules.ts";
 import { parseSelector } from "./selectors.ts";
-import { admitsLogin } from "./ssh.ts";
-import type { Policy, PolicyNode, PolicyTest, Selector, SSHRule, SSHTest, Tailnet } from "./types.ts";
+import { sshVerdict } from "./ssh.ts";
+import type { Policy, PolicyNode, PolicyTest, Selector, SSHTest, Tailnet } from "./types.ts";
 
 const FAILED = "test(s) failed";
 /** Rules, and words of bitmaps, that all tests look at together: bounds the time of a check. */
@@ -180,9 +180,15 @@ function reach(
     if (rule.capabilities || !opens(rule.protocol, protocol)) continue;
     // An address that is no node's may lie behind a router, in the internet, or nowhere yet: the rule says so all the same.
     const internet = target.address && INTERNET.covers(target.address) ? rule.internet : [];
-    const items = target.node === null ? [...rule.addresses, ...internet] : (rule.items.get(target.node) ?? []);
-    const isThere = target.node === null || rule.targets.has(target.node);
-    const fitting = [...(isThere ? rule.everywhere : []), ...items].filter(({ ports }) => includesPort(ports, port));
+    const lists =
+      target.node === null
+        ? [rule.everywhere, rule.addresses, internet]
+        : [rule.targets.has(target.node) ? rule.everywhere : [], rule.items.get(target.node) ?? []];
+    const fitting: Item[] = [];
+    for (const items of lists) {
+      budget.spend(items.length);
+      for (const item of items) if (includesPort(item.ports, port)) fitting.push(item);
+    }
     const ends = addresses.filter((end) => fitting.some(({ range }) => range === null || covers(range, end)));
     if (ends.length === 0) continue;
     hits.push({ rule, ends });
@@ -272,25 +278,12 @@ function judge(
   return null;
 }
 
-type Verdict = "accept" | "check" | "deny";
-
-/** What the first fitting rule says about a login. */
-function verdictOf(rules: readonly SSHRule[], addresses: readonly string[], login: string): Verdict {
-  for (const rule of rules) {
-    const { principals, action } = rule;
-    if (!principals.some(({ nodeIP }) => addresses.includes(nodeIP))) continue;
-    if (!admitsLogin(rule, login)) continue;
-    return action.holdAndDelegate ? "check" : "accept";
-  }
-  return "deny";
-}
-
 function sshTestErrors(test: SSHTest, compiled: Compiled, budget: Budget): string[] {
   const { resolver } = compiled;
   const wants = [
-    ...test.accept.map((login) => ({ login, want: "accept" as Verdict })),
-    ...test.check.map((login) => ({ login, want: "check" as Verdict })),
-    ...test.deny.map((login) => ({ login, want: "deny" as Verdict })),
+    ...test.accept.map((login) => ({ login, want: "accept" as const })),
+    ...test.check.map((login) => ({ login, want: "check" as const })),
+    ...test.deny.map((login) => ({ login, want: "deny" as const })),
   ];
   if (wants.length === 0) return ["the test names neither accept nor check nor deny"];
   if (test.dst.length === 0) return ["dst must be specified"];
@@ -304,10 +297,9 @@ function sshTestErrors(test: SSHTest, compiled: Compiled, budget: Budget): strin
     if (target.nodes.isEmpty) return [`dst: ${JSON.stringify(word)} is no node`];
     for (const from of source.nodes) {
       for (const node of target.nodes) {
-        budget.spend(compiled.policy.ssh.length * (1 + (resolver.nodes.length >>> 3)));
-        const rules = compiled.sshRules(resolver.nodes[node]!.id);
+        budget.spend(wants.length * (4 + compiled.policy.ssh.length));
         for (const { login, want } of wants) {
-          const got = verdictOf(rules, resolver.addressesOf(from), login);
+          const got = sshVerdict(resolver, from, node, login);
           if (got !== want)
             errors.add(`user ${JSON.stringify(login)} on ${JSON.stringify(word)}: want: ${want}, got: ${got}`);
         }
