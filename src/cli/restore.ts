@@ -109,7 +109,7 @@ function restore(file: string, { about, keys }: BackupContents, config: ServerCo
 }
 
 /** As root: to the one whose data folder it is. */
-function own(path: string, dataDir: string): void {
+export function own(path: string, dataDir: string): void {
   if (process.getuid?.() !== 0) return;
   const { uid, gid } = statSync(dataDir);
   chownSync(path, uid, gid);

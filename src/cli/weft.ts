@@ -52,6 +52,12 @@ export const LOCAL: Readonly<Record<string, Command>> = {
     flags: async () => (await import("./restore.ts")).FLAGS,
     main: async (argv) => (await import("./restore.ts")).main(argv),
   },
+  import: {
+    usage: "SOURCE",
+    about: "takes over the tailnet of a Headscale: its configuration file, or its SQLite database",
+    flags: async () => (await import("./import.ts")).FLAGS,
+    main: async (argv) => (await import("./import.ts")).main(argv),
+  },
   generate: {
     usage: "private-key",
     about: "prints a new private key",

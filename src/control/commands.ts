@@ -348,7 +348,7 @@ export class Commands {
 
   /** By its text, whole or masked as in lists: the public part counts. Throws CommandError. */
   keyByText(text: string): PreAuthKeyRecord {
-    const prefix = /^hskey-auth-([0-9a-f]{12})(-|$)/.exec(text)?.[1];
+    const prefix = /^hskey-auth-([\w-]{12})(-|$)/.exec(text)?.[1];
     const key = prefix === undefined ? undefined : this.model.keyByPrefix(prefix);
     if (!key)
       throw new CommandError(404, "there is no such pre-auth key: weft preauthkeys list shows those that exist");

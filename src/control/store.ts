@@ -2,6 +2,7 @@
 // (store-postgres.ts). What `write` has resolved is on disk. One server at a time, as long as the store is open.
 import type { Kysely, Transaction } from "kysely";
 import { type Migration, Migrator } from "kysely/migration";
+import { isHeadscale } from "./headscale.ts";
 import type { Change, Counters, DocumentChange, NodeRecord, UserRecord } from "./model.ts";
 import { type Dialect, migrationsOf, type NodesTable, type Tables } from "./schema.ts";
 import { type Engine, RefusedChange } from "./store-engine.ts";
@@ -288,7 +289,12 @@ async function removeRows(
 async function migrate(engine: Engine, { log, migrations = migrationsOf }: StoreOptions): Promise<void> {
   const { db, place } = engine;
   const known = migrations(engine.dialect);
-  const applied = await appliedMigrations(db);
+  const tables = (await db.introspection.getTables({ withInternalKyselyTables: true })).map(({ name }) => name);
+  if (isHeadscale(tables))
+    throw new Error(
+      `${place} is Headscale's, which keeps another schema: give Weft a database of its own, and take over what is in this one with \`weft import\``,
+    );
+  const applied = tables.includes("kysely_migration") ? await appliedMigrations(db) : [];
   const unknown = applied.find((name) => !(name in known));
   if (unknown !== undefined)
     throw new Error(
@@ -308,8 +314,6 @@ async function migrate(engine: Engine, { log, migrations = migrationsOf }: Store
 
 /** Names of the migrations that the database has seen, in their order. */
 async function appliedMigrations(db: Kysely<Tables>): Promise<string[]> {
-  const tables = await db.introspection.getTables({ withInternalKyselyTables: true });
-  if (!tables.some((table) => table.name === "kysely_migration")) return [];
   const rows = await (db as unknown as Kysely<{ kysely_migration: { name: string } }>)
     .selectFrom("kysely_migration")
     .select("name")
