@@ -273,6 +273,12 @@ class ChangeLog {
   }
 }
 
+function kept<T>(list: T[] | undefined, item: T): T[] {
+  if (!list) return [item];
+  list.push(item);
+  return list;
+}
+
 function unindex(index: Map<string, number>, key: string, id: number): void {
   if (index.get(key) === id) index.delete(key);
 }
@@ -365,7 +371,7 @@ export class Model {
       if (!node) continue;
       this.dropNode(node);
       this.stamps.delete(id);
-      undo.nodes = [...(undo.nodes ?? []), node];
+      undo.nodes = kept(undo.nodes, node);
       touched.push(id);
       removed.push(node);
     }
@@ -391,15 +397,17 @@ export class Model {
       if (!key) continue;
       this.keys.delete(id);
       this.byPrefix.delete(key.prefix);
-      undo.keys = [...(undo.keys ?? []), key];
+      undo.keys = kept(undo.keys, key);
     }
     for (const id of change.usersRemoved ?? []) {
       const user = this.users.get(id);
       if (!user) continue;
       this.users.delete(id);
       this.unindexUser(user);
-      undo.users = [...(undo.users ?? []), user];
+      undo.users = kept(undo.users, user);
     }
+    // A record may stand in a change more than once: the first of its states is put back last.
+    for (const list of [undo.users, undo.keys, undo.nodes, undo.documents]) list?.reverse();
     if (undo.users || undo.usersRemoved) this.usersVersion = this.version;
     this.log.add(touched, this.version, this.nodes.size);
     return { nodes: touched, removed, undo };
@@ -409,8 +417,8 @@ export class Model {
     const old = this.users.get(user.id);
     if (old) {
       this.unindexUser(old);
-      undo.users = [...(undo.users ?? []), old];
-    } else undo.usersRemoved = [...(undo.usersRemoved ?? []), user.id];
+      undo.users = kept(undo.users, old);
+    } else undo.usersRemoved = kept(undo.usersRemoved, user.id);
     this.users.set(user.id, user);
     // A name counts here for users that were made here; those of identity providers are known by their subject.
     if (user.providerId === "") this.byUserName.set(user.name, user.id);
@@ -429,15 +437,15 @@ export class Model {
       this.collections.set(kind, collection);
     }
     const old = collection.get(id) ?? null;
-    undo.documents = [{ kind, id, value: old } as DocumentChange, ...(undo.documents ?? [])];
+    undo.documents = kept(undo.documents, { kind, id, value: old } as DocumentChange);
     if (value === null) collection.delete(id);
     else collection.set(id, value);
   }
 
   private putKey(key: PreAuthKeyRecord, undo: Change): void {
     const old = this.keys.get(key.id);
-    if (old) undo.keys = [...(undo.keys ?? []), old];
-    else undo.keysRemoved = [...(undo.keysRemoved ?? []), key.id];
+    if (old) undo.keys = kept(undo.keys, old);
+    else undo.keysRemoved = kept(undo.keysRemoved, key.id);
     this.keys.set(key.id, key);
     this.byPrefix.set(key.prefix, key.id);
   }
@@ -448,11 +456,12 @@ export class Model {
     const old = this.nodes.get(node.id);
     const stamps = this.stamps.get(node.id);
     if (old && stamps) {
-      undo.nodes = [...(undo.nodes ?? []), old];
+      // Removals come first: what this change has added would be put back by them.
+      if (!undo.nodesRemoved?.includes(node.id)) undo.nodes = kept(undo.nodes, old);
       this.stamps.set(node.id, stampsAfter(old, node, stamps, this.version));
       this.dropNode(old);
     } else {
-      undo.nodesRemoved = [...(undo.nodesRemoved ?? []), node.id];
+      undo.nodesRemoved = kept(undo.nodesRemoved, node.id);
       this.stamps.set(node.id, stampsOf(this.version));
     }
     this.nodes.set(node.id, node);
