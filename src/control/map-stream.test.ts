@@ -58,7 +58,9 @@ function client() {
   };
 }
 
-test("a full netmap has its turn until the client has read it, not only until the socket has taken it", () => {
+const turn = () => new Promise((done) => setImmediate(done));
+
+test("a full netmap has its turn until the client has read it, not only until the socket has taken it", async () => {
   const turns = new Turns(1, 60_000);
   const sweep = new Sweep();
   const open = () => {
@@ -87,12 +89,15 @@ test("a full netmap has its turn until the client has read it, not only until th
   const second = open();
   const third = open();
   expect(first.sent()).toBeGreaterThan(100_000);
+  await turn();
   expect(second.sent()).toBeLessThan(200);
   first.reads();
+  await turn();
   expect(second.sent()).toBeGreaterThan(100_000);
   expect(third.sent()).toBeLessThan(200);
   // Whoever goes away has had his turn.
   second.mapStream.end();
+  await turn();
   expect(third.sent()).toBeGreaterThan(100_000);
   turns.close();
   sweep.close();

@@ -9,18 +9,46 @@ function party(turns: Turns, names: string) {
   return { begun, leave: (name: string) => turns.leave(guests.get(name)!) };
 }
 
-test("so many at a time, in their order, the next when one is served or has gone away", () => {
+/** Whoever is let in is so after this turn of the event loop. */
+const turn = () => new Promise((done) => setImmediate(done));
+
+test("so many at a time, in their order, the next when one is served or has gone away", async () => {
   const turns = new Turns(2, 60_000);
   const { begun, leave } = party(turns, "abcdef");
   expect(begun.join("")).toBe("ab");
   leave("b");
+  await turn();
   expect(begun.join("")).toBe("abc");
   leave("d");
   leave("d");
+  await turn();
   expect(begun.join("")).toBe("abc");
   leave("a");
   leave("c");
+  await turn();
   expect(begun.join("")).toBe("abcef");
+  turns.close();
+});
+
+test("of many who go away together none is begun for another that goes", async () => {
+  const turns = new Turns(2, 60_000);
+  const { begun, leave } = party(turns, "abcdef");
+  for (const name of "abcde") leave(name);
+  await turn();
+  expect(begun.join("")).toBe("abf");
+  turns.close();
+});
+
+test("who comes does not overtake those who wait", async () => {
+  const turns = new Turns(1, 60_000);
+  const { begun, leave } = party(turns, "ab");
+  leave("a");
+  turns.enter({ begin: () => begun.push("c") });
+  await turn();
+  expect(begun.join("")).toBe("ab");
+  leave("b");
+  await turn();
+  expect(begun.join("")).toBe("abc");
   turns.close();
 });
 

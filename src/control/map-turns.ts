@@ -17,7 +17,7 @@ export interface Guest {
 export class Turns {
   private readonly waiting = new Set<Guest>();
   private readonly inside = new Map<Guest, ReturnType<typeof setTimeout> | null>();
-  private isLetting = false;
+  private isDue = false;
 
   constructor(
     private readonly width = WIDTH,
@@ -26,8 +26,8 @@ export class Turns {
 
   /** Calls `begin`, at once if there is room. */
   enter(guest: Guest): void {
-    this.waiting.add(guest);
-    this.letIn();
+    if (this.waiting.size === 0 && this.inside.size < this.width) this.begin(guest);
+    else this.waiting.add(guest);
   }
 
   /** It is served, or has gone away. */
@@ -35,7 +35,8 @@ export class Turns {
     this.waiting.delete(guest);
     const timer = this.inside.get(guest);
     if (timer) clearTimeout(timer);
-    if (this.inside.delete(guest)) this.letIn();
+    // Not at once: where a thousand connections end together, those next in line are among them.
+    if (this.inside.delete(guest)) this.letInSoon();
   }
 
   close(): void {
@@ -43,28 +44,36 @@ export class Turns {
     for (const guest of [...this.inside.keys()]) this.leave(guest);
   }
 
+  private letInSoon(): void {
+    if (this.isDue || this.waiting.size === 0) return;
+    this.isDue = true;
+    setImmediate(() => {
+      this.isDue = false;
+      this.letIn();
+    });
+  }
+
   private letIn(): void {
-    if (this.isLetting) return;
-    this.isLetting = true;
     const began = performance.now();
     for (const guest of this.waiting) {
-      if (this.inside.size >= this.width) break;
+      if (this.inside.size >= this.width) return;
       if (performance.now() - began > SLICE) {
-        setImmediate(() => {
-          this.isLetting = false;
-          this.letIn();
-        });
+        this.letInSoon();
         return;
       }
       this.waiting.delete(guest);
-      this.inside.set(guest, null);
-      guest.begin();
-      if (!this.inside.has(guest)) continue;
+      this.begin(guest);
+    }
+  }
+
+  private begin(guest: Guest): void {
+    this.inside.set(guest, null);
+    guest.begin();
+    // Otherwise it is served.
+    if (this.inside.has(guest))
       this.inside.set(
         guest,
         setTimeout(() => this.leave(guest), this.patience),
       );
-    }
-    this.isLetting = false;
   }
 }
