@@ -391,6 +391,13 @@ describe("tests of the policy", () => {
     expect(() => check({ acls, ssh, tests, sshTests }, { users: HOME.users, nodes: [] })).not.toThrow();
   });
 
+  test("what asks for nothing holds, as long as it says for whom", () => {
+    const asks = (src: string) => ({ tests: [{ src }], sshTests: [{ src }, { src, dst: ["tag:server"] }] });
+    expect(() => check({ acls, ssh, ...asks("alice@"), sshTests: [{ src: "alice@", deny: ["root"] }] })).not.toThrow();
+    expect(() => check({ acls, ssh, ...asks("tag:server") })).not.toThrow();
+    expect(refusal(() => check({ acls, ssh, ...asks("tag:nobody") })).failures.length).toBe(3);
+  });
+
   test("a test says which device it imagines where rules ask for postures", () => {
     const policy = {
       postures: { "posture:mac": ["node:os == 'macos'", "node:tsVersion >= '1.90'"] },

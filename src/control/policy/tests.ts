@@ -207,7 +207,6 @@ function reach(
 function testErrors(test: PolicyTest, real: Compiled, tailnet: Tailnet, budget: Budget): string[] {
   const compiled = withAttributes(test, real, tailnet, budget);
   const errors: string[] = [];
-  if (test.accept.length === 0 && test.deny.length === 0) return ["the test names neither accept nor deny"];
   let protocol: number | null = null;
   try {
     protocol = parseProtocol(test.proto.trim());
@@ -285,8 +284,6 @@ function sshTestErrors(test: SSHTest, compiled: Compiled, budget: Budget): strin
     ...test.check.map((login) => ({ login, want: "check" as const })),
     ...test.deny.map((login) => ({ login, want: "deny" as const })),
   ];
-  if (wants.length === 0) return ["the test names neither accept nor check nor deny"];
-  if (test.dst.length === 0) return ["dst must be specified"];
   const source = partyOf(test.src.trim(), compiled);
   if (typeof source === "string") return [`src: ${source}`];
   if (source.nodes.isEmpty) return [`src: ${JSON.stringify(test.src)} is no node`];
