@@ -33,7 +33,7 @@ class Server {
 
   async admin<T>(method: string, path: string, body?: unknown): Promise<T> {
     const init = { method, unix: this.socket, ...(body !== undefined && { body: JSON.stringify(body) }) };
-    const response = await fetch(`http://weft/api/v1${path}`, init);
+    const response = await fetch(`http://weft${path.startsWith("/api/") ? path : `/api/v1${path}`}`, init);
     if (!response.ok) throw new Error(`${path}: ${response.status} ${await response.text()}`);
     return (await response.json()) as T;
   }
@@ -84,6 +84,11 @@ class Acknowledged {
     }
   }
 
+  /** What a webhook must have told of it. */
+  messages(): string[] {
+    return [...this.users.keys()].map((name) => `User ${name} was added`);
+  }
+
   /** All of it is there, and what is there beyond it is whole. `reusable`: ids of keys that may have let several nodes in. */
   async check(server: Server, reusable: readonly string[] = []): Promise<void> {
     const { users } = await server.admin<{ users: ApiUser[] }>("GET", "/user");
@@ -115,15 +120,39 @@ async function loadUntil(server: Server, acknowledged: Acknowledged, round: numb
   await Promise.all(work);
 }
 
+/** Who takes webhooks, but refuses every third request. */
+function hookReceiver() {
+  const told = new Set<string>();
+  let requests = 0;
+  const server = Bun.serve({
+    port: 0,
+    hostname: "127.0.0.1",
+    async fetch(request) {
+      const events = (await request.json()) as { type: string; message: string }[];
+      if (++requests % 3 === 0) return new Response("", { status: 503 });
+      for (const { message } of events) told.add(message);
+      return new Response("");
+    },
+  });
+  return { url: `http://127.0.0.1:${server.port}/`, told, [Symbol.asyncDispose]: () => server.stop(true) };
+}
+
 async function killRounds(rounds: number, dataDir: string, store: StoreSettings | { type: "sqlite"; path: "" }) {
   const acknowledged = new Acknowledged();
+  await using hook = hookReceiver();
   for (let round = 0; round < rounds; round++) {
     const server = await Server.start(dataDir, store);
+    if (round === 0)
+      await server.admin("POST", "/api/v2/tailnet/-/webhooks", {
+        endpointUrl: hook.url,
+        subscriptions: ["userCreated"],
+      });
     if (round % 10 === 0) await acknowledged.check(server);
     await loadUntil(server, acknowledged, round, () => server.kill());
   }
   const last = await Server.start(dataDir, store);
   await acknowledged.check(last);
+  await until("webhooks have told all of it", () => acknowledged.messages().every((message) => hook.told.has(message)));
   await last.kill();
   // Otherwise nothing was shown.
   expect(acknowledged.users.size).toBeGreaterThan(rounds);

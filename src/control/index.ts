@@ -250,6 +250,7 @@ class ControlServer implements Control {
     this.noisePublicKey = x25519Public(noiseKey);
     this.metrics = this.createMetrics();
     this.journal = new Journal(model, (changes) => this.metrics.timed(changes, store.write(changes)), {
+      companions: (effect) => this.webhooks.companions(effect),
       onApplied: (effect) => this.onApplied(effect),
       onDurable: () => this.onDurable(),
     });

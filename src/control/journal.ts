@@ -4,10 +4,12 @@
 // commands of one turn of the event loop share one transaction. When the disk refuses, everything not yet durable is
 // undone, newest first, and its callers are told. A single change that the store refuses fails alone, with what was
 // planned on the records that it touched.
-import type { Change, Effect, Model } from "./model.ts";
+import type { Change, DocumentChange, Effect, Model } from "./model.ts";
 import { RefusedChange, UncertainCommit } from "./store-engine.ts";
 
 export interface JournalEvents {
+  /** What follows from a change that was just applied and is to be stored with it, in one transaction: word of it for others. */
+  companions?(effect: Effect): DocumentChange[];
   /** The model changed: `effect.nodes` concern whoever sees them. Called before the change is durable. */
   onApplied(effect: Effect): void;
   /** Everything applied so far is durable: now is the time to speak of it. */
@@ -41,7 +43,14 @@ export class Journal {
   /** Applies at once; resolves when it is durable. */
   commit(change: Change): Promise<void> {
     const effect = this.model.apply(change);
+    let stored = change;
     try {
+      const documents = this.events.companions?.(effect) ?? [];
+      if (documents.length > 0) {
+        const { undo } = this.model.apply({ documents });
+        effect.undo = { ...effect.undo, documents: [...undo.documents!, ...(effect.undo.documents ?? [])] };
+        stored = { ...change, documents: [...(change.documents ?? []), ...documents] };
+      }
       this.events.onApplied(effect);
     } catch (error) {
       // What cannot be told is no change.
@@ -49,14 +58,18 @@ export class Journal {
       throw error;
     }
     return new Promise((resolve, reject) => {
-      this.pending.push({ change, effect, resolve, reject });
+      this.pending.push({ change: stored, effect, resolve, reject });
       this.flushing ??= this.flush();
     });
   }
 
   /** Applies what the store does not hold: who is online, who has expired. */
   applyVolatile(change: Change): void {
-    this.events.onApplied(this.model.apply(change));
+    const effect = this.model.apply(change);
+    const documents = this.events.companions?.(effect) ?? [];
+    this.events.onApplied(effect);
+    // Word of it is worth a transaction, but nobody waits for that one: a disk that refuses it is told of by the others.
+    if (documents.length > 0) this.commit({ documents }).catch(() => {});
     // With a flush under way its own signal follows.
     if (!this.flushing) this.events.onDurable();
   }

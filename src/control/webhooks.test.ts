@@ -1,9 +1,15 @@
+import { Database } from "bun:sqlite";
 import { expect, test } from "bun:test";
 import { createHmac } from "node:crypto";
+import { cpSync, mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { client } from "./api/testing.ts";
-import { makeSettings, TestServer, until } from "./testing.ts";
+import { Journal } from "./journal.ts";
+import { Model } from "./model.ts";
+import { makeNode, makeSettings, makeUser, TestServer, until } from "./testing.ts";
 import { surplusOf, type WebhookEvent } from "./webhooks.ts";
 
 const T = "/api/v2/tailnet/-";
@@ -37,6 +43,13 @@ async function receiver() {
       await new Promise((resolve) => server.close(resolve));
     },
   };
+}
+
+/** Numbers of the events that a server which has ended has left. */
+function rowsOf(dataDir: string): number[] {
+  using database = new Database(join(dataDir, "weft.sqlite"));
+  const rows = database.query("SELECT id FROM documents WHERE kind = 'webhookevent'").all() as { id: string }[];
+  return rows.map(({ id }) => Number(id)).sort((a, b) => a - b);
 }
 
 async function start(options: Parameters<typeof TestServer.start>[0] = {}) {
@@ -144,18 +157,106 @@ test("what was not taken comes again, in order and signed anew; the server does 
 });
 
 test("what waits for a receiver that is away is bounded, in number and size: the oldest goes first", () => {
-  const event = (size: number): WebhookEvent => ({
-    timestamp: "2027-01-01T00:00:00Z",
-    version: 1,
-    type: "policyUpdate",
-    tailnet: "net.test",
-    message: "x".repeat(size),
-    data: null,
-  });
-  const small = Array.from({ length: 1003 }, () => event(10));
+  const small = Array.from({ length: 1003 }, () => ({ size: 10 }));
   expect([surplusOf([]), surplusOf(small.slice(0, 1000)), surplusOf(small)]).toEqual([0, 0, 3]);
-  const large = Array.from({ length: 10 }, () => event(1_000_000));
+  const large = Array.from({ length: 10 }, () => ({ size: 1_000_000 }));
   expect([surplusOf(large.slice(0, 8)), surplusOf(large)]).toEqual([0, 2]);
+});
+
+test("an event is stored with what it tells: a server that was killed tells it after its next start, and then no more", async () => {
+  await using to = await receiver();
+  to.answers.push(...Array(50).fill(503));
+  const folder = mkdtempSync(join(tmpdir(), "weft-webhooks-"));
+  try {
+    {
+      await using s = await start();
+      await s.hook(to.url, ["categoryTailnetManagement"]);
+      await s.server.user("alice");
+      await s.server.admin("PUT", "/policy", { policy: '{"acls": []}' });
+      await s.server.join("web", await s.server.key({ user: 1 }));
+      await s.server.admin("POST", "/node/1/expire", { expiry: new Date(Date.now() + 1).toISOString() });
+      await Bun.sleep(2);
+      await s.server.control.tick();
+      await until(() => to.posted.length > 0, "the first attempt");
+      await s.server.user("bob");
+      // What kill -9 would leave.
+      cpSync(s.server.dataDir, folder, { recursive: true, filter: (path) => !path.endsWith(".sock") });
+    }
+    to.posted.length = 0;
+    to.answers.length = 0;
+    const wanted = ["userCreated", "policyUpdate", "nodeCreated", "nodeKeyExpired", "userCreated"];
+    const next = await TestServer.start({ settings, dataDir: folder });
+    await until(() => to.types().length >= wanted.length, "what waited");
+    expect(to.types()).toEqual(wanted);
+    await next.user("carol");
+    await until(() => to.types().length > wanted.length, "the next event");
+    await next.stop();
+    await using again = await TestServer.start({ settings, dataDir: folder });
+    await again.user("dora");
+    const said = () => to.events().map(({ message }) => message);
+    await until(() => said().includes("User dora was added"), "the last event");
+    expect(said().filter((message) => message === "User bob was added")).toHaveLength(1);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+});
+
+test("what nobody has taken for a day is dropped, and the log says so; what a change tells goes when it is undone", async () => {
+  await using to = await receiver();
+  to.answers.push(503);
+  let now = Date.parse("2027-01-01T00:00:00Z");
+  const log: string[] = [];
+  await using s = await start({ now: () => now, log: (line) => log.push(line) });
+  const { endpointId } = await s.hook(to.url, ["userCreated"]);
+  await s.server.user("alice");
+  await until(() => to.posted.length === 1, "the first attempt");
+  now += 86_400_000 - 1;
+  await s.server.user("bob");
+  now += 1;
+  await until(() => to.posted.length === 2, "the second attempt");
+  expect(to.events().map(({ message }) => message)).toEqual(["User alice was added", "User bob was added"]);
+  expect(log).toEqual([
+    `webhook ${endpointId}: ${new URL(to.url).host} has taken nothing for a day, 1 event is dropped`,
+  ]);
+
+  const model = new Model();
+  const refuse = async () => {
+    throw new Error("disk full");
+  };
+  const event = { webhook: "x", event: {} as WebhookEvent };
+  const journal = new Journal(model, refuse, {
+    companions: ({ nodes }) => (nodes.length > 0 ? [{ kind: "webhookevent", id: "1", value: event }] : []),
+    onApplied: () => {},
+    onDurable: () => {},
+  });
+  const change = journal.commit({ users: [makeUser(1)], nodes: [makeNode(1)] });
+  expect(model.documents("webhookevent").get("1")).toEqual(event);
+  await expect(change).rejects.toThrow("disk full");
+  expect([model.documents("webhookevent").size, model.nodes.size]).toEqual([0, 0]);
+});
+
+test("events of a receiver that never answers push each other out, and go with it; the log says so once", async () => {
+  await using to = await receiver();
+  to.answers.push(...Array(50).fill(503));
+  const log: string[] = [];
+  const folder = mkdtempSync(join(tmpdir(), "weft-webhooks-"));
+  try {
+    const s = await start({ log: (line) => log.push(line), dataDir: folder });
+    const { endpointId } = await s.hook(to.url, ["userCreated"]);
+    const names = Array.from({ length: 1020 }, (_, i) => `user-${i}`);
+    for (let at = 0; at < names.length; at += 60)
+      await Promise.all(names.slice(at, at + 60).map((name) => s.server.user(name)));
+    await s.server.stop();
+    expect(rowsOf(folder)).toEqual(Array.from({ length: 1000 }, (_, i) => 21 + i));
+    expect(log.filter((line) => line.includes("the oldest is dropped"))).toHaveLength(1);
+    const again = await TestServer.start({ settings, dataDir: folder });
+    const path = `http://weft/api/v2/webhooks/${endpointId}`;
+    expect((await fetch(path, { method: "DELETE", unix: again.control.adminSocket })).status).toBe(200);
+    await again.stop();
+    expect(rowsOf(folder)).toEqual([]);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
 });
 
 test("a key that expires within a day is told once, when the day begins; what was so at the start is no news", async () => {

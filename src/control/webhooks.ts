@@ -1,11 +1,12 @@
 // Webhooks: what happens to the tailnet, posted to addresses that an administrator names, in the form of Tailscale's (a JSON
-// list of events, signed), or as a sentence for chat services. Events are told after they are durable, at least once while
-// the receiver is away for minutes; they wait in memory, so those of a server that ends are lost.
+// list of events, signed), or as a sentence for chat services. An event is a document that is written in the transaction of
+// what it tells, and deleted when its receiver has taken it: each is told at least once, whatever happens to the server,
+// unless its receiver takes nothing for a day or too many wait.
 import { createHmac } from "node:crypto";
 import { hex } from "../crypto/keys.ts";
 import type { ControlContext } from "./context.ts";
 import { CommandError } from "./errors.ts";
-import type { Effect, Millis, NodeRecord, UserRecord } from "./model.ts";
+import type { DocumentChange, Effect, Millis, NodeRecord, UserRecord } from "./model.ts";
 import { namesOf, timeText } from "./netmap.ts";
 
 /** What is told here. */
@@ -56,6 +57,8 @@ declare module "./model.ts" {
   interface Documents {
     /** By id. */
     webhook: WebhookRecord;
+    /** By running number: what a webhook has yet to be told. */
+    webhookevent: { webhook: string; event: WebhookEvent };
   }
 }
 
@@ -75,13 +78,25 @@ const MAX_WAITING_SIZE = 8 * 1024 * 1024;
 /** Of one request. */
 const MAX_EVENTS = 100;
 const TIMEOUT = 10_000;
-/** Milliseconds to the next attempt; after the last the events are dropped. */
-const RETRIES = [1_000, 5_000, 30_000, 120_000, 600_000];
+/** Milliseconds to the next attempt; the last one again and again. */
+const RETRIES = [1_000, 5_000, 30_000, 120_000, 600_000, 3_600_000];
+/** Failures in a row that an operator should know of. */
+const NOTABLE = 4;
 const DAY = 24 * 60 * 60_000;
+/** Milliseconds that an event is offered. */
+const PATIENCE = DAY;
+
+/** An event that waits: its running number, and its characters. */
+interface Entry {
+  id: number;
+  size: number;
+}
 
 interface Waiting {
-  events: WebhookEvent[];
+  entries: Entry[];
   isSending: boolean;
+  /** Some had to go since the receiver took any. */
+  isFull: boolean;
   failures: number;
   timer: ReturnType<typeof setTimeout> | null;
 }
@@ -93,24 +108,21 @@ async function post(url: string, body: string, headers: Record<string, string>, 
   return response.ok;
 }
 
-const sizes = new WeakMap<WebhookEvent, number>();
-
 /** How many of the oldest are too many. */
-export function surplusOf(events: readonly WebhookEvent[]): number {
+export function surplusOf(entries: readonly Pick<Entry, "size">[]): number {
   let size = 0;
-  for (let kept = 0; kept < events.length; kept++) {
-    const event = events[events.length - 1 - kept]!;
-    const own = sizes.get(event) ?? JSON.stringify(event).length;
-    sizes.set(event, own);
-    size += own;
-    if (kept >= MAX_WAITING || size > MAX_WAITING_SIZE) return events.length - kept;
+  for (let kept = 0; kept < entries.length; kept++) {
+    size += entries[entries.length - 1 - kept]!.size;
+    if (kept >= MAX_WAITING || size > MAX_WAITING_SIZE) return entries.length - kept;
   }
   return 0;
 }
 
 export class Webhooks {
   private readonly waiting = new Map<string, Waiting>();
-  private candidates: Effect[] = [];
+  /** Events that are not durable yet. */
+  private fresh: ({ webhook: string } & Entry)[] = [];
+  private lastId: number;
   private isStarted = false;
   private lastPolicy: string;
   private lastLook: Millis;
@@ -119,12 +131,23 @@ export class Webhooks {
   constructor(private readonly context: ControlContext) {
     this.lastPolicy = context.policies.current().text;
     this.lastLook = context.now();
+    this.lastId = [...context.model.documents("webhookevent").keys()].reduce(
+      (last, id) => Math.max(last, Number(id)),
+      0,
+    );
   }
 
-  /** From here on things happen; what was found at the start happened before. */
+  /** From here on things happen; what was found at the start happened before. What waited when the server ended goes on. */
   start(): void {
     this.isStarted = true;
     this.lastLook = this.context.now();
+    const waiting = [...this.context.model.documents("webhookevent")].map(([id, { webhook, event }]) => ({
+      webhook,
+      id: Number(id),
+      size: sizeOf(event),
+    }));
+    this.fresh = waiting.sort((a, b) => a.id - b.id);
+    this.onDurable();
   }
 
   /** Oldest first. */
@@ -159,33 +182,47 @@ export class Webhooks {
 
   async delete(id: string): Promise<void> {
     this.get(id);
-    await this.context.journal.commit({ documents: [{ kind: "webhook", id, value: null }] });
+    const told = [...this.context.model.documents("webhookevent")].filter(([, { webhook }]) => webhook === id);
+    await this.context.journal.commit({
+      documents: [{ kind: "webhook", id, value: null }, ...told.map(([event]) => deletionOf(event))],
+    });
     const waiting = this.waiting.get(id);
     if (waiting?.timer) clearTimeout(waiting.timer);
     this.waiting.delete(id);
   }
 
   /** Sends an event that says that it is a test. */
-  test(id: string): void {
-    this.enqueue(this.get(id), [this.event("test", "This is a test event", null)]);
+  async test(id: string): Promise<void> {
+    const document = this.eventFor(this.get(id), this.event("test", "This is a test event", null));
+    await this.context.journal.commit({ documents: [document] });
+  }
+
+  /** The events of a change that was just applied, for all who subscribed to them: to be stored with it. */
+  companions(effect: Effect): DocumentChange[] {
+    if (!this.isStarted || this.context.model.documents("webhook").size === 0) return [];
+    const events = this.eventsOf(effect);
+    if (isAboutPolicy(effect)) events.push(...this.policyEvents());
+    return this.addressed(events);
   }
 
   /** The model changed, and it may yet be undone. */
   onApplied(effect: Effect): void {
-    if (this.isStarted && this.context.model.documents("webhook").size > 0) this.candidates.push(effect);
+    if (isAboutPolicy(effect)) this.lastPolicy = this.context.policies.current().text;
   }
 
   /** Everything applied so far is durable. */
   onDurable(): void {
-    for (const effect of this.candidates.splice(0)) this.tell(this.eventsOf(effect));
+    if (this.fresh.length === 0 || this.stopping.signal.aborted) return;
+    // Others were undone, because the disk refused.
+    const stored = this.fresh.splice(0).filter((entry) => this.eventOf(entry));
+    for (const [webhook, entries] of Map.groupBy(stored, (entry) => entry.webhook)) this.enqueue(webhook, entries);
   }
 
+  /** Another policy is in force; of one from the database the journal has told before. */
   onPolicy(): void {
-    const { text, by } = this.context.policies.current();
-    const oldPolicy = this.lastPolicy;
-    this.lastPolicy = text;
-    if (this.list().length === 0 || text === oldPolicy) return;
-    this.tell([this.event("policyUpdate", "Tailnet policy file updated", { oldPolicy, newPolicy: text, actor: by })]);
+    const events = this.policyEvents();
+    this.lastPolicy = this.context.policies.current().text;
+    this.tell(events);
   }
 
   /** Looks for keys that expire within a day from now on. */
@@ -261,51 +298,113 @@ export class Webhooks {
     return { timestamp: timeText(now()), version: 1, type, tailnet: config.baseDomain, message, data };
   }
 
-  private tell(events: readonly WebhookEvent[]): void {
-    if (events.length === 0) return;
-    for (const record of this.list()) {
-      const wanted = events.filter(
-        ({ type }) =>
-          record.subscriptions.includes(type as Subscription) ||
-          record.subscriptions.includes("categoryTailnetManagement"),
-      );
-      if (wanted.length > 0) this.enqueue(record, wanted);
-    }
+  private policyEvents(): WebhookEvent[] {
+    const { text, by } = this.context.policies.current();
+    if (text === this.lastPolicy) return [];
+    const data = { oldPolicy: this.lastPolicy, newPolicy: text, actor: by };
+    return [this.event("policyUpdate", "Tailnet policy file updated", data)];
   }
 
-  private enqueue({ id }: WebhookRecord, events: readonly WebhookEvent[]): void {
-    const waiting = this.waiting.get(id) ?? { events: [], isSending: false, failures: 0, timer: null };
-    this.waiting.set(id, waiting);
-    waiting.events.push(...events);
-    waiting.events.splice(0, surplusOf(waiting.events));
-    if (!waiting.isSending && !waiting.timer) this.send(id, waiting);
+  /** Of what happened without a change of the model. */
+  private tell(events: readonly WebhookEvent[]): void {
+    const documents = this.addressed(events);
+    if (documents.length > 0)
+      this.context.journal.commit({ documents }).catch((error: Error) => this.context.log(error.message));
+  }
+
+  private addressed(events: readonly WebhookEvent[]): DocumentChange[] {
+    if (events.length === 0) return [];
+    return this.list().flatMap((record) =>
+      events
+        .filter(
+          ({ type }) =>
+            record.subscriptions.includes(type as Subscription) ||
+            record.subscriptions.includes("categoryTailnetManagement"),
+        )
+        .map((event) => this.eventFor(record, event)),
+    );
+  }
+
+  private eventFor({ id: webhook }: WebhookRecord, event: WebhookEvent): DocumentChange {
+    const id = ++this.lastId;
+    this.fresh.push({ webhook, id, size: sizeOf(event) });
+    return { kind: "webhookevent", id: String(id), value: { webhook, event } };
+  }
+
+  private enqueue(webhook: string, entries: readonly Entry[]): void {
+    const record = this.context.model.documents("webhook").get(webhook);
+    if (!record) {
+      this.forget(entries);
+      return;
+    }
+    const waiting = this.waiting.get(webhook) ?? {
+      entries: [],
+      isSending: false,
+      isFull: false,
+      failures: 0,
+      timer: null,
+    };
+    this.waiting.set(webhook, waiting);
+    waiting.entries.push(...entries);
+    const surplus = waiting.entries.splice(0, surplusOf(waiting.entries));
+    if (surplus.length > 0 && !waiting.isFull)
+      this.context.log(
+        `webhook ${webhook}: ${MAX_WAITING} events or ${MAX_WAITING_SIZE >> 20} MiB wait for ${hostOf(record)}: with each further one the oldest is dropped`,
+      );
+    waiting.isFull ||= surplus.length > 0;
+    this.forget(surplus);
+    if (!waiting.isSending && !waiting.timer) this.send(webhook, waiting);
   }
 
   private async send(id: string, waiting: Waiting): Promise<void> {
     waiting.isSending = true;
     const record = this.context.model.documents("webhook").get(id);
-    const part = waiting.events.slice(0, MAX_EVENTS);
-    const taken = record !== undefined && (await this.deliver(record, part));
+    if (record) this.dropOld(record, waiting);
+    const part = waiting.entries.slice(0, MAX_EVENTS);
+    const events = part.map((entry) => this.eventOf(entry)).filter((event) => event !== undefined);
+    const taken = record !== undefined && (events.length === 0 || (await this.deliver(record, events)));
     waiting.isSending = false;
     // Deleted, or the server ends.
     if (this.waiting.get(id) !== waiting || !record) return;
-    const retry = RETRIES[waiting.failures];
-    if (!taken && retry !== undefined) {
-      waiting.failures++;
+    if (!taken) {
+      const retry = RETRIES[waiting.failures] ?? RETRIES.at(-1)!;
+      if (++waiting.failures === NOTABLE)
+        this.context.log(`webhook ${id}: ${hostOf(record)} takes nothing; each event is offered again for a day`);
       waiting.timer = setTimeout(() => {
         waiting.timer = null;
         this.send(id, waiting);
       }, retry);
       return;
     }
-    // The host alone: addresses of chat services are secrets.
-    if (!taken)
-      this.context.log(`webhook ${id}: ${new URL(record.url).host} takes nothing; ${part.length} events are dropped`);
     waiting.failures = 0;
+    waiting.isFull = false;
     // Not by count: while this was under way, the oldest may have been pushed out.
-    waiting.events = waiting.events.filter((event) => !part.includes(event));
-    if (waiting.events.length > 0) this.send(id, waiting);
+    waiting.entries = waiting.entries.filter((entry) => !part.includes(entry));
+    this.forget(part);
+    if (waiting.entries.length > 0) this.send(id, waiting);
     else this.waiting.delete(id);
+  }
+
+  private dropOld(record: WebhookRecord, waiting: Waiting): void {
+    const before = timeText(this.context.now() - PATIENCE);
+    const isFresh = (entry: Entry) => (this.eventOf(entry)?.timestamp ?? "") > before;
+    // They are in the order of their times.
+    const firstFresh = waiting.entries.findIndex(isFresh);
+    const old = waiting.entries.splice(0, firstFresh < 0 ? waiting.entries.length : firstFresh);
+    if (old.length === 0) return;
+    const what = old.length === 1 ? "1 event is" : `${old.length} events are`;
+    this.context.log(`webhook ${record.id}: ${hostOf(record)} has taken nothing for a day, ${what} dropped`);
+    this.forget(old);
+  }
+
+  private eventOf({ id }: Entry): WebhookEvent | undefined {
+    return this.context.model.documents("webhookevent").get(String(id))?.event;
+  }
+
+  private forget(entries: readonly Entry[]): void {
+    const documents = entries.filter((entry) => this.eventOf(entry)).map(({ id }) => deletionOf(String(id)));
+    if (documents.length > 0)
+      this.context.journal.commit({ documents }).catch((error: Error) => this.context.log(error.message));
   }
 
   private async deliver({ url, provider, secret }: WebhookRecord, events: readonly WebhookEvent[]): Promise<boolean> {
@@ -331,4 +430,21 @@ export class Webhooks {
     await this.context.journal.commit({ documents: [{ kind: "webhook", id: record.id, value: record }] });
     return record;
   }
+}
+
+function sizeOf(event: WebhookEvent): number {
+  return JSON.stringify(event).length;
+}
+
+function deletionOf(id: string): DocumentChange {
+  return { kind: "webhookevent", id, value: null };
+}
+
+function isAboutPolicy({ undo }: Effect): boolean {
+  return undo.documents?.some(({ kind }) => kind === "policy") ?? false;
+}
+
+/** The host alone: addresses of chat services are secrets. */
+function hostOf({ url }: WebhookRecord): string {
+  return new URL(url).host;
 }

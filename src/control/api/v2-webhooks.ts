@@ -99,8 +99,8 @@ export function webhooksV2({ webhooks }: ApiParts): Operation[] {
       summary: "Post an event that says that it is a test",
       params,
       response: empty,
-      handle({ params }) {
-        webhooks.test(params.endpoint);
+      async handle({ params }) {
+        await webhooks.test(params.endpoint);
         return {};
       },
     }),
