@@ -31,6 +31,8 @@ export interface ControlContext {
   random(n: number): Uint8Array;
   /** For problems that an operator should know of. Never a secret. */
   log(line: string): void;
+  /** For the record: who did what. Never a secret. */
+  note(line: string): void;
   /** Replaces what the whole tailnet is told, and tells every open map stream. */
   setConfig(config: TailnetConfig): void;
   /** Chooses settings in place of the configuration's. They hold, for open map streams, too, when it resolves. */

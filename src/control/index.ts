@@ -38,7 +38,7 @@ import { Sweep } from "./map-sweep.ts";
 import { Turns } from "./map-turns.ts";
 import { Metrics } from "./metrics.ts";
 import { type Effect, isAdmitted, type Millis, Model, type NodeRecord } from "./model.ts";
-import { farewell, hasName, type TailnetConfig, View } from "./netmap.ts";
+import { farewell, hasName, profileOf, type TailnetConfig, userOf, View } from "./netmap.ts";
 import { Paces } from "./pace.ts";
 import { LoginPages } from "./pages/login.ts";
 import { setupPages } from "./pages/setup.ts";
@@ -315,6 +315,7 @@ class ControlServer implements Control {
       now: this.now,
       random: randomBytes,
       log: (line) => options.log?.(line),
+      note: (line) => options.requestLog?.info(line),
       setConfig: (config) => this.setConfig(config),
       choose: async (choices) => {
         await this.journal.commit({ documents: this.chosen.changes(choices) });
@@ -563,6 +564,7 @@ class ControlServer implements Control {
     const flipped = nodes.filter((node) => node.expired !== isExpired(node, now));
     if (flipped.length > 0)
       this.journal.applyVolatile({ nodes: flipped.map((node) => ({ ...node, expired: isExpired(node, now) })) });
+    for (const node of flipped) if (!node.expired) this.context.note(`the key of ${this.nameOf(node)} has expired`);
     const warned = nodes.filter((node) => expiresSoon(node, now) !== expiresSoon(node, this.lastTick));
     this.lastTick = now;
     // As if they had changed: then their streams look again.
@@ -572,8 +574,9 @@ class ControlServer implements Control {
     // Nobody could be seen while the server was down.
     const isAbandoned = (node: NodeRecord) =>
       node.ephemeral && !node.online && Math.max(node.lastSeen ?? node.createdAt, this.startedAt) + timeout <= now;
-    const abandoned = nodes.filter(isAbandoned).map((node) => node.id);
-    if (abandoned.length > 0) await this.journal.commit({ nodesRemoved: abandoned });
+    const abandoned = nodes.filter(isAbandoned);
+    if (abandoned.length > 0) await this.journal.commit({ nodesRemoved: abandoned.map(({ id }) => id) });
+    for (const node of abandoned) this.context.note(`${this.nameOf(node)}, ephemeral, was away too long and is gone`);
     this.webhooks.tick();
     await sweepAttributes(this.context);
     await this.logins.sweep();
@@ -654,10 +657,21 @@ class ControlServer implements Control {
     }
   }
 
-  private register(body: Uint8Array, connection: Connection, signal: AbortSignal): Promise<RegisterResponse> {
+  private async register(body: Uint8Array, connection: Connection, signal: AbortSignal): Promise<RegisterResponse> {
     const input = parseRegister(body);
     checkVersion(input.version);
-    return this.enrolment.register(input, connection, signal);
+    const before = this.model.nodeByKey(input.nodeKey);
+    const answer = await this.enrolment.register(input, connection, signal);
+    const node = this.model.nodeByKey(input.nodeKey);
+    if (node && !node.expired && (!before || before.expired)) this.context.note(`${this.nameOf(node)} has joined`);
+    else if (before && !before.expired && node?.expired !== false)
+      this.context.note(`${this.nameOf(before)} has logged out`);
+    return answer;
+  }
+
+  /** For the log. */
+  private nameOf(node: NodeRecord): string {
+    return `node ${node.id} (${node.givenName}) of ${profileOf(this.model, userOf(node))?.LoginName}`;
   }
 
   private async map(body: Uint8Array, connection: Connection, stream: Http2Stream): Promise<void> {

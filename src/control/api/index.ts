@@ -87,6 +87,7 @@ export function createApis(context: ControlContext, logins: Logins, webhooks: We
     },
   };
   const log = (line: string) => context.log(line);
+  const note = (line: string) => context.note(line);
   const app = (who: (c: Context) => Caller) => {
     const forV1 = (c: Context) => {
       const caller = who(c);
@@ -96,8 +97,8 @@ export function createApis(context: ControlContext, logins: Logins, webhooks: We
     return new Hono()
       .route("/", describedBy(v1))
       .route("/", describedBy(v2))
-      .route("/", mount({ ...v1, authenticate: forV1, renderError: renderProblem, log }))
-      .route("/", mount({ ...v2, authenticate: who, renderError: renderErrorV2, absent: absentV2, log }));
+      .route("/", mount({ ...v1, authenticate: forV1, renderError: renderProblem, log, note }))
+      .route("/", mount({ ...v2, authenticate: who, renderError: renderErrorV2, absent: absentV2, log, note }));
   };
   return {
     local: app(() => SOCKET_CALLER),

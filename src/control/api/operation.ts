@@ -18,6 +18,8 @@ interface Described {
   summary: string;
   /** What an OAuth token must hold for it; absent: nothing, or what the operation asks for itself. */
   scope?: Scope;
+  /** It changes nothing, though its method could. */
+  asks?: true;
   /** It takes no credential of the API. */
   anonymous?: true;
   /** Media types of a body that is taken as text, in place of JSON. */
@@ -111,6 +113,8 @@ export interface MountOptions {
   /** Why something is not there that callers may look for. */
   absent?(path: string): string | null;
   log(line: string): void;
+  /** For the record: who changed what. */
+  note(line: string): void;
 }
 
 /** Bytes of a request body. */
@@ -149,6 +153,9 @@ export function mount(options: MountOptions): Hono {
           answer = await entry.run(caller, c);
         });
         answer = tooLarge ?? answer;
+        const isDone = !(answer instanceof Response) || answer.ok;
+        if (isDone && entry.method !== "get" && !entry.asks && !entry.anonymous)
+          options.note(`${caller.name}: ${entry.id} ${c.req.path.slice(0, 300)}${madeBy(answer)}`);
         return answer instanceof Response ? answer : c.json(answer as object);
       } catch (error) {
         return fail(c, error);
@@ -161,6 +168,16 @@ export function mount(options: MountOptions): Hono {
     return options.renderError(c, 404, `there is no ${c.req.method} ${c.req.path.slice(0, 200)}`);
   });
   return app;
+}
+
+/** What an answer is about, for the record: " (user 5)". */
+function madeBy(answer: unknown): string {
+  if (typeof answer !== "object" || answer === null || answer instanceof Response) return "";
+  const named = (value: unknown): value is { id: unknown } =>
+    typeof value === "object" && value !== null && "id" in value;
+  if (named(answer)) return ` (${answer.id})`;
+  const [kind, about] = Object.entries(answer).find(([, value]) => named(value)) ?? [];
+  return named(about) ? ` (${kind} ${about.id})` : "";
 }
 
 function parameters(path: string): number {

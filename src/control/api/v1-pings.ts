@@ -15,6 +15,7 @@ export function pings({ pings }: ControlContext): Operation[] {
       method: "post",
       path: "/node/{id}/ping",
       id: "pingNode",
+      asks: true,
       tag: "Nodes",
       summary: "Ask a node whether it is there; with an address, how it reaches that",
       params: idParam,

@@ -96,6 +96,7 @@ export function policyQuestions({ policies, access }: ControlContext): Operation
       method: "post",
       path: "/policy/why",
       id: "explainPolicy",
+      asks: true,
       tag: "Policy",
       summary: "Which rules let a connection through, or come nearest to it",
       body: z.object({
@@ -110,6 +111,7 @@ export function policyQuestions({ policies, access }: ControlContext): Operation
       method: "post",
       path: "/policy/try",
       id: "tryPolicy",
+      asks: true,
       tag: "Policy",
       summary: "What another policy would change, pair by pair; nothing is changed",
       maxBody: POLICY_BODY,

@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test";
+import { createLogger } from "../../net/logger.ts";
 import { makeSettings, TestServer } from "../testing.ts";
 import type { ApiApiKey, ApiNode, ApiPreAuthKey, ApiUser } from "./shapes.ts";
 import { client } from "./testing.ts";
@@ -226,6 +227,43 @@ test("who sets the policy in place of one that another has replaced meanwhile ov
   expect((await set("{}", '"ts-default"')).status).toBe(412);
   expect((await api("GET", "/api/v1/policy")).body.policy).toBe('{"acls": []}');
   expect((await set("{}", await etag())).status).toBe(200);
+});
+
+test("the log says who changed what, who joined and who left; not who only asked, nor a secret", async () => {
+  const lines: string[] = [];
+  const requestLog = createLogger({ level: "info", format: "text", write: (line) => lines.push(line.slice(25)) });
+  await using server = await TestServer.start({
+    requestLog,
+    settings: makeSettings({ policy: { mode: "database", path: "" } }),
+  });
+  const { api, apiKey } = await withKey(server);
+  await api("POST", "/api/v1/user", { name: "alice" });
+  await api("POST", "/api/v1/user", { name: "alice" });
+  await api("GET", "/api/v1/user");
+  await api("POST", "/api/v1/policy/check", { policy: "{}" });
+  const authKey = await server.key({ user: "1", reusable: true });
+  const node = await server.join("laptop", authKey);
+  await node.lite();
+  await node.register({ authKey });
+  const gone = await server.join("phone", await server.key({ user: "1", ephemeral: true }));
+  for (const each of [node, gone]) await each.register({ expiry: "1970-01-01T00:00:01Z" });
+  await api("DELETE", "/api/v1/node/1");
+  await api("DELETE", `/api/v1/apikey/${apiKey}`);
+  const said = lines.map((line) => line.trimEnd().replace(/ (request|client)=\S+/g, ""));
+  expect(said).toEqual([
+    "info the admin socket: createApiKey /api/v1/apikey",
+    "info API key 1: createUser /api/v1/user (user 1)",
+    "info the admin socket: createPreAuthKey /api/v1/preauthkey (preAuthKey 1)",
+    "info node 1 (laptop) of alice has joined",
+    "info the admin socket: createPreAuthKey /api/v1/preauthkey (preAuthKey 2)",
+    "info node 2 (phone) of alice has joined",
+    "info node 1 (laptop) of alice has logged out",
+    "info node 2 (phone) of alice has logged out",
+    "info API key 1: deleteNode /api/v1/node/1",
+    expect.stringMatching(/^info API key 1: deleteApiKey \/api\/v1\/apikey\/hskey-api-\w+-\*\*\*$/),
+  ]);
+  expect(lines[1]).toMatch(/ request=\w+ client=127\.0\.0\.1\n$/);
+  expect(lines[3]).toMatch(/ client=127\.0\.0\.1\n$/);
 });
 
 test("what the API is, and a page to try it, are told to anybody, without a script from elsewhere", async () => {

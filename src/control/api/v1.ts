@@ -507,6 +507,7 @@ function policy(context: ControlContext): Operation[] {
       method: "post",
       path: "/policy/check",
       id: "checkPolicy",
+      asks: true,
       tag: "Policy",
       summary: "Whether a policy could be set: its words, the users that it names, and its tests",
       maxBody: POLICY_BODY,

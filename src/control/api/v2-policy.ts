@@ -70,6 +70,7 @@ export function policyV2(context: ControlContext): Operation[] {
       method: "post",
       path: "/tailnet/{tailnet}/acl/validate",
       id: "validatePolicyFile",
+      asks: true,
       tag: "Policy file",
       summary: "Whether a policy could be set, or, of a list of tests, whether the present one passes them",
       scope: "policy_file:read",
