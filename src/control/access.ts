@@ -100,6 +100,8 @@ export interface AccessOptions {
 }
 
 export class PolicyAccess implements Access {
+  /** Why the relays of a policy cannot be used; null when they can. */
+  relayProblem: (derpMap: tc.DERPMap | null) => string | null = () => null;
   /** Who serves which routes. */
   readonly routing: Routing;
   /** What the policy in force approves by itself: another function when the policy is another. */
@@ -172,6 +174,8 @@ export class PolicyAccess implements Access {
   check(text: string): Policy {
     const policy = this.parse(text);
     this.checkPostures(policy);
+    const problem = this.relayProblem(policy.derpMap);
+    if (problem) throw new PolicyError(problem);
     const tailnet = this.tailnet(policy, true);
     new Compiled(policy, tailnet);
     runTests(policy, tailnet);

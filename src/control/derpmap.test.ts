@@ -8,7 +8,7 @@ import type * as tc from "../wire/tailcfg.ts";
 import { DerpMaps, mergeDerpMaps, withPolicy } from "./derpmap.ts";
 import { parseDerpMap } from "./derpmap-parse.ts";
 import type { DerpSettings } from "./settings.ts";
-import { makeSettings, TestServer, until } from "./testing.ts";
+import { DERP_MAP, makeSettings, TestServer, until } from "./testing.ts";
 
 const cleanups: (() => unknown)[] = [];
 afterEach(async () => {
@@ -133,6 +133,33 @@ test("the derpMap of a policy reaches open map streams, and goes with the policy
   await set({});
   await until(() => regions() === own, "the server's own");
   expect(stream.messages.slice(sent).filter(({ DERPMap }) => DERPMap)).toHaveLength(1);
+});
+
+test("a policy that would leave no relay is refused; one that a server starts with is not heeded there, and the log says so", async () => {
+  const own = Object.keys(DERP_MAP.Regions!).join(", ");
+  const gone = { Regions: Object.fromEntries(Object.keys(DERP_MAP.Regions!).map((id) => [id, null])) };
+  const log: string[] = [];
+  await using server = await TestServer.start({
+    settings: makeSettings({ policy: { mode: "database", path: "" } }),
+    log: (line) => log.push(line),
+  });
+  const put = (path: string, method: string) =>
+    server.admin(method, path, { policy: JSON.stringify({ derpMap: gone }) });
+  const words = `derpMap: it takes out all relays of this server (region ${own})`;
+  await expect(put("/policy", "PUT")).rejects.toThrow(words);
+  await expect(put("/policy/check", "POST")).rejects.toThrow(words);
+  await server.admin("PUT", "/policy", {
+    policy: JSON.stringify({ derpMap: { Regions: { ...gone.Regions, "901": region(901, "x.test") } } }),
+  });
+  expect(log.filter((line) => line.includes("warning"))).toEqual([]);
+
+  const path = join(folder(), "policy.hujson");
+  writeFileSync(path, JSON.stringify({ derpMap: gone }));
+  const settings = makeSettings({ policy: { mode: "file", path } });
+  await using stubborn = await TestServer.start({ settings, log: (line) => log.push(line) });
+  expect(log.filter((line) => line.includes("warning"))).toEqual([expect.stringContaining(words)]);
+  const map = await (await stubborn.join("a", await stubborn.key({ user: await stubborn.user("alice") }))).stream();
+  expect(Object.keys(map.messages[0]!.DERPMap!.Regions!).join(", ")).toBe(own);
 });
 
 test("later maps win region by region, null takes one out, and the order of nodes is the seed's", () => {

@@ -44,6 +44,13 @@ export function withPolicy(own: tc.DERPMap, policy: tc.DERPMap | null, seed: str
   return Object.keys(merged.Regions ?? {}).length > 0 ? merged : own;
 }
 
+/** Why the relays of a policy cannot be used with the server's own; null when they can. */
+export function relayProblem(own: tc.DERPMap, policy: tc.DERPMap | null): string | null {
+  const regions = Object.keys(own.Regions ?? {});
+  if (!policy || regions.length === 0 || withPolicy(own, policy, "") !== own) return null;
+  return `derpMap: it takes out all relays of this server (region ${regions.join(", ")}) and names none, so clients would have no relay: leave one, or name one of your own`;
+}
+
 export interface DerpMapsOptions {
   settings: DerpSettings;
   /** Decides the order of the nodes of a region: the base domain. */

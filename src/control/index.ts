@@ -22,7 +22,7 @@ import { Clones } from "./clones.ts";
 import type { ControlContext } from "./context.ts";
 import { checkSocketPath, prepareDataDir } from "./datadir.ts";
 import type { DebugPages } from "./debug.ts";
-import { DerpMaps, withPolicy } from "./derpmap.ts";
+import { DerpMaps, relayProblem, withPolicy } from "./derpmap.ts";
 import { configOf, dnsConfigOf, ExtraRecordsFile } from "./dns.ts";
 import { Enrolment } from "./enrol.ts";
 import { CommandError } from "./errors.ts";
@@ -324,6 +324,7 @@ class ControlServer implements Control {
       poke: () => this.poke(),
     };
     this.policies = new PolicyStore(this.context, policy);
+    access.relayProblem = (derpMap) => relayProblem(this.ownDerpMap, derpMap);
     this.probes = new Probes(this.context, this.pings);
     this.derpMaps = new DerpMaps({
       settings: options.settings.derp,
@@ -527,6 +528,8 @@ class ControlServer implements Control {
 
   /** The server's own relays, as the policy changes them. */
   private applyDerpMap(): void {
+    const problem = relayProblem(this.ownDerpMap, this.access.derpMap);
+    if (problem) this.context.log(`warning: the policy's relays are not used: ${problem}`);
     const derpMap = withPolicy(this.ownDerpMap, this.access.derpMap, this.config.baseDomain);
     if (JSON.stringify(derpMap) !== JSON.stringify(this.config.derpMap)) this.setConfig({ ...this.config, derpMap });
   }
