@@ -187,6 +187,7 @@ export const FILES: readonly string[] = [
 /** Old names that still work. */
 export const RENAMED: Record<string, KeyName> = {
   ephemeral_node_inactivity_timeout: "node.ephemeral.inactivity_timeout",
+  "database.postgres.password_file": "database.postgres.pass_file",
 };
 
 /** Headscale's keys for its own machinery: accepted, told once, without effect. */

@@ -192,8 +192,8 @@ export const webUrl: Kind<string> = (value) => {
 
 export const domain: Kind<string> = (value) => {
   const name = text(value).toLowerCase();
-  if (name.length > 180 || !/^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/.test(name))
-    throw new Wrong("is not a domain of at least two labels, without a dot at the end, for example weft.internal");
+  if (name.length > 180 || !/^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/.test(name))
+    throw new Wrong("is not a domain, without a dot at the end, for example weft.internal");
   return name;
 };
 

@@ -349,6 +349,7 @@ test("what cannot go together is refused with the place of the one that is wrong
     ["noise: {private_key_path: /k}\nderp: {server: {private_key_path: /k}}", "must be another file"],
     ["oidc: [{issuer: 'https://a.example', client_id: a}, {issuer: 'https://b.example', client_id: b}]", "is taken"],
     ["oidc:\n  client_id: a", "oidc.issuer is needed"],
+    ["oidc:\n  client_secret: a", "oidc.issuer is needed"],
     ["a: 1\na: 2", 'FILE:2: the key "a" is given twice, first on line 1'],
     ["server_url: [", "FILE:1: not YAML"],
     ["- a", "must hold keys and values"],
@@ -384,6 +385,22 @@ test("what a timer cannot hold is refused: it would fire at once, and again and 
       expect(mistakes(`${key}: ${value}${close}`)).toEqual([expect.stringMatching(/must be from 10?s to 24d$/)]);
   }
   expect(load("derp: {update_frequency: 24d}").settings.derp.refreshEvery).toBe(24 * 86_400_000);
+});
+
+test("what packages of Headscale write without anybody having chosen it is no mistake", () => {
+  const config = load(`database: {postgres: {host: null, port: null, password_file: null}}
+dns: {base_domain: tailnet, nameservers: {global: [9.9.9.9], split: {}}, extra_records: []}
+oidc: {issuer: "", client_id: "", client_secret_path: null, allowed_domains: [], extra_params: {}, pkce: {enabled: false, method: S256}}
+policy: {mode: file, path: null}
+tls_letsencrypt_hostname: ""
+tls_cert_path: null
+`);
+  expect([config.settings.oidc, config.settings.baseDomain, config.tls]).toEqual([[], "tailnet", null]);
+  const named = load("oidc: {pkce: {enabled: true}}", {
+    HEADSCALE_OIDC_ISSUER: "https://id.example.com",
+    HEADSCALE_OIDC_CLIENT_ID: "a",
+  });
+  expect(named.settings.oidc).toMatchObject([{ issuer: "https://id.example.com", pkce: "S256" }]);
 });
 
 test("several providers stand side by side; a secret of each may come from the environment", () => {

@@ -278,7 +278,10 @@ class Collected {
       this.walk(source, entry as Record<string, unknown>, above, OIDC_KEYS, (key, value, place) =>
         this.take(OIDC_KEYS, values, key, value, place, file, isList ? `oidc.${index}.` : "oidc."),
       );
-      if (Object.keys(values).length > 0) this.providers.push({ values, at });
+      // Packages of Headscale write the whole block with nothing in it that would name a provider.
+      const says = ["issuer", "client_id", "client_secret", "client_secret_path", "client_secret_file"] as const;
+      const isBlank = !isList && !this.readEnv("oidc.issuer") && says.every((key) => values[key] === undefined);
+      if (Object.keys(values).length > 0 && !isBlank) this.providers.push({ values, at });
     }
   }
 

@@ -294,10 +294,10 @@ function kept(listener: Listener, cleanups: (() => unknown)[]): Listener {
   return listener;
 }
 
-/** Resolves with SIGINT or SIGTERM. */
+/** Resolves with one of the signals that end a server. */
 function untilSignal(): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
-    for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => resolve(signal));
+    for (const signal of ["SIGINT", "SIGTERM", "SIGQUIT"] as const) process.once(signal, () => resolve(signal));
   });
 }
 

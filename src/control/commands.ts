@@ -50,12 +50,13 @@ export class Commands {
   }
 
   /** Those with all of these. */
+  /** Id 0 is none. */
   listUsers(filter: { id?: number | undefined; name?: string | undefined; email?: string | undefined }): UserRecord[] {
     return [...this.model.users.values()]
       .filter(
         (user) =>
-          (filter.id === undefined || user.id === filter.id) &&
-          (filter.name === undefined || user.name === filter.name) &&
+          (!filter.id || user.id === filter.id) &&
+          (filter.name === undefined || shownName(user) === filter.name) &&
           (filter.email === undefined || user.email === filter.email),
       )
       .sort((a, b) => a.id - b.id);
@@ -226,8 +227,10 @@ export class Commands {
   }
 
   /** `user`: id or name; none: all nodes. */
+  /** Of a user, who must exist, by id or name. Throws CommandError. */
   listNodes(filter: { user?: string | undefined }): NodeRecord[] {
-    return this.model.sortedNodes().filter((node) => filter.user === undefined || this.belongsTo(node, filter.user));
+    const owner = filter.user === undefined ? undefined : this.requireUser(filter.user).id;
+    return this.model.sortedNodes().filter((node) => owner === undefined || node.userId === owner);
   }
 
   async deleteNode(id: number): Promise<void> {
@@ -306,11 +309,13 @@ export class Commands {
     };
   }
 
-  /** By id or name. */
+  /** By id or name; by what is shown in its place where one user alone is shown so. */
   findUser(wanted: string): UserRecord | undefined {
-    return (
-      (/^\d{1,15}$/.test(wanted) ? this.model.users.get(Number(wanted)) : undefined) ?? this.model.userByName(wanted)
-    );
+    const known = /^\d{1,15}$/.test(wanted) ? this.model.users.get(Number(wanted)) : undefined;
+    const named = known ?? this.model.userByName(wanted);
+    if (named || wanted === "") return named;
+    const shown = this.listUsers({ name: wanted });
+    return shown.length === 1 ? shown[0] : undefined;
   }
 
   /** By id or name. Throws CommandError. */
@@ -370,11 +375,6 @@ export class Commands {
     return this.node(id);
   }
 
-  private belongsTo(node: NodeRecord, user: string): boolean {
-    const owner = node.userId === null ? undefined : this.model.users.get(node.userId);
-    return owner !== undefined && (owner.name === user || String(owner.id) === user);
-  }
-
   apiKey(key: PreAuthKeyRecord): ApiPreAuthKey {
     const user = key.userId === null ? undefined : this.model.users.get(key.userId);
     return {
@@ -421,10 +421,15 @@ export class Commands {
   }
 }
 
+/** An identity provider may have given no name that is one here. */
+function shownName(user: UserRecord): string {
+  return user.name || user.email || user.providerId;
+}
+
 export function apiUser(user: UserRecord): ApiUser {
   return {
     id: String(user.id),
-    name: user.name,
+    name: shownName(user),
     createdAt: timeText(user.createdAt),
     displayName: user.displayName,
     email: user.email,

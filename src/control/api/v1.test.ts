@@ -144,6 +144,10 @@ test("a node is tagged, gets routes, expires and is deleted over HTTP", async ()
   expect((await api("DELETE", "/api/v1/node/1")).body).toEqual({});
   expect((await api("GET", "/api/v1/node/1")).status).toBe(404);
   expect((await api("GET", "/api/v1/node/x")).status).toBe(400);
+  expect((await api("GET", "/api/v1/node?user=alice")).body).toEqual({ nodes: [] });
+  expect((await api("GET", "/api/v1/node?user=nobody")).status).toBe(404);
+  expect((await api("GET", "/api/v1/user?id=0")).body.users).toHaveLength(1);
+  expect((await api("GET", "/api/v1/user?id=9")).body).toEqual({ users: [] });
 });
 
 test("a pre-auth key is told once, never expires when asked for, and is deleted without its nodes", async () => {

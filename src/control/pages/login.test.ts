@@ -315,8 +315,12 @@ test("claims as providers write them: a group alone, verified as a text, names t
   }
   const [eve, bob, dora] = await usersOf(server);
   expect(eve).toMatchObject({ name: "alice", email: "Eve@Example.com" });
-  expect(bob).toMatchObject({ name: "", email: "", displayName: "Bob", providerId: `${idp.issuer}/bob` });
-  expect(dora).toMatchObject({ name: "", email: "", displayName: "" });
+  // Who has no name here is shown, listed and found by what the client shows.
+  const shown = `${idp.issuer}/bob`;
+  expect(bob).toMatchObject({ name: shown, email: "", displayName: "Bob", providerId: shown });
+  expect(dora).toMatchObject({ name: `${idp.issuer}/dora`, email: "", displayName: "" });
+  const { nodes } = await server.admin<{ nodes: { name: string }[] }>("GET", `/node?user=${encodeURIComponent(shown)}`);
+  expect(nodes.map(({ name }) => name)).toEqual(["bob"]);
 });
 
 test("groups of the claim count in the policy as of the last login: they own tags, and lose them", async () => {
