@@ -2,6 +2,7 @@
 // and whether there is a newer client (spec/ts2021-control-protocol.md, section 12). Pure.
 import type * as tc from "../wire/tailcfg.ts";
 import { isAdmitted, type Millis, type NodeRecord } from "./model.ts";
+import { takenLabelOf } from "./names.ts";
 import { advertisedRoutes } from "./routes.ts";
 import type { ClientSettings } from "./settings.ts";
 
@@ -41,6 +42,13 @@ export function warningsOf(node: NodeRecord, isNamed: boolean, now: Millis): War
       Text: `Other machines are not told of ${JSON.stringify(givenName)} until an administrator renames it: weft nodes rename -i ${id} NAME`,
       Severity: "high",
       ImpactsConnectivity: true,
+    });
+  const label = takenLabelOf(node);
+  if (label)
+    warnings.set("weft-name-taken", {
+      Title: "Another machine had the name of this one",
+      Text: `This machine is ${givenName} here, because another one was ${label} already. To choose another name: weft nodes rename -i ${id} NAME`,
+      Severity: "low",
     });
   const waiting = advertisedRoutes(node).filter((route) => !approvedRoutes.includes(route));
   if (isAdmitted(node) && waiting.length > 0) {

@@ -38,6 +38,7 @@ import { Sweep } from "./map-sweep.ts";
 import { Turns } from "./map-turns.ts";
 import { Metrics } from "./metrics.ts";
 import { type Effect, isAdmitted, type Millis, Model, type NodeRecord } from "./model.ts";
+import { Clashes } from "./names.ts";
 import { farewell, hasName, profileOf, type TailnetConfig, userOf, View } from "./netmap.ts";
 import { Paces } from "./pace.ts";
 import { LoginPages } from "./pages/login.ts";
@@ -199,6 +200,7 @@ class ControlServer implements Control {
   private readonly enrolment: Enrolment;
   private readonly paces: Paces;
   private readonly clones = new Clones();
+  private readonly clashes: Clashes;
   private readonly pages: LoginPages;
   private readonly probes: Probes;
   private readonly derpMaps: DerpMaps;
@@ -255,6 +257,7 @@ class ControlServer implements Control {
       onDurable: () => this.onDurable(),
     });
     this.approver = new AutoApprover(model);
+    this.clashes = new Clashes(model, (line) => options.log?.(line));
     this.paces = new Paces((line) => options.log?.(line));
     this.noise = new NoiseServer({
       privateKey: noiseKey,
@@ -771,6 +774,7 @@ class ControlServer implements Control {
 
   private onApplied(effect: Effect): void {
     this.webhooks.onApplied(effect);
+    this.clashes.onApplied(effect, this.now());
     this.leaving.push(...effect.removed);
     for (const { id, status } of effect.undo.users ?? []) if (status === "active") this.suspended.push(id);
     this.access.onApplied(effect);

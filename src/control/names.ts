@@ -1,7 +1,9 @@
 // Names in MagicDNS: what a node calls itself becomes one DNS label, unique in the tailnet.
-import type { Model } from "./model.ts";
+import type { Effect, Millis, Model, NodeRecord } from "./model.ts";
 
 const MAX_LABEL = 63;
+/** Milliseconds between two lines of the log about the name of one node. */
+const QUIET = 60_000;
 
 /** "Joe's Mac mini" -> "joes-mac-mini". Lower case, a-z, 0-9 and "-", at most 63; nothing left: "node". */
 export function labelOf(hostname: string): string {
@@ -27,6 +29,41 @@ export function uniqueLabel(model: Model, label: string, self?: number): string 
     const suffix = `-${n}`;
     const candidate = label.slice(0, MAX_LABEL - suffix.length).replace(/-+$/, "") + suffix;
     if (isFree(candidate)) return candidate;
+  }
+}
+
+/** What a node would be called after its host, where another one had that name when it came; null: it has its name. */
+export function takenLabelOf({ nameFromHost, hostname, givenName }: NodeRecord): string | null {
+  const wanted = labelOf(hostname);
+  return nameFromHost && givenName !== wanted && /-\d+$/.test(givenName) ? wanted : null;
+}
+
+/** Says, of nodes that come and of those that call themselves otherwise, who wants a name that another one has. */
+export class Clashes {
+  /** When it was said last, by node. */
+  private readonly said = new Map<number, Millis>();
+
+  constructor(
+    private readonly model: Model,
+    private readonly log: (line: string) => void,
+  ) {}
+
+  onApplied({ undo }: Effect, now: Millis): void {
+    for (const id of undo.nodesRemoved ?? []) this.look(id, now);
+    for (const { id, givenName } of undo.nodes ?? [])
+      if (this.model.nodes.get(id)?.givenName !== givenName) this.look(id, now);
+  }
+
+  private look(id: number, now: Millis): void {
+    const node = this.model.nodes.get(id);
+    const label = node && takenLabelOf(node);
+    if (!node) this.said.delete(id);
+    if (!label || now - (this.said.get(id) ?? Number.NEGATIVE_INFINITY) < QUIET) return;
+    this.said.set(id, now);
+    const holder = this.model.nodeByName(label);
+    this.log(
+      `node ${id} calls itself ${JSON.stringify(node.hostname.slice(0, 100))}, but ${holder ? `node ${holder.id} has` : "others have"} the name ${label}: it is ${node.givenName} (weft nodes rename -i ${id} NAME)`,
+    );
   }
 }
 
