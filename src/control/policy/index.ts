@@ -1,8 +1,8 @@
 // The policy engine: HuJSON text and a model of the tailnet in, decisions out. See docs/policy.md.
 import { Compiled } from "./compile.ts";
 import { parsePolicy } from "./parse.ts";
-import { runTests } from "./tests.ts";
-import type { Policy, PolicyUser, Selector, Tailnet } from "./types.ts";
+import { runTests, stranger } from "./tests.ts";
+import type { Policy, Selector, Tailnet } from "./types.ts";
 
 export { type Comparison, compare } from "./compare.ts";
 export { Compiled, type PeerView } from "./compile.ts";
@@ -44,9 +44,6 @@ export function checkPolicyAlone(text: string): Policy {
   const tokens = new Set(
     selectors.flatMap((selector) => (selector.kind === "user" ? [selector.token.toLowerCase()] : [])),
   );
-  const users = [...tokens].map((token, i): PolicyUser => {
-    const isName = token.endsWith("@");
-    return { id: i + 1, name: isName ? token.slice(0, -1) : token, email: isName ? "" : token };
-  });
+  const users = [...tokens].map((token, i) => stranger(token, i + 1));
   return checkPolicy(text, { users, nodes: [] });
 }

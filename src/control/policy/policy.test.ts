@@ -391,6 +391,19 @@ describe("tests of the policy", () => {
     expect(() => check({ acls, ssh, tests, sshTests }, { users: HOME.users, nodes: [] })).not.toThrow();
   });
 
+  test("speaks for people who are yet to come, by their name or as members of a group", () => {
+    const policy = {
+      groups: { "group:new": ["alice@", "carol@example.com"], "group:nobody": [] },
+      acls: [{ action: "accept", src: ["group:new", "dave@"], dst: ["tag:server:22", "dave@:80"] }],
+    };
+    const judge = (test: object) => () => check({ ...policy, tests: [test] });
+    for (const src of ["carol@example.com", "group:new", "dave@"])
+      expect(judge({ src, accept: ["tag:server:22", "dave@:80"], deny: ["tag:server:80"] })).not.toThrow();
+    expect(judge({ src: "erin@example.com", deny: ["tag:server:22", "carol@example.com:22"] })).not.toThrow();
+    expect(refusal(judge({ src: "erin@example.com", accept: ["tag:server:22"] })).message).toBe(FAILED);
+    expect(refusal(judge({ src: "group:nobody", deny: ["tag:server:80"] })).message).toBe(FAILED);
+  });
+
   test("what asks for nothing holds, as long as it says for whom", () => {
     const asks = (src: string) => ({ tests: [{ src }], sshTests: [{ src }, { src, dst: ["tag:server"] }] });
     expect(() => check({ acls, ssh, ...asks("alice@"), sshTests: [{ src: "alice@", deny: ["root"] }] })).not.toThrow();

@@ -1,15 +1,16 @@
 // Entries of `tests` and `sshTests`, run against the policy that holds them. Users and tags without a node get one for the
-// time of the test, so that a test says the same on an empty tailnet.
+// time of the test, and so do people who are not known yet: a test says the same on an empty tailnet.
 import { addressNumber, covers, INTERNET, isIPv6, type Range, textOf } from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { Compiled } from "./compile.ts";
 import { PolicyError, type TestFailure } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
 import { includesPort, parseProtocol, splitPorts } from "./ports.ts";
+import { Resolver } from "./resolve.ts";
 import { holdsAddress, type Item, type Rule } from "./rules.ts";
 import { parseSelector } from "./selectors.ts";
 import { sshVerdict } from "./ssh.ts";
-import type { Policy, PolicyNode, PolicyTest, Selector, SSHTest, Tailnet } from "./types.ts";
+import type { Policy, PolicyNode, PolicyTest, PolicyUser, Selector, SSHTest, Tailnet } from "./types.ts";
 
 const FAILED = "test(s) failed";
 /** Rules, and words of bitmaps, that all tests look at together: bounds the time of a check. */
@@ -64,18 +65,40 @@ function selectorOf(word: string, policy: Policy): Selector | string {
   }
 }
 
+/** Somebody whom a policy names and who is not known: "name@" or a mail address. */
+export function stranger(token: string, id: number): PolicyUser {
+  return token.endsWith("@") ? { id, name: token.slice(0, -1), email: "" } : { id, name: token, email: token };
+}
+
+/** With those whom tests, or groups in them, speak of and who are yet to come. */
+function withStrangers(selectors: readonly Selector[], policy: Policy, tailnet: Tailnet): Tailnet {
+  const resolver = new Resolver(policy, tailnet);
+  const named = selectors.flatMap((each) => (each.kind === "group" ? (policy.groups.get(each.name) ?? []) : [each]));
+  const unknown = named.flatMap((each) =>
+    each.kind === "user" && resolver.users(each)!.size === 0 ? [each.token.toLowerCase()] : [],
+  );
+  const lastId = tailnet.users.reduce((top, { id }) => Math.max(top, id), 0);
+  const strangers = [...new Set(unknown)].map((token, i) => stranger(token, lastId + 1 + i));
+  return { ...tailnet, users: [...tailnet.users, ...strangers] };
+}
+
 /** Each user and each tag of the policy's tests that has no node gets one, with addresses that nobody else has. */
-function withStandIns(policy: Policy, tailnet: Tailnet): Tailnet {
+function withStandIns(policy: Policy, known: Tailnet): Tailnet {
   const hosts = (words: readonly string[]) => words.map((word) => word.slice(0, Math.max(0, word.lastIndexOf(":"))));
   const words = new Set([
     ...policy.tests.flatMap(({ src, accept, deny }) => [src, ...hosts(accept), ...hosts(deny)]),
     ...policy.sshTests.flatMap(({ src, dst }) => [src, ...dst]),
   ]);
+  const selectors = [...words].flatMap((word) => {
+    const selector = selectorOf(word, policy);
+    return typeof selector === "string" ? [] : [selector];
+  });
+  const tailnet = withStrangers(selectors, policy, known);
   const users = new Set(tailnet.nodes.filter(({ tags }) => tags.length === 0).map(({ userId }) => userId));
   const tags = new Set(tailnet.nodes.flatMap((node) => node.tags));
   const nodes: PolicyNode[] = [];
   let lastId = tailnet.nodes.reduce((top, { id }) => Math.max(top, id), 0);
-  const { resolver } = new Compiled({ ...policy, accesses: [], ssh: [], nodeAttributes: [] }, tailnet);
+  const resolver = new Resolver(policy, tailnet);
   const taken = new Set(tailnet.nodes.flatMap(({ ipv4, ipv6 }) => [ipv4, ipv6]));
   // From the far end of where addresses come from: policies hardly name those.
   function* addressesIn(range: Range | undefined): Generator<string> {
@@ -86,9 +109,7 @@ function withStandIns(policy: Policy, tailnet: Tailnet): Tailnet {
   const standIn = (node: Pick<PolicyNode, "userId" | "tags">): void => {
     nodes.push({ ...node, id: ++lastId, ipv4: ipv4.next().value ?? "", ipv6: ipv6.next().value ?? "", routes: [] });
   };
-  for (const word of words) {
-    const selector = selectorOf(word, policy);
-    if (typeof selector === "string") continue;
+  for (const selector of selectors) {
     if (selector.kind === "tag" && !tags.has(selector.name)) {
       tags.add(selector.name);
       standIn({ userId: null, tags: [selector.name] });
@@ -99,7 +120,7 @@ function withStandIns(policy: Policy, tailnet: Tailnet): Tailnet {
       standIn({ userId: id, tags: [] });
     }
   }
-  return nodes.length === 0 ? tailnet : { ...tailnet, nodes: [...tailnet.nodes, ...nodes] };
+  return { ...tailnet, nodes: [...tailnet.nodes, ...nodes] };
 }
 
 /** Whom a test speaks for: nodes, or an address that is nobody's. */
@@ -216,6 +237,7 @@ function testErrors(test: PolicyTest, real: Compiled, tailnet: Tailnet, budget: 
   if (protocol !== null && ![TCP, UDP, SCTP].includes(protocol)) {
     return [`proto ${JSON.stringify(test.proto)}: tests know tcp, udp and sctp`];
   }
+  budget.spend(compiled.resolver.nodes.length >>> 3);
   const source = sourceOf(test.src.trim(), compiled);
   if (typeof source === "string") return [`src: ${source}`];
   for (const [words, want] of [
@@ -284,6 +306,7 @@ function sshTestErrors(test: SSHTest, compiled: Compiled, budget: Budget): strin
     ...test.check.map((login) => ({ login, want: "check" as const })),
     ...test.deny.map((login) => ({ login, want: "deny" as const })),
   ];
+  budget.spend(resolver.nodes.length >>> 3);
   const source = partyOf(test.src.trim(), compiled);
   if (typeof source === "string") return [`src: ${source}`];
   if (source.nodes.isEmpty) return [`src: ${JSON.stringify(test.src)} is no node`];
