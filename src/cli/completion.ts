@@ -11,12 +11,20 @@ Prints what makes a shell complete the words of \`weft\`:
 const FLAGS = { ...IGNORED_CONFIG, help: { kind: "boolean", short: "h" } } as const;
 const SHELLS: Record<string, (commands: readonly Completable[]) => string> = { bash, zsh, fish };
 
-/** A command, the words of which one may follow it, and the flags of each of these; those of the command itself by "". */
-export interface Completable {
+/** A word of the command line, and what else it may be called: short forms are not offered, but what follows them is. */
+export interface Word {
   name: string;
-  words: readonly string[];
+  aliases: readonly string[];
+}
+
+/** A command, the words of which one may follow it, and the flags of each of these; those of the command itself by "". */
+export interface Completable extends Word {
+  words: readonly Word[];
   flags(word: string): string[];
 }
+
+const namesOf = ({ name, aliases }: Word): string[] => [name, ...aliases];
+const shown = (words: readonly Word[]): string[] => words.map(({ name }) => name);
 
 export async function main(argv: string[], commands: readonly Completable[]): Promise<number> {
   const flags = parseFlags("weft completion", argv, FLAGS, USAGE, 1);
@@ -33,19 +41,24 @@ export async function main(argv: string[], commands: readonly Completable[]): Pr
 /** Words after `weft`, after `weft NOUN`, and after `weft NOUN VERB`; flags after a command without words. */
 function bash(commands: readonly Completable[]): string {
   const second = commands
-    .map(({ name, words, flags }) => ({ name, next: [...words, ...flags("")] }))
+    .map((command) => ({ names: namesOf(command), next: [...shown(command.words), ...command.flags("")] }))
     .filter(({ next }) => next.length > 0)
-    .map(({ name, next }) => `    ${name}) words="${next.join(" ")}" ;;`);
-  const third = commands.flatMap(({ name, words, flags }) => {
-    if (words.length === 0) return [`    "${name} "*) words="${flags("").join(" ")}" ;;`];
+    .map(({ names, next }) => `    ${names.join("|")}) words="${next.join(" ")}" ;;`);
+  const third = commands.flatMap((command) => {
+    const { words, flags } = command;
+    const patterns = (ends: readonly string[]) =>
+      namesOf(command)
+        .flatMap((name) => ends.map((end) => `"${name} "${end}`))
+        .join("|");
+    if (words.length === 0) return [`    ${patterns(["*"])}) words="${flags("").join(" ")}" ;;`];
     return words
-      .filter((word) => flags(word).length > 0)
-      .map((word) => `    "${name} ${word}") words="${flags(word).join(" ")}" ;;`);
+      .filter(({ name }) => flags(name).length > 0)
+      .map((word) => `    ${patterns(namesOf(word))}) words="${flags(word.name).join(" ")}" ;;`);
   });
   return `_weft() {
   local current="\${COMP_WORDS[COMP_CWORD]}" words=""
   if [ "$COMP_CWORD" -eq 1 ]; then
-    words="${commands.map(({ name }) => name).join(" ")}"
+    words="${shown(commands).join(" ")}"
   elif [ "$COMP_CWORD" -eq 2 ]; then
     case "\${COMP_WORDS[1]}" in
 ${second.join("\n")}
@@ -68,18 +81,15 @@ function zsh(commands: readonly Completable[]): string {
 function fish(commands: readonly Completable[]): string {
   const lines = ["complete -c weft -f"];
   const option = (flag: string) => (flag.startsWith("--") ? `-l ${flag.slice(2)}` : `-s ${flag.slice(1)}`);
-  for (const { name, words, flags } of commands) {
+  const seen = (...words: Word[]) => `__fish_seen_subcommand_from ${words.flatMap(namesOf).join(" ")}`;
+  for (const command of commands) {
+    const { name, words, flags } = command;
     lines.push(`complete -c weft -n __fish_use_subcommand -a ${name}`);
-    for (const flag of flags(""))
-      lines.push(`complete -c weft -n "__fish_seen_subcommand_from ${name}" ${option(flag)}`);
+    for (const flag of flags("")) lines.push(`complete -c weft -n "${seen(command)}" ${option(flag)}`);
     for (const word of words) {
-      lines.push(
-        `complete -c weft -n "__fish_seen_subcommand_from ${name}; and not __fish_seen_subcommand_from ${words.join(" ")}" -a ${word}`,
-      );
-      for (const flag of flags(word))
-        lines.push(
-          `complete -c weft -n "__fish_seen_subcommand_from ${name}; and __fish_seen_subcommand_from ${word}" ${option(flag)}`,
-        );
+      lines.push(`complete -c weft -n "${seen(command)}; and not ${seen(...words)}" -a ${word.name}`);
+      for (const flag of flags(word.name))
+        lines.push(`complete -c weft -n "${seen(command)}; and ${seen(word)}" ${option(flag)}`);
     }
   }
   return lines.join("\n");

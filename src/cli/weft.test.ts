@@ -106,6 +106,11 @@ test("the completion knows every command, verb and flag, in a real bash", async 
   expect(await completed("preauth")).toEqual(["preauthkeys"]);
   expect(await completed("nodes", "re")).toContain("rename");
   expect(await completed("preauthkeys", "create", "--reus")).toEqual(["--reusable"]);
+  // Short forms, of the noun, of the verb, of both.
+  expect(await completed("node", "re")).toContain("rename");
+  expect(await completed("pre", "create", "--reus")).toEqual(["--reusable"]);
+  expect(await completed("nodes", "ls", "--addr")).toEqual(["--address"]);
+  expect(await completed("gen", "private-key", "--out")).toEqual(["--output"]);
   expect(await completed("completion", "")).toEqual(["bash", "zsh", "fish"]);
   expect(await completed("policy", "why", "--pro")).toEqual(["--proto"]);
   expect(await completed("up", "--login")).toEqual(["--login-server"]);

@@ -102,19 +102,30 @@ export function commandNames(): string[] {
 /** Every first word, with the words and flags that may follow. For the completion. */
 export async function allCommands(): Promise<Completable[]> {
   const flagsOf = (spec: object) => Object.keys(spec).map((name) => (name.length === 1 ? `-${name}` : `--${name}`));
-  const here = Object.entries({ ...LOCAL, policy: POLICY }).map(async ([name, { words = [], flags }]) => {
+  const here = Object.entries({ ...LOCAL, policy: POLICY }).map(async ([name, { words = [], aliases = [], flags }]) => {
     const taken = flagsOf((await flags?.()) ?? {});
-    return { name, words, flags: (word: string) => (word === "" && words.length > 0 ? [] : taken) };
+    return {
+      name,
+      aliases,
+      words: words.map((word) => ({ name: word, aliases: [] })),
+      flags: (word: string) => (word === "" && words.length > 0 ? [] : taken),
+    };
   });
   const node: Readonly<Record<string, object>> = (await import("./client.ts")).FLAGS;
   return [
-    ...Object.entries(NOUNS).map(([name, { verbs }]) => ({
+    ...Object.entries(NOUNS).map(([name, { aliases, verbs }]) => ({
       name,
-      words: Object.keys(verbs),
+      aliases,
+      words: Object.entries(verbs).map(([verb, { aliases: short }]) => ({ name: verb, aliases: short })),
       flags: (word: string) => (verbs[word] ? flagsOf({ ...verbs[word].flags, ...CONNECTION_FLAGS, output: 0 }) : []),
     })),
     ...(await Promise.all(here)),
-    ...Object.keys(NODE_USAGE).map((name) => ({ name, words: [], flags: () => flagsOf(node[name] ?? {}) })),
+    ...Object.keys(NODE_USAGE).map((name) => ({
+      name,
+      aliases: [],
+      words: [],
+      flags: () => flagsOf(node[name] ?? {}),
+    })),
   ];
 }
 

@@ -13,6 +13,22 @@ test("the set-up pages name this server's own address and load nothing from else
     expect(text).toContain(`tailscale login --login-server ${SERVER}`);
     expect(text.replaceAll(SERVER, "")).not.toMatch(/<script|https?:/);
   }
+  const links = (await (await app.request("/")).text()).matchAll(/href="([^"]+)"/g);
+  expect([...links].map(([, path]) => path)).toEqual(["/windows", "/apple", "/android"]);
+});
+
+test("phones have no terminal: their pages say where the app takes the address", async () => {
+  const app = setupPages(SERVER);
+  for (const [path, words] of [
+    ["/android", "Use an alternate server"],
+    ["/apple", "Use custom coordination server"],
+  ] as const) {
+    const response = await app.request(path);
+    expect(response.headers.get("content-security-policy")).toContain("default-src 'none'");
+    const text = await response.text();
+    expect(text).toContain(words);
+    expect(text).toContain(`<code>${SERVER}</code>`);
+  }
 });
 
 test("profiles for Apple's systems: each variant of the client finds the address where it looks for it", async () => {

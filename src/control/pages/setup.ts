@@ -1,5 +1,5 @@
-// Pages that help to point official clients at this server: Windows, Apple's systems (with a configuration profile to
-// install), and what this address is at all.
+// Pages that help to point official clients at this server: Windows, Android, Apple's systems (with a configuration profile
+// to install), and what this address is at all.
 import { createHash } from "node:crypto";
 import { type Context, Hono } from "hono";
 import { html } from "hono/html";
@@ -26,7 +26,7 @@ export function setupPages(serverUrl: string): Hono {
           "A private network",
           html`<p>This is the control server of a private network. To set up a machine with Tailscale's client:</p>
 <pre><code>${login}</code></pre>
-<p><a class="button" href="/windows">Windows</a><a class="button" href="/apple">Apple</a></p>`,
+<p><a class="button" href="/windows">Windows</a><a class="button" href="/apple">Apple</a><a class="button" href="/android">Android</a></p>`,
         ),
     ],
     [
@@ -44,6 +44,19 @@ New-ItemProperty -Path "HKLM:\\SOFTWARE\\Tailscale IPN" -Name LoginURL -Property
         ),
     ],
     [
+      "/android",
+      (c) =>
+        page(
+          c,
+          200,
+          "Android",
+          html`<p>Install Tailscale. In the app, before the first login, open the settings, then <em>Accounts</em>, and choose
+<em>Use an alternate server</em> in the menu with three dots. The address to enter:</p>
+<pre><code>${serverUrl}</code></pre>
+<p>The login opens by itself. With a pre-auth key, close it and choose <em>Use an auth key</em> in the same menu.</p>`,
+        ),
+    ],
+    [
       "/apple",
       (c) =>
         page(
@@ -53,7 +66,10 @@ New-ItemProperty -Path "HKLM:\\SOFTWARE\\Tailscale IPN" -Name LoginURL -Property
           html`<p>On macOS, in a terminal:</p>
 <pre><code>${login}</code></pre>
 <p>Or install a configuration profile, which makes this server the default of the app. Open it on the device, then confirm it in the system's settings:</p>
-<p>${Object.entries(APPLE).map(([name, variant]) => html`<a class="button" href="/apple/${name}">${variant.name}</a>`)}</p>`,
+<p>${Object.entries(APPLE).map(([name, variant]) => html`<a class="button" href="/apple/${name}">${variant.name}</a>`)}</p>
+<p>On an iPhone or iPad by hand: in the app, the account in the upper corner, then <em>Log in…</em>, and in the menu there
+<em>Use custom coordination server</em>. The address to enter:</p>
+<pre><code>${serverUrl}</code></pre>`,
         ),
     ],
   ];
