@@ -37,6 +37,8 @@ declare module "./model.ts" {
 /** As in useradd(8), wider: what a node may ask about is echoed to people. */
 const LOGIN_NAME = /^[^\p{Cc}\s/]{1,128}$/u;
 
+const NOT_ALLOWED = "the policy does not allow this session any more";
+
 export class SSHChecks {
   constructor(
     private readonly ctx: ControlContext,
@@ -63,7 +65,7 @@ export class SSHChecks {
       localUser,
     };
     const decision = this.decide(request);
-    if (!decision) return rejected("the policy does not allow this session any more");
+    if (!decision) return rejected(NOT_ALLOWED);
     if (decision.action === "accept") return { json: decision.accept };
     if (source.userId === null) return rejected("a tagged node is nobody who could be asked");
     const id = query.get("auth_id");
@@ -137,10 +139,12 @@ export class SSHChecks {
     return { documents: [{ kind: "sshcheck", id: idOf(source.id, request.targetNodeId), value }] };
   }
 
-  /** Forgets what has expired and what another policy asks for anew. */
+  /** Forgets what has expired and what another policy asks for anew; refuses what waits and is not allowed any more. */
   async sweep(): Promise<void> {
     const { model, access, journal } = this.ctx;
     const now = this.ctx.now();
+    const forbidden = this.logins.list().filter(({ request }) => request.kind === "ssh-check" && !this.decide(request));
+    await Promise.all(forbidden.map(({ id }) => this.logins.reject(id, NOT_ALLOWED)));
     const isOver = ({ sourceNodeId, targetNodeId, ownerId, until, rule }: SSHApproval): boolean =>
       until <= now ||
       model.nodes.get(sourceNodeId)?.userId !== ownerId ||
