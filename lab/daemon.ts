@@ -9,10 +9,12 @@ export class Daemon {
   /** When `output` has all that it will ever say. */
   readonly silent: Promise<unknown>;
   readonly #child: Bun.Subprocess<"ignore", "pipe", "pipe">;
+  readonly #keep: number;
   #output = "";
 
-  /** `env` is added to this process's environment. */
-  constructor(host: Host, command: string[], env: Record<string, string | undefined> = {}) {
+  /** `env` is added to this process's environment; the last `keep` characters of what it says are kept. */
+  constructor(host: Host, command: string[], env: Record<string, string | undefined> = {}, keep = KEEP) {
+    this.#keep = keep;
     this.#child = host.exec(command, { env: { ...process.env, ...env } });
     this.pid = this.#child.pid;
     this.exited = this.#child.exited;
@@ -28,7 +30,7 @@ export class Daemon {
     this.#child.kill(signal);
   }
 
-  /** Standard output and error as they came, the last 64 KiB. */
+  /** The end of standard output and error as they came. */
   output(): string {
     return this.#output;
   }
@@ -41,6 +43,6 @@ export class Daemon {
   async #gather(stream: ReadableStream<Uint8Array>): Promise<void> {
     const decoder = new TextDecoder();
     for await (const chunk of stream)
-      this.#output = (this.#output + decoder.decode(chunk, { stream: true })).slice(-KEEP);
+      this.#output = (this.#output + decoder.decode(chunk, { stream: true })).slice(-this.#keep);
   }
 }

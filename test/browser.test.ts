@@ -12,6 +12,7 @@ import { CLIENT } from "../src/control/pages/testing.ts";
 import type { Visit } from "./lib/chromium.ts";
 import { Box, cannotUseNamespaces, certificate, skip, stillRuns, Tailscaled, tempDir, until } from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
+import { OPERATORS, Secrets, shownBy } from "./lib/secrets.ts";
 
 const CHROMIUM = "/usr/bin/chromium";
 const noBrowser = existsSync(CHROMIUM) ? null : `${CHROMIUM} is absent (apt package chromium)`;
@@ -41,6 +42,8 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
   let alice: Tailscaled;
   let bob: Tailscaled;
   let server: Tailscaled;
+  const secrets = new Secrets();
+  let visits = 0;
 
   const nodeOf = async (member: Tailscaled): Promise<ListedNode> => {
     const nodes = await box.admin<ListedNode[]>("nodes", "list");
@@ -79,7 +82,10 @@ describe.skipIf(skip(cannotUseNamespaces, absent, noBrowser))("login in a real b
       timeoutMs: 150_000,
     });
     if (result.code !== 0) throw new Error(`the browser: ${result.stderr.slice(-2000)}${result.stdout}`);
-    return JSON.parse(result.stdout) as Visit;
+    const seen = JSON.parse(result.stdout) as Visit;
+    for (const [name, value] of seen.secrets) if (value) secrets.add(`${name} ${visits}`, value);
+    visits++;
+    return seen;
   };
 
   beforeAll(async () => {
@@ -112,12 +118,13 @@ policy: { mode: file, path: ${policy} }
 `,
       { mode: 0o600 },
     );
-    box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--config", file] });
+    box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--config", file, ...OPERATORS] });
+    const key = secrets.addKey("pre-auth key", await box.key("--tags", "tag:server"));
     const env = { SSL_CERT_FILE: tls.ca };
     alice = new Tailscaled(await lab.host("alice"), join(dir.path, "alice"), "1.102.5", env);
     bob = new Tailscaled(await lab.host("bob"), join(dir.path, "bob"), "1.102.5", env);
     server = new Tailscaled(await lab.host("server"), join(dir.path, "server"), "1.102.5", env);
-    await Promise.all([alice.start(), bob.start(), server.up(box.url, await box.key("--tags", "tag:server"))]);
+    await Promise.all([alice.start(), bob.start(), server.up(box.url, key)]);
   }, 300_000);
 
   afterAll(async () => {
@@ -230,5 +237,55 @@ policy: { mode: file, path: ${policy} }
     const after = await nodeOf(alice);
     expect(after.id).not.toBe(before.id);
     expect(after.user.name).toBe("bob");
+  }, 300_000);
+
+  test("no secret of all this, of API keys, nor of webhooks is in the box's log, in its metrics or on its operators' pages", async () => {
+    // Somebody who takes what the box posts, but not at once.
+    const receiver = new Daemon(person, [
+      process.execPath,
+      "-e",
+      `let count = 0;
+      Bun.serve({ hostname: "${person.ip4}", port: 9100, fetch(request) {
+        const isTaken = count++ > 1;
+        if (isTaken) console.log("took", new URL(request.url).pathname, request.headers.get("Tailscale-Webhook-Signature"));
+        return new Response("", { status: isTaken ? 200 : 500 });
+      } });
+      console.log("ready");`,
+    ]);
+    await until("the receiver is ready", () => receiver.output().includes("ready"));
+    const apiKey = secrets.addKey("API key", await box.admin<string>("apikeys", "create"));
+    const wrongKey = secrets.addKey("wrong API key", `${apiKey.slice(0, -8)}deadbeef`);
+    const path = secrets.add("address of a chat", `T0${crypto.randomUUID()}`);
+    const code = `
+      const api = (path, key, body) => fetch("${box.url}/api/v2" + path, {
+        method: body ? "POST" : "GET", headers: { Authorization: "Bearer " + key },
+        ...(body && { body: JSON.stringify(body) }), tls: { rejectUnauthorized: false } });
+      const [key, wrong] = ${JSON.stringify([apiKey, wrongKey])};
+      const subscriptions = ["userCreated"];
+      const made = [];
+      for (const webhook of [
+        { endpointUrl: "http://${person.ip4}:9100/hook", subscriptions },
+        { endpointUrl: "http://${person.ip4}:9100/${path}", subscriptions, providerType: "slack" },
+      ]) made.push(await (await api("/tailnet/-/webhooks", key, webhook)).json());
+      console.log(JSON.stringify({ made, refused: (await api("/tailnet/-/devices?key=" + wrong, wrong)).status }));`;
+    const { stdout, stderr } = await person.run([process.execPath, "-e", code]);
+    const { made, refused } = JSON.parse(stdout || stderr) as { made: { secret: string }[]; refused: number };
+    expect(refused).toBe(401);
+    for (const [i, { secret }] of made.entries()) secrets.addKey(`webhook ${i}`, secret);
+    await box.admin("users", "create", "erin");
+    await until("both were told of erin", () =>
+      ["took /hook t=", `took /${path}`].every((line) => receiver.output().includes(line)),
+    );
+
+    secrets.add("OIDC client secret", CLIENT.secret);
+    secrets.addPrivateKeys("box", box.data);
+    secrets.addPrivateKeys("TLS", join(dir.path, "server.key"));
+    for (const member of [alice, bob, server]) secrets.addPrivateKeys(member.name, member.dir);
+    const shown = await shownBy(box);
+    expect(secrets.foundIn(shown)).toEqual([]);
+    for (const kind of ["code", "state", "weft_"])
+      expect(secrets.names.join("\n")).toMatch(new RegExp(`^${kind}`, "m"));
+    for (const text of ["GET /oidc/callback", "wrong key from", "webhook"]) expect(shown.log).toContain(text);
+    receiver.kill();
   }, 300_000);
 });

@@ -8,6 +8,7 @@ import { Daemon } from "../lab/daemon.ts";
 import { type Host, Lab } from "../lab/network.ts";
 import { Box, cannotUseNamespaces, certificate, shell, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
+import { OPERATORS, Secrets, shownBy } from "./lib/secrets.ts";
 
 const QUAD100 = "100.100.100.100";
 /** Clients speak DoH to well-known providers only, and know their addresses. */
@@ -41,6 +42,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
   const dir = tempDir("dns");
   const file = (name: string) => join(dir.path, name);
   const daemons: Daemon[] = [];
+  const secrets = new Secrets();
   let lab: Lab;
   let box: Box;
   let servers: Host;
@@ -178,7 +180,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
     tsig_secret_file: ${file("secret")}`);
     box = await Box.start(boxHost, file("box"), {
       tls,
-      args: ["--config", file("config.yaml"), "--policy-mode", "database"],
+      args: ["--config", file("config.yaml"), "--policy-mode", "database", ...OPERATORS],
     });
     const env = {
       SSL_CERT_FILE: file("roots.pem"),
@@ -186,7 +188,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("DNS of official clients", ()
     };
     current = new Tailscaled(await lab.host("current"), file("current"), "1.102.5", env);
     old = new Tailscaled(await lab.host("old"), file("old"), "1.80.3", env);
-    const key = await box.key();
+    const key = secrets.addKey("pre-auth key", await box.key());
     await Promise.all(
       [current, old].map(async (member) => {
         await member.up(box.url, key);
@@ -363,4 +365,23 @@ exec rndc -s ${servers.ip4} -k ${file("rndc.key")} reload challenges.test
     },
     300_000,
   );
+
+  test("no secret of all this is in the box's log, in its metrics or on its operators' pages", async () => {
+    secrets.add("TSIG secret", SECRET);
+    secrets.addPrivateKeys("box", box.data);
+    secrets.addPrivateKeys("TLS", file("server.key"));
+    for (const member of [current, old]) secrets.addPrivateKeys(member.name, member.dir);
+    const shown = await shownBy(box);
+    expect(secrets.foundIn(shown)).toEqual([]);
+    expect(shown.log).toContain("POST /machine/map");
+    if (!noNamed && !noPebble) {
+      expect(shown.log).toContain("POST /machine/set-dns");
+      expect(secrets.names.filter((name) => name.includes("acme-account.key.pem"))).not.toEqual([]);
+    }
+    expect(Object.keys(shown).length).toBeGreaterThan(20);
+    // It would be found.
+    const { PublicKey } = (await current.status())!.Self as unknown as { PublicKey: string };
+    secrets.add("no secret", PublicKey.slice("nodekey:".length));
+    expect(secrets.foundIn(shown)).toContain("no secret in /debug/netmap?node=1{}");
+  }, 300_000);
 });

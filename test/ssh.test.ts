@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { Lab } from "../lab/network.ts";
 import { Box, cannotUseNamespaces, certificate, type Member, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
+import { OPERATORS, Secrets, shownBy } from "./lib/secrets.ts";
 
 const noSSH = Bun.which("ssh") ? null : "ssh is absent (package openssh-client)";
 
@@ -33,6 +34,7 @@ describe.skipIf(skip(cannotUseNamespaces, noSSH, missing([["tailscaled", "1.102.
     let desktop: Member;
     let phone: Member;
     let server: Member;
+    const secrets = new Secrets();
 
     const set = async (policy: object): Promise<void> => {
       writeFileSync(file, JSON.stringify({ ...OPEN, ...policy }));
@@ -106,10 +108,13 @@ describe.skipIf(skip(cannotUseNamespaces, noSSH, missing([["tailscaled", "1.102.
       const boxHost = await lab.host("box");
       const tls = await certificate(dir.path, boxHost.ip4);
       const env = { SSL_CERT_FILE: tls.ca };
-      box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--policy-mode", "database"] });
+      box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--policy-mode", "database", ...OPERATORS] });
       await set({});
       const key = async (...args: string[]) =>
-        (await box.admin<{ key: string }>("preauthkeys", "create", "--reusable", ...args)).key;
+        secrets.addKey(
+          `pre-auth key ${args}`,
+          (await box.admin<{ key: string }>("preauthkeys", "create", "--reusable", ...args)).key,
+        );
       const user = async (name: string, ...args: string[]) =>
         `${(await box.admin<{ id: string }>("users", "create", name, ...args)).id}`;
       const alice = await key("--user", await user("alice", "-e", "nobody@example.com"));
@@ -208,10 +213,39 @@ describe.skipIf(skip(cannotUseNamespaces, noSSH, missing([["tailscaled", "1.102.
       expect((await other.end).code).not.toBe(0);
     }, 300_000);
 
-    test("SSHCheckModeUnapprovedTimeout: as long as nobody approves a session, it does not go on", async () => {
-      await check({ checkPeriod: "1h" });
+    test("SSHCheckModeCheckPeriodCLI, SSHCheckModeUnapprovedTimeout: an approval ends with its period; as long as nobody approves a session, it does not go on", async () => {
+      const rule = { action: "check", dst: ["tag:server"], users: ["root"] };
+      await set({
+        ssh: [
+          { ...rule, src: ["bob@"], checkPeriod: "15s" },
+          { ...rule, src: ["alice@"], checkPeriod: "1h" },
+        ],
+      });
+      const one = await until("a session waits", () => waiting(phone, server));
+      await box.admin("auth", "approve", "--auth-id", one.id);
+      expect(await one.end).toMatchObject(inside("root"));
+      expect(await open(phone, server, "root")).toMatchObject(inside("root"));
+      // Meanwhile another one is left alone.
       const { end } = await until("a session waits", () => waiting(laptop, server, 8));
       expect(await end).toMatchObject({ code: 124, out: "" });
+      const two = await until("the period is over", () => waiting(phone, server));
+      await box.admin("auth", "reject", "--auth-id", two.id);
+      expect((await two.end).code).not.toBe(0);
+    }, 300_000);
+
+    test("a policy that changes while a session waits: without a rule for it the session ends, under another rule it goes on when it is approved", async () => {
+      await check();
+      const one = await until("a session waits", () => waiting(laptop, server));
+      await set({});
+      expect(await one.end).toMatchObject({ out: "", err: expect.stringContaining("the policy does not allow") });
+      await expect(box.admin("auth", "approve", "--auth-id", one.id)).rejects.toThrow("has been refused already");
+      await check({ checkPeriod: "1h" });
+      const two = await until("a session waits", () => waiting(laptop, server));
+      await check({ checkPeriod: "2h" });
+      await box.admin("auth", "approve", "--auth-id", two.id);
+      expect(await two.end).toMatchObject(inside("root"));
+      // By the rule that was in force when it was approved.
+      await comesIn(laptop, server);
     }, 300_000);
 
     test("SSHCheckModeNegativeCLI: a session that is refused ends, and the next one waits again", async () => {
@@ -236,6 +270,14 @@ describe.skipIf(skip(cannotUseNamespaces, noSSH, missing([["tailscaled", "1.102.
       await box.start();
       await box.admin("auth", "approve", "--auth-id", id);
       expect(await end).toMatchObject(inside("root"));
+    }, 300_000);
+
+    test("no secret of all this is in the box's log, in its metrics or on its operators' pages", async () => {
+      secrets.addPrivateKeys("box", box.data);
+      for (const member of [laptop, desktop, phone, server]) secrets.addPrivateKeys(member.name, member.dir);
+      const shown = await shownBy(box);
+      expect(secrets.foundIn(shown)).toEqual([]);
+      expect(shown.log).toContain("GET /machine/ssh/action/");
     }, 300_000);
   },
 );

@@ -10,6 +10,8 @@ export interface Visit {
   problems: string[];
   /** What those pages loaded beside themselves. */
   loaded: string[];
+  /** Cookies that those pages set, and what the provider sent back with the visitor, by name. */
+  secrets: [name: string, value: string][];
 }
 
 const [url = "", account = "", tabs = "1"] = process.argv.slice(2);
@@ -22,6 +24,7 @@ try {
   const isOurs = (address: string) => address.startsWith(new URL(url).origin);
   const problems: string[] = [];
   const loaded: string[] = [];
+  const secrets: Visit["secrets"] = [];
   // There is no way out of the lab: the provider's page must not wait for its fonts.
   await context.route(
     (address) => /[a-z]$/.test(address.hostname),
@@ -29,6 +32,16 @@ try {
   );
   context.on("request", (request) => {
     if (!request.isNavigationRequest() && isOurs(request.frame().url())) loaded.push(request.url());
+  });
+  const headers: Promise<void>[] = [];
+  context.on("response", (response) => {
+    if (!isOurs(response.url())) return;
+    const { searchParams } = new URL(response.url());
+    for (const name of ["code", "state"]) if (searchParams.has(name)) secrets.push([name, searchParams.get(name)!]);
+    const keep = (cookies: string[]) => {
+      for (const cookie of cookies) secrets.push(/^([^=]*)=([^;]*)/.exec(cookie)!.slice(1) as [string, string]);
+    };
+    headers.push(response.headerValues("set-cookie").then(keep));
   });
   context.on("console", (message) => {
     if (message.type() === "error" && isOurs(message.page()?.url() ?? "")) problems.push(message.text());
@@ -57,7 +70,8 @@ try {
   const first = pages[0]!;
   await Promise.all([first.waitForNavigation(), first.click("button[value=yes]")]);
   const answer = (await first.locator("main").textContent()) ?? "";
-  console.log(JSON.stringify({ question, answer, problems, loaded } satisfies Visit));
+  await Promise.all(headers);
+  console.log(JSON.stringify({ question, answer, problems, loaded, secrets } satisfies Visit));
 } finally {
   await browser.close();
 }

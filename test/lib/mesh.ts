@@ -98,6 +98,7 @@ export class Box {
   readonly url: string;
   readonly listen: string;
   process!: Daemon;
+  readonly #processes: Daemon[] = [];
 
   private constructor(
     readonly host: Host,
@@ -121,11 +122,18 @@ export class Box {
       this.host,
       [process.execPath, run, this.options.verb ?? "box", ...flags, ...(this.options.args ?? [])],
       this.options.env,
+      Number.POSITIVE_INFINITY,
     );
+    this.#processes.push(this.process);
     await until("the box answers /key", async () => {
       await stillRuns(`weft ${this.options.verb ?? "box"}`, this.process);
       return this.get("/key?v=140");
     });
+  }
+
+  /** All that it has said since its first start. */
+  get log(): string {
+    return this.#processes.map((process) => process.output()).join("");
   }
 
   /** GET from inside the box's own host; null when there is no 200. */
