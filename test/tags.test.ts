@@ -5,6 +5,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { Lab } from "../lab/network.ts";
+import type { ApiNode } from "../src/control/api/shapes.ts";
 import {
   Box,
   cannotUseNamespaces,
@@ -17,13 +18,6 @@ import {
   until,
 } from "./lib/mesh.ts";
 import { missing } from "./lib/peers.ts";
-
-interface ListedNode {
-  id: string;
-  ipAddresses: string[];
-  user: { name: string };
-  tags: string[];
-}
 
 const POLICY = JSON.stringify({
   tagOwners: { "tag:owned": ["alice@"], "tag:second": ["alice@"], "tag:unowned": ["bob@"] },
@@ -42,9 +36,11 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("tags of official clients", (
   let box: Box;
   let byKey: Member;
   let byLogin: Member;
+  /** What the client program itself trusts, in its environment. */
+  let trust = "";
 
-  const nodes = () => box.admin<ListedNode[]>("nodes", "list");
-  const nodeOf = async (member: Member): Promise<ListedNode> => {
+  const nodes = () => box.admin<ApiNode[]>("nodes", "list");
+  const nodeOf = async (member: Member): Promise<ApiNode> => {
     const ips = (await member.status())?.TailscaleIPs ?? [];
     const found = (await nodes()).find(({ ipAddresses }) => ipAddresses.some((ip) => ips.includes(ip)));
     if (!found) throw new Error(`no node has an address of ${member.name}`);
@@ -78,7 +74,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("tags of official clients", (
   const advertise = (tags: string[]) => `--advertise-tags=${tags.join()}`;
   /** `tailscale up`, and what it says when that is no success. */
   const up = async (member: Member, ...flags: string[]): Promise<string> => {
-    const { code, stdout, stderr } = await member.host.run(command(member, ...flags));
+    const { code, stdout, stderr } = await member.host.run(["env", trust, ...command(member, ...flags)]);
     return code === 0 ? "" : `${stderr}${stdout}`;
   };
   /** A client that is up asks for other tags: it has nothing against that. */
@@ -117,6 +113,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("tags of official clients", (
     const boxHost = await lab.host("box");
     const tls = await certificate(dir.path, boxHost.ip4);
     const env = { SSL_CERT_FILE: tls.ca };
+    trust = `SSL_CERT_FILE=${tls.ca}`;
     const policy = join(dir.path, "policy.hujson");
     writeFileSync(policy, POLICY);
     box = await Box.start(boxHost, join(dir.path, "box"), { tls, args: ["--policy", policy] });
@@ -140,6 +137,17 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("tags of official clients", (
     }
     expect(await nodes()).toEqual([]);
     await byKey.restart();
+  }, 300_000);
+
+  test("an OAuth client in place of a pre-auth key: the official client gets itself a key for the tags of the client, no others", async () => {
+    const made = await box.admin<{ key: string }>("oauth-clients", "create", "-s", "auth_keys", "-t", "tag:owned");
+    const secret = (attributes: string) =>
+      `--auth-key=${made.key.replace(/^hs/, "ts")}?baseURL=${encodeURIComponent(box.url)}${attributes}`;
+    expect(await up(byKey, secret(""), advertise(["tag:unowned"]))).toMatch(/tag:unowned/);
+    expect(await up(byKey, secret("&ephemeral=false"), advertise(["tag:owned"]))).toBe("");
+    await tagsAre(byKey, "tag:owned");
+    expect(await nodeOf(byKey)).toMatchObject({ ephemeral: false, preAuthKey: { used: true, reusable: false } });
+    await forget(byKey);
   }, 300_000);
 
   test("AuthKeyWithTag{NoAdvertiseFlag, CannotAddViaCLI, CannotChangeViaCLI, AdminOverrideReauthPreserves, CLICannotModifyAdminTags}", async () => {

@@ -89,10 +89,14 @@ export class OAuthClients {
     await this.context.journal.commit({ documents: [{ kind: "oauthclient", id, value: null }, ...tokens] });
   }
 
-  /** The client that this secret belongs to; null when there is none, or it is not the one named. */
+  /**
+   * The client that this secret belongs to; null when there is none, or it is not the one named. Official clients take
+   * a secret in place of a pre-auth key only by Tailscale's own prefix, and then name a client that they made up.
+   */
   authenticate(id: string | undefined, text: string): OAuthClientRecord | null {
-    const parts = splitSecret("hskey-client", text);
-    if (!parts || (id !== undefined && id !== "" && id !== parts.prefix)) return null;
+    const isOfClient = text.startsWith("tskey-client-");
+    const parts = splitSecret("hskey-client", isOfClient ? text.replace(/^ts/, "hs") : text);
+    if (!parts || (!isOfClient && id !== undefined && id !== "" && id !== parts.prefix)) return null;
     const record = this.get(parts.prefix);
     return record && provesSecret(record, parts.secret) ? record : null;
   }

@@ -371,6 +371,10 @@ test("a token is good for an hour, for what its client may, and for the part of 
     Authorization: `Basic ${basic}`,
   });
   expect(byBasic.status).toBe(200);
+  const ofClient = { client_id: "some-client-id", client_secret: c.secret.replace(/^hs/, "ts") };
+  expect((await c.token(ofClient)).status).toBe(200);
+  expect((await c.token({ ...ofClient, client_secret: c.secret })).status).toBe(401);
+  expect((await c.token({ ...ofClient, client_secret: `${ofClient.client_secret.slice(0, -1)}x` })).status).toBe(401);
   // Headscale's API and its keys are for administrators.
   expect((await c.bearer("GET", "/api/v1/node")).status).toBe(403);
 });
