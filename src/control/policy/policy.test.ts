@@ -116,7 +116,7 @@ describe("HuJSON", () => {
       ],
       [{ ssh: times(2000, ssh) }, /more than 500000 sources at ssh\[1000\]/],
       [
-        { groups, tests: times(5000, { src: "group:all", accept: ["*:22"] }) },
+        { groups, tests: times(5000, { src: "group:all", accept: ["group:all:22"] }) },
         /the tests take more than 20000000 steps/,
       ],
       [
@@ -389,6 +389,19 @@ describe("tests of the policy", () => {
     const sshTests = [{ src: "alice@", dst: ["tag:server"], check: ["deploy"], deny: ["root"] }];
     expect(() => check({ acls, ssh, tests, sshTests })).not.toThrow();
     expect(() => check({ acls, ssh, tests, sshTests }, { users: HOME.users, nodes: [] })).not.toThrow();
+  });
+
+  test("speaks of somebody: `*` and autogroups are no source and no destination", () => {
+    const open = { acls: [ALLOW] };
+    for (const word of ["*", "autogroup:member", "autogroup:tagged", "autogroup:self", "autogroup:internet"]) {
+      const failed = [
+        { src: word, accept: ["tag:exit:22"] },
+        ...["accept", "deny"].map((want) => ({ src: "alice@", [want]: [`${word}:22`] })),
+      ];
+      expect(refusal(() => check({ ...open, tests: failed })).failures.map(({ errors }) => errors.length)).toEqual([
+        1, 1, 1,
+      ]);
+    }
   });
 
   test("speaks for people who are yet to come, by their name or as members of a group", () => {

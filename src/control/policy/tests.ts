@@ -4,7 +4,6 @@ import { addressNumber, covers, INTERNET, isIPv6, type Range, textOf } from "./a
 import { Bits } from "./bits.ts";
 import { Compiled } from "./compile.ts";
 import { PolicyError, type TestFailure } from "./error.ts";
-import { isAutogroup } from "./parse.ts";
 import { includesPort, parseProtocol, splitPorts } from "./ports.ts";
 import { Resolver } from "./resolve.ts";
 import { holdsAddress, type Item, type Rule } from "./rules.ts";
@@ -123,16 +122,19 @@ function withStandIns(policy: Policy, known: Tailnet): Tailnet {
   return { ...tailnet, nodes: [...tailnet.nodes, ...nodes] };
 }
 
-/** Whom a test speaks for: nodes, or an address that is nobody's. */
+/** Whom a test speaks for, or of: nodes, or an address that is nobody's. */
 interface Party {
   readonly nodes: Bits;
   readonly address: Range | null;
 }
 
+/** Users, groups, tags, hosts and addresses: words for everybody are none, as in the hosted service. */
 function partyOf(word: string, compiled: Compiled): Party | string {
   const { resolver } = compiled;
   const selector = selectorOf(word, compiled.policy);
   if (typeof selector === "string") return selector;
+  if (selector.kind === "any" || selector.kind === "autogroup")
+    return `user or host is invalid: unknown user or host: ${JSON.stringify(word)}`;
   if (selector.kind === "range") {
     const { range } = selector;
     if (range.first !== range.last || word.includes("/")) return `${JSON.stringify(word)} is no single address`;
@@ -142,14 +144,6 @@ function partyOf(word: string, compiled: Compiled): Party | string {
   if (selector.kind === "ipset") return `${JSON.stringify(word)} is no single address`;
   const nodes = resolver.targets(selector);
   return nodes.isEmpty ? `${JSON.stringify(word)} stands for nobody` : { nodes, address: null };
-}
-
-/** Sources are users, groups, tags and addresses: no words for everybody. */
-function sourceOf(word: string, compiled: Compiled): Party | string {
-  const selector = selectorOf(word, compiled.policy);
-  if (typeof selector !== "string" && (selector.kind === "any" || selector.kind === "autogroup"))
-    return `user or host is invalid: unknown user or host: ${JSON.stringify(word)}`;
-  return partyOf(word, compiled);
 }
 
 /** Whether a rule's protocol serves a test's. A test that names none is content with TCP or UDP. */
@@ -238,7 +232,7 @@ function testErrors(test: PolicyTest, real: Compiled, tailnet: Tailnet, budget: 
     return [`proto ${JSON.stringify(test.proto)}: tests know tcp, udp and sctp`];
   }
   budget.spend(compiled.resolver.nodes.length >>> 3);
-  const source = sourceOf(test.src.trim(), compiled);
+  const source = partyOf(test.src.trim(), compiled);
   if (typeof source === "string") return [`src: ${source}`];
   for (const [words, want] of [
     [test.accept, "Accept"],
@@ -272,28 +266,18 @@ function judge(
   if (ports.length !== 1 || ports[0]!.first !== ports[0]!.last) return "a test wants a single port";
   let all = true;
   let some = false;
-  const check = (from: Party, node: number | null, address: Range | null): void => {
+  const check = (node: number | null, address: Range | null): void => {
     budget.spend(compiled.rules.length + (resolver.nodes.length >>> 6) + 4);
     const { nodes, allows } = reach(compiled, { node, address }, protocol, ports[0]!.first, budget);
-    all &&= from.address ? allows(from.address) : nodes.covers(from.nodes);
-    some ||= from.address ? allows(from.address) : nodes.overlaps(from.nodes);
+    all &&= source.address ? allows(source.address) : nodes.covers(source.nodes);
+    some ||= source.address ? allows(source.address) : nodes.overlaps(source.nodes);
   };
-  const selector = selectorOf(host, compiled.policy);
-  if (typeof selector !== "string" && isAutogroup(selector, "self")) {
-    for (const each of source.nodes) {
-      const owner = resolver.nodes[each]!.userId;
-      if (resolver.tagged.has(each) || owner === null) return "autogroup:self wants a user as src";
-      const one = { nodes: Bits.of(resolver.nodes.length, [each]), address: null };
-      for (const target of resolver.nodesOfUser(owner)) check(one, target, null);
-    }
-  } else {
-    const target = partyOf(host, compiled);
-    if (typeof target === "string") return target;
-    if (source.address && target.address && isIPv6(source.address) !== isIPv6(target.address))
-      return "an address of one family can not reach one of the other";
-    if (target.nodes.isEmpty) check(source, null, target.address);
-    for (const node of target.nodes) check(source, node, target.address);
-  }
+  const target = partyOf(host, compiled);
+  if (typeof target === "string") return target;
+  if (source.address && target.address && isIPv6(source.address) !== isIPv6(target.address))
+    return "an address of one family can not reach one of the other";
+  if (target.nodes.isEmpty) check(null, target.address);
+  for (const node of target.nodes) check(node, target.address);
   if (want === "Accept" && !all) return "want: Accept, got: Drop";
   if (want === "Drop" && some) return "want: Drop, got: Accept";
   return null;
