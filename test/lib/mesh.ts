@@ -115,12 +115,13 @@ export class Box {
     return box;
   }
 
-  async start(): Promise<void> {
+  /** `more`: arguments for this time alone. */
+  async start(...more: string[]): Promise<void> {
     const tls = this.options.tls ? ["--tls-cert", this.options.tls.cert, "--tls-key", this.options.tls.key] : [];
     const flags = ["--data", this.data, "--listen", this.listen, "--url", this.url, ...tls];
     this.process = new Daemon(
       this.host,
-      [process.execPath, run, this.options.verb ?? "box", ...flags, ...(this.options.args ?? [])],
+      [process.execPath, run, this.options.verb ?? "box", ...flags, ...(this.options.args ?? []), ...more],
       this.options.env,
       Number.POSITIVE_INFINITY,
     );
