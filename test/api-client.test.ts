@@ -65,7 +65,7 @@ else {
       ["dns_nameservers.wrong", 400],
       ["tailnet_settings.absent", 501],
       ["oauth_client.read deleted", 404],
-      ["contacts", 501],
+      ["logstream", 501],
     ]);
     const value = (step: string) => steps.get(step)!.value;
     expect(value("acl.read")).toEqual({
@@ -124,6 +124,12 @@ else {
     });
     expect((value("webhook.read") as { secret?: string }).secret).toBeUndefined();
     expect(value("webhooks")).toHaveLength(1);
+    const none = { email: "", needsVerification: false };
+    expect(value("contacts.read")).toEqual({
+      account: none,
+      support: none,
+      security: { ...none, email: "sec@example.com" },
+    });
     expect(value("acl.read deleted")).toMatchObject({ HuJSON: expect.stringContaining("everybody reaches everybody") });
   }, 300_000);
 

@@ -10,6 +10,7 @@ const SCOPE_NAMES = [
   "devices:posture_attributes",
   "policy_file",
   "feature_settings",
+  "account_settings",
   "users",
   "dns",
   "webhooks",

@@ -146,21 +146,29 @@ export function policyV2(context: ControlContext): Operation[] {
   }
 }
 
-/** Where else what cannot be set here is decided. */
-const DECIDED: Partial<Record<string, string>> = {
+type Settled = Exclude<
+  keyof z.infer<typeof Settings>,
+  "devicesApprovalOn" | "devicesAutoUpdatesOn" | "devicesKeyDurationDays"
+>;
+
+/** Why each of these cannot be set here, and what there is in its place. */
+const REASONS: Readonly<Record<Settled, string>> = {
   aclsExternallyManagedOn: "policy.mode of the server's configuration decides it",
+  aclsExternalLink: "no page shows it, so write it as a comment into the policy",
   httpsEnabled: "dns.certificates of the server's configuration decides it",
+  usersApprovalOn:
+    "whom the identity provider's filters let in may join (oidc.allowed_domains, allowed_users, allowed_groups)",
+  usersRoleAllowedToJoinExternalTailnets: "there is no other tailnet here",
+  networkFlowLoggingOn: "this server takes no reports of flows, so watch the nodes' own metrics (tailscale metrics)",
+  regionalRoutingOn: "routers of one subnet take over from each other by health, and grants choose one with `via`",
+  postureIdentityCollectionOn:
+    "this server collects no serial numbers, so set what postures compare as attributes of devices",
 };
 
 /** Throws CommandError unless a setting is as the caller wants it. */
-function requireSame<K extends keyof z.infer<typeof Settings>>(
-  name: K,
-  { [name]: present }: z.infer<typeof Settings>,
-  wanted: unknown,
-): void {
+function requireSame(name: Settled, { [name]: present }: z.infer<typeof Settings>, wanted: unknown): void {
   if (wanted === undefined || wanted === null || present === wanted) return;
-  const reason = DECIDED[name] ?? "there is no such thing here";
-  throw new CommandError(501, `${name} is ${JSON.stringify(present)} and cannot be set over the API: ${reason}`);
+  throw new CommandError(501, `${name} is ${JSON.stringify(present)} and cannot be set over the API: ${REASONS[name]}`);
 }
 
 /** The policy with other tests. */

@@ -255,7 +255,7 @@ test("users are deleted with their devices, suspended and restored; all are appr
 
 test("what the hosted service has and this server has not is refused with the reason", async () => {
   await using s = await start();
-  for (const path of [`${T}/contacts`, `${T}/services/svc:web`, `${T}/logging/network/stream`]) {
+  for (const path of [`${T}/acl/preview`, `${T}/services/svc:web`, `${T}/logging/network/stream`]) {
     const { status, body } = await s.api("GET", path);
     expect([path, status, String(body.message).length > 20]).toEqual([path, 501, true]);
   }
@@ -456,6 +456,8 @@ test("each scope opens what belongs to it and nothing else; :read only reads", a
     ["policy_file:read", "GET", `${T}/acl`],
     ["feature_settings", "PATCH", `${T}/settings`, {}],
     ["feature_settings:read", "GET", `${T}/settings`],
+    ["account_settings", "PATCH", `${T}/contacts/support`, { email: "ops@example.com" }],
+    ["account_settings:read", "GET", `${T}/contacts`],
     ["devices:core", "POST", "/api/v2/device/1/authorized", { authorized: true }],
     ["devices:core:read", "GET", `${T}/devices`],
     ["devices:routes", "POST", "/api/v2/device/1/routes", { routes: [] }],

@@ -6,6 +6,7 @@ import type { Credentials } from "./authenticate.ts";
 import type { ApiParts } from "./index.ts";
 import { tokenOperation } from "./oauth-token.ts";
 import type { MountOptions, Operation } from "./operation.ts";
+import { contactsV2 } from "./v2-contacts.ts";
 import { devicesV2 } from "./v2-devices.ts";
 import { dnsV2 } from "./v2-dns.ts";
 import { keysV2 } from "./v2-keys.ts";
@@ -21,6 +22,7 @@ export function operationsV2(context: ControlContext, parts: ApiParts, credentia
     ...keysV2(context, parts),
     ...dnsV2(context),
     ...webhooksV2(parts),
+    ...contactsV2(context),
     tokenOperation(credentials),
   ];
   return operations.map((entry) => ({
@@ -37,22 +39,30 @@ export function operationsV2(context: ControlContext, parts: ApiParts, credentia
   }));
 }
 
-/** Parts of Tailscale's API that are not here, by the word that follows the tailnet, device or base path; and why. */
+const NO_SERVICES =
+  "there are no services with addresses of their own: a node serves under its own name (tailscale serve)";
+const NO_STREAMS =
+  "logs are not streamed to others: collect this server's log from standard error (--log-format json), and have changes of the tailnet posted by a webhook";
+
+/** Parts of Tailscale's API that are not here, by what follows the tailnet, device or base path: why, and what is in their place. */
 const ABSENT: Readonly<Record<string, string>> = {
-  contacts: "contacts are whom the hosted service writes to; this server writes to nobody",
-  services: "there are no services with addresses of their own: a node serves under its own name",
-  "vip-services": "there are no services with addresses of their own: a node serves under its own name",
-  logging: "logs are not streamed: this server writes its log to standard error",
-  "aws-external-id": "logs are not streamed: this server writes its log to standard error",
+  services: NO_SERVICES,
+  "vip-services": NO_SERVICES,
+  logging: NO_STREAMS,
+  "aws-external-id": NO_STREAMS,
   posture: "there are no posture integrations: set attributes of devices (device/{id}/attributes/custom:NAME)",
-  "user-invites": "nobody is invited: make users by hand, or let an identity provider name them",
-  "device-invites": "devices are not shared with other tailnets: there is one",
+  "device-attributes": "attributes are set device by device: POST device/{id}/attributes/custom:NAME",
+  "user-invites":
+    "nobody is invited, because this server sends no mail: make users by hand (weft users create), or let an identity provider name them",
+  "device-invites": "devices are not shared with other tailnets, because there is one: let the other user join it",
+  "acl/preview":
+    "what a policy means for somebody is asked in another way: weft policy why SRC DST:PORT, weft policy try -f FILE (/api/v1/policy/why, /api/v1/policy/try)",
 };
 
 /** Why a path is not answered; null where there is no more to say than that. */
 export function absentV2(path: string): string | null {
-  const word = /^\/api\/v2\/(?:(?:tailnet|device)\/[^/]+\/)?([a-z-]+)/.exec(path)?.[1] ?? "";
-  return Object.hasOwn(ABSENT, word) ? ABSENT[word]! : null;
+  const [, word = "", next = ""] = /^\/api\/v2\/(?:(?:tailnet|device)\/[^/]+\/)?([a-z-]+)(\/[a-z-]+)?/.exec(path) ?? [];
+  return [word + next, word].map((key) => (Object.hasOwn(ABSENT, key) ? ABSENT[key]! : null)).find(Boolean) ?? null;
 }
 
 /** `{message, data, status}`; what else an error has to say stands beside these. */

@@ -208,8 +208,11 @@ func terraform(c *tailscale.Client) {
 		report("webhooks", hooks, err)
 		report("webhook.delete", nil, c.Webhooks().Delete(ctx, hook.EndpointID))
 	}
-	_, err = c.Contacts().Get(ctx)
-	report("contacts", nil, err)
+	report("contacts.update", nil, c.Contacts().Update(ctx, tailscale.ContactSecurity, tailscale.UpdateContactRequest{Email: tailscale.PointerTo("sec@example.com")}))
+	contacts, err := c.Contacts().Get(ctx)
+	report("contacts.read", contacts, err)
+	_, err = c.Logging().LogstreamConfiguration(ctx, tailscale.LogTypeConfig)
+	report("logstream", nil, err)
 	report("acl.delete", nil, acl.Set(ctx, "", ""))
 	raw, err = acl.Raw(ctx)
 	report("acl.read deleted", raw, err)
