@@ -129,6 +129,7 @@ test("the file of extra records may be edited, replaced, removed and made anew; 
     path,
     changed: (records) => void seen.push(records.map(({ value }) => value).join()),
     log: (line) => void lines.push(line),
+    note: () => {},
     every: 20,
   });
   try {
@@ -148,9 +149,9 @@ test("the file of extra records may be edited, replaced, removed and made anew; 
   } finally {
     file.close();
   }
-  expect(() => new ExtraRecordsFile({ path: `${path}.none`, changed: () => {}, log: () => {} })).toThrow(
-    "cannot be read",
-  );
+  expect(
+    () => new ExtraRecordsFile({ path: `${path}.none`, changed: () => {}, log: () => {}, note: () => {} }),
+  ).toThrow("cannot be read");
 });
 
 test("an open map stream hears of new extra records alone, and not when they are the same", async () => {

@@ -209,7 +209,9 @@ export interface ExtraRecordsOptions {
   path: string;
   /** The records of the file, whenever they are others. */
   changed(records: ExtraRecord[]): void;
+  /** Problems; and what went well. */
   log(line: string): void;
+  note(line: string): void;
   /** Milliseconds between looks, where the kernel tells nothing. */
   every?: number;
 }
@@ -245,7 +247,7 @@ export class ExtraRecordsFile {
       const records = this.parse(text);
       this.last = text;
       this.options.changed(records);
-      this.options.log(`${records.length} extra records of ${this.options.path} are in force`);
+      this.options.note(`${records.length} extra records of ${this.options.path} are in force`);
     } catch (error) {
       this.options.log(`${(error as Error).message}; the extra records before stay in force`);
     }

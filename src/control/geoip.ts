@@ -186,7 +186,9 @@ export interface GeoIPOptions {
   path: string;
   /** The table is another one. */
   changed(): void;
+  /** Problems; and what went well. */
   log(line: string): void;
+  note(line: string): void;
   /** Milliseconds between looks, where the kernel tells nothing. */
   every?: number;
 }
@@ -229,12 +231,12 @@ export class GeoIP {
 
   /** One reading after the other: the last word is that of the last change. */
   private reload(): void {
-    const { path, changed, log } = this.options;
+    const { path, changed, log, note } = this.options;
     this.reading = this.reading
       .then(() => this.read())
       .then(() => {
         if (!this.watch) return;
-        log(`the table of countries ${path} has been read again: ${this.table!.size} ranges`);
+        note(`the table of countries ${path} has been read again: ${this.table!.size} ranges`);
         changed();
       })
       .catch((error: Error) =>

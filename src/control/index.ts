@@ -343,6 +343,7 @@ class ControlServer implements Control {
       path: options.settings.geoip.path,
       changed: () => this.locateAll(),
       log: this.context.log,
+      note: this.context.note,
     });
     this.health = addFeatures(this.context, this.machines, this.app).health;
     addIdTokens(this.context, this.machines, this.app);
@@ -400,6 +401,7 @@ class ControlServer implements Control {
         this.applySettings();
       },
       log: this.context.log,
+      note: this.context.note,
     });
   }
 

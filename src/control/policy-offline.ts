@@ -27,7 +27,10 @@ export async function openPoliciesOffline(
   const open = (policy: Policy) => new PolicyAccess(model, policy, () => {}, accessOptions(settings));
   // What is in force does not matter to a check, and it may be what is wrong.
   const access = open(parsePolicy(""));
-  const policies = new PolicyStore({ settings, model, journal, access, now: Date.now, log() {}, poke() {} }, current);
+  const policies = new PolicyStore(
+    { settings, model, journal, access, now: Date.now, log() {}, note() {}, poke() {} },
+    current,
+  );
   return {
     policies,
     access() {

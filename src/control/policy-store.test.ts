@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { type Logger, SILENT } from "../net/logger.ts";
 import { PolicyError } from "./policy/index.ts";
 import { PolicyStoreError } from "./policy-store.ts";
 import { makeSettings, TestServer, until } from "./testing.ts";
@@ -102,7 +103,9 @@ test("a policy file is read at the start and again on demand; it cannot be set, 
   const path = join(folder, "policy.hujson");
   writeFileSync(path, CLOSED);
   const lines: string[] = [];
-  await using server = await TestServer.start({ ...fileMode(path), log: (line) => lines.push(line) });
+  const notes: string[] = [];
+  const requestLog: Logger = { ...SILENT, info: (line) => void notes.push(line) };
+  await using server = await TestServer.start({ ...fileMode(path), log: (line) => lines.push(line), requestLog });
   const { policies } = server.control;
   expect(policies.current()).toMatchObject({ version: 0, text: CLOSED, by: `the file ${path}` });
   await expect(policies.set("{}", { by })).rejects.toMatchObject({ kind: "read-only" });
@@ -114,7 +117,8 @@ test("a policy file is read at the start and again on demand; it cannot be set, 
   expect(policies.current().text).toBe(CLOSED);
   writeFileSync(path, "{} // open");
   policies.reloadLogged();
-  expect(lines.at(-1)).toBe(`policy ${path} is in force`);
+  expect(notes.at(-1)).toBe(`policy ${path} is in force`);
+  expect(lines).toHaveLength(1);
   await until(() => map.filters?.base?.length === 1, "the open policy");
 });
 

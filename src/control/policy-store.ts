@@ -91,7 +91,9 @@ export function startProblem({ version, by }: PolicyVersion, error: PolicyError)
   );
 }
 
-type Parts = Pick<ControlContext, "settings" | "model" | "journal" | "now" | "log" | "poke"> & { access: PolicyAccess };
+type Parts = Pick<ControlContext, "settings" | "model" | "journal" | "now" | "log" | "note" | "poke"> & {
+  access: PolicyAccess;
+};
 
 export class PolicyStore {
   /** Another policy is in force. */
@@ -153,7 +155,7 @@ export class PolicyStore {
     for (const old of this.surplus(text)) documents.push({ kind: "policy", id: String(old), value: null });
     await journal.commit({ documents });
     this.put(policy);
-    this.parts.log(`policy version ${version}, set by ${record.by}, is in force`);
+    this.parts.note(`policy version ${version}, set by ${record.by}, is in force`);
     return versionOf(version, text, record.at, record.by);
   }
 
@@ -189,7 +191,7 @@ export class PolicyStore {
   reloadLogged(): void {
     const { path } = this.settings;
     try {
-      if (this.reload()) this.parts.log(`policy ${path} is in force`);
+      if (this.reload()) this.parts.note(`policy ${path} is in force`);
     } catch (error) {
       const why = error instanceof PolicyError ? error.describe() : (error as Error).message;
       this.parts.log(`policy ${path} is not used, the one before stays: ${why}`);
