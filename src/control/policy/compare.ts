@@ -14,12 +14,16 @@ import { ALL_PORTS, type Policy, type PolicyNode, type PortRange, type SSHRule }
 
 /** Steps of comparing: pairs of classes times the rules between them. */
 const MAX_STEPS = 3_000_000;
+/** Of them for each part of a route that has ports of its own. */
+const PART_STEPS = 10;
 /** Sources and destinations of all rules of both, each counted at each node. */
 const MAX_MARKS = 5_000_000;
 const MAX_ROWS = 500;
 const MAX_NAMES = 8;
 /** Parts of one route that are compared with each other. */
-const MAX_PARTS = 300;
+const MAX_PARTS = 100;
+/** Words of what a row opens, and of what it closes. */
+const MAX_WORDS = 100;
 
 const MAX_EXCEPTIONS = 3;
 
@@ -106,13 +110,17 @@ class Comparer {
 
   run(): Comparison {
     const sides = [this.side(this.before), this.side(this.after)] as const;
-    const reachable = (side: Side, a: number): Set<number> =>
-      new Set(side.from[a]!.flatMap((r) => [...this.enforcers(side)[r]!]));
+    const reachable = (side: Side, a: number): number[] =>
+      side.from[a]!.flatMap((r) => {
+        const targets = this.enforcers(side)[r]!;
+        this.charge(targets.size);
+        return this.complete ? [...targets] : [];
+      });
     for (const a of this.classes.keys()) {
       const sshTargets = sides.flatMap(({ ssh }) =>
         [...ssh.keys()].filter((b) => ssh[b]!.some(({ sources }) => sources.has(a))),
       );
-      const targets = new Set([...sides.flatMap((side) => [...reachable(side, a)]), ...sshTargets]);
+      const targets = new Set([...sides.flatMap((side) => reachable(side, a)), ...sshTargets]);
       for (const b of targets) this.comparePair(sides, a, b);
       this.compareRoutes(sides, a);
       if (!this.complete) break;
@@ -276,7 +284,10 @@ class Comparer {
       Map<string, Openings>,
     ];
     for (const route of new Set([...before.keys(), ...after.keys()])) {
-      const change = differenceOf(before.get(route) ?? noOpenings(), after.get(route) ?? noOpenings());
+      const [was, is] = [before.get(route) ?? noOpenings(), after.get(route) ?? noOpenings()];
+      this.charge(PART_STEPS * (was.ports.size + is.ports.size));
+      if (!this.complete) return;
+      const change = differenceOf(was, is);
       if (change) this.record(a, { count: 1, names: [route] }, this.classes[a]!.length, change);
     }
   }
@@ -482,29 +493,29 @@ function differenceOf(before: Openings, after: Openings): Delta | null {
   return opened.length + closed.length === 0 ? null : { opened, closed };
 }
 
-/** What is open to a part of a route, by the name of what is open to all of it; null: it is no part. */
-function partOf(name: string): { whole: string; range: Range } | null {
+/** The name of what is open to all of a route, of what is open to a part of it; null: it is no part. */
+function wholeOf(name: string): string | null {
   const at = name.indexOf(TO);
-  return at < 0 ? null : { whole: name.slice(0, at), range: parseRange(name.slice(at + TO.length))! };
+  return at < 0 ? null : name.slice(0, at);
 }
 
 /** To each part that either names, with all that is open to it: by its own name, by those of wider parts and by the route's. */
 function spread(openings: Openings, other: Openings): Openings {
   const names = new Set([...openings.ports.keys(), ...other.ports.keys()]);
-  const parts = [...names].flatMap((name) => partOf(name) ?? []);
+  const parts = [...names].flatMap((name) => {
+    const whole = wholeOf(name);
+    return whole === null ? [] : [{ name, whole }];
+  });
   if (parts.length === 0) return openings;
-  const own = [...openings.ports].map(([name, ports]) => ({ name, ports, part: partOf(name) }));
+  const ranges =
+    parts.length > MAX_PARTS ? [] : parts.map(({ name, whole }) => parseRange(name.slice(whole.length + TO.length))!);
   const ports = new Map(openings.ports);
-  for (const name of names) {
-    const part = partOf(name);
-    if (!part) continue;
-    const wider = own.filter(
-      (each) =>
-        each.name === part.whole ||
-        each.name === name ||
-        (parts.length <= MAX_PARTS && each.part?.whole === part.whole && covers(each.part.range, part.range)),
-    );
-    ports.set(name, union(wider.flatMap((each) => each.ports)));
+  for (const [i, { name, whole }] of parts.entries()) {
+    const open = [openings.ports.get(whole) ?? [], openings.ports.get(name) ?? []];
+    for (const [j, range] of ranges.entries())
+      if (i !== j && parts[j]!.whole === whole && covers(range, ranges[i]!))
+        open.push(openings.ports.get(parts[j]!.name) ?? []);
+    ports.set(name, union(open.flat()));
   }
   return { ...openings, ports };
 }
@@ -518,8 +529,8 @@ function moreIn(one: Openings, other: Openings): string[] {
   }
   // A part that changes as all of its route does is not worth a word.
   const narrow = [...one.ports.keys()].flatMap((name) => {
-    const part = partOf(name);
-    return part ? [{ name, whole: part.whole }] : [];
+    const whole = wholeOf(name);
+    return whole === null ? [] : [{ name, whole }];
   });
   for (const whole of new Set(narrow.map((each) => each.whole))) {
     const changed = parts.get(whole);
@@ -550,7 +561,9 @@ function moreIn(one: Openings, other: Openings): string[] {
     const key = isPort && base !== "icmp" ? `\0${words}${rest}` : phrase(base!, isPort ? "" : words) + rest;
     merged.set(key, [...(merged.get(key) ?? []), base!]);
   }
-  return [...merged].map(([key, names]) => (key.startsWith("\0") ? `${names.join(", ")} ${key.slice(1)}` : key)).sort();
+  const words = [...merged].map(([key, names]) => (key.startsWith("\0") ? `${names.join(", ")} ${key.slice(1)}` : key));
+  const more = words.length - MAX_WORDS;
+  return more > 0 ? [...words.sort().slice(0, MAX_WORDS), `and ${more} more`] : words.sort();
 }
 
 function phrase(name: string, words: string): string {

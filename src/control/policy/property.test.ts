@@ -209,7 +209,7 @@ describe("any policy", () => {
               if (rules.some(({ examples }) => examples[0]!.includes(" through "))) seen.through++;
             }
       }),
-      { numRuns: 80 },
+      { numRuns: 60 },
     );
     expect(Math.min(seen.yes, seen.no, seen.through)).toBeGreaterThan(100);
   });
@@ -251,7 +251,7 @@ describe("any policy", () => {
         }
         expect(compare(before, before)).toMatchObject({ same: true, pairs: [], changes: [] });
       }),
-      { numRuns: 80 },
+      { numRuns: 60 },
     );
     expect(Math.min(seen.opened, seen.closed, seen.behind)).toBeGreaterThan(50);
   });
