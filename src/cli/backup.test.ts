@@ -1,6 +1,7 @@
 import { Database } from "bun:sqlite";
 import { afterEach, expect, spyOn, test } from "bun:test";
 import {
+  chmodSync,
   copyFileSync,
   existsSync,
   mkdirSync,
@@ -54,6 +55,9 @@ test("a backup is one file of the owner's alone, with everything in it; it is no
   await using _ = server;
   await server.user("alice");
   const file = join(folder(), "weft.backup");
+  // Of a server that died while it made one.
+  mkdirSync(join(server.dataDir, "backups"), { recursive: true, mode: 0o700 });
+  writeFileSync(join(server.dataDir, "backups", "online.partial"), "half of one");
   const text = await said(backup, file, "--socket", server.control.adminSocket);
   expect(text).toContain("the database, noise_private.key, derp_private.key of http://control.test");
   expect(text).toContain("not in it: /etc/weft/config.yaml");
@@ -126,6 +130,8 @@ test("a lost data folder is restored: same keys, same users, nodes go on without
   const { noisePublicKey } = server.control;
   await server[Symbol.asyncDispose]();
   const dataDir = join(folder(), "data");
+  // A copy that somebody has looked at.
+  chmodSync(file, 0o644);
   expect(await said(restore, file, "--data", dataDir)).toContain("http://control.test as of ");
   for (const name of ["weft.sqlite", "noise_private.key", "derp_private.key"])
     expect([name, statSync(join(dataDir, name)).mode & 0o777]).toEqual([name, 0o600]);
@@ -233,6 +239,7 @@ test("of a server with PostgreSQL the keys alone are in it, and that is said", a
     elsewhere: [],
     now: 0,
   });
+  expect(statSync(file).mode & 0o777).toBe(0o600);
   const dataDir = join(place, "data");
   await expect(restore([file, "--data", dataDir])).rejects.toThrow("it was in the PostgreSQL database weft at db.test");
   const config = join(place, "config.yaml");
@@ -260,6 +267,11 @@ test("what is no backup, damaged, or of a newer Weft is refused before anything 
   await refused("text", "cannot be used");
   await refused("text that is long enough ".repeat(500), "no backup that Weft made");
   await refused(good.subarray(0, good.length - 4096), "cannot be used");
+  // A page of the middle, which nothing else would have read.
+  const page = new Uint8Array(good);
+  const at = Math.floor(good.length / 4096 / 2) * 4096;
+  page.fill(0xff, at, at + 4096);
+  await refused(page, "it is damaged");
   const newer = join(place, "bad");
   writeFileSync(newer, good);
   {

@@ -1,6 +1,6 @@
 import { afterAll, expect, test } from "bun:test";
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { type Env, loadConfig, type Overrides, type ServerConfig } from "./config.ts";
@@ -550,3 +550,58 @@ test("a long file that is not YAML is refused at once, with a line", () => {
     /^FILE:500[12]: not YAML/,
   );
 }, 20_000);
+
+test("where a file is looked for, and where paths in it lead", () => {
+  const place = mkdtempSync(join(folder, "where-"));
+  expect(() => loadConfig({ config: place, env: {} })).toThrow("has neither config.yaml nor config.json");
+  writeFileSync(join(place, "config.json"), '{"data_dir": "~/weft", "policy": null}');
+  expect(loadConfig({ config: place, env: {} }).dataDir).toBe(join(homedir(), "weft"));
+  const [one, other] = [write("data_dir: /one"), write("data_dir: /other")];
+  expect(loadConfig({ env: { WEFT_CONFIG: one, HEADSCALE_CONFIG: other } }).dataDir).toBe("/one");
+  // WEFT_DATA is for whoever has no configuration that says so.
+  expect(load("data_dir: /file", { WEFT_DATA: "/env" }).dataDir).toBe("/file");
+  expect(load("", { WEFT_DATA: "/env" })).toMatchObject({ dataDir: "/env", warnings: [] });
+});
+
+test("a secret inside is warned about where everybody may read the file, not where its group may", () => {
+  const secret = "cli: {api_key: hskey-api-x}";
+  expect(loadConfig({ config: write(secret, "group.yaml", 0o640), env: {} }).warnings).toEqual([]);
+  expect(loadConfig({ config: write(secret, "all.yaml", 0o644), env: {} }).warnings[0]).toContain(
+    "holds secrets (cli.api_key)",
+  );
+});
+
+test("the edges of what is allowed", () => {
+  const wrong: [string, string][] = [
+    ["server_url: https://weft.internal", "dns.base_domain weft.internal contains weft.internal"],
+    ["node: {ephemeral: {inactivity_timeout: 65s}}", "must be longer than 65s"],
+    ["server_url: https://joe@weft.test", "must be scheme, host and port alone"],
+    ["listen_addr: 'fd7a::1:8080'", "is not an address and port"],
+    ["dns: {certificates: {provider: rfc2136, server: '192.0.2.53:0'}}", "is no address of a name server"],
+    ["dns: {certificates: {provider: rfc2136, server: 192.0.2.53, tsig_name: weft}}", "belong together"],
+    ["dns: {certificates: {provider: rfc2136, server: 192.0.2.53, tsig_secret: eA==}}", "belong together"],
+    [`# ${"x".repeat(1 << 20)}`, "is larger than"],
+  ];
+  for (const [text, expected] of wrong)
+    expect([text.slice(0, 80), mistakes(text)[0] ?? ""]).toEqual([
+      text.slice(0, 80),
+      expect.stringContaining(expected),
+    ]);
+  expect(load("prefixes: {v4: 100.0.0.0/8}").warnings[0]).toContain("is outside 100.64.0.0/10");
+  expect(load("listen_addr: localhost:8080").listen).toEqual({ host: "127.0.0.1", port: 8080 });
+  expect(load("node: {expiry: 0, ephemeral: {inactivity_timeout: 66s}}").settings.node).toMatchObject({
+    expiry: null,
+    ephemeralTimeout: 66_000,
+  });
+  expect(load("dns:\n").settings.dns.overrideLocalDns).toBe(false);
+  expect(load("dns: {nameservers: {global: [192.0.2.53]}}").settings.dns.overrideLocalDns).toBe(true);
+  // What is empty in the environment says nothing, what is empty in the file does.
+  expect(load("", { WEFT_PREFIXES_V4: "", WEFT_PREFIXES_V6: "" }).settings.prefixes.v4).toBe("100.64.0.0/10");
+  expect(load("prefixes: {v4: '', v6: 'fd7a:115c:a1e0::/48'}").settings.prefixes).toMatchObject({ v4: null });
+});
+
+test("lines of a block of text are no keys", () => {
+  expect(
+    mistakes("dns: {}\noidc:\n  name: |\n    server_url: not this one\n    server_url: nor this\n  issuer: x\n")[0],
+  ).toStartWith("FILE:6: oidc.issuer");
+});
