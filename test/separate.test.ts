@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join, resolve } from "node:path";
 import { Daemon } from "../lab/daemon.ts";
 import { Lab } from "../lab/network.ts";
-import { derpMapOf, startDerper } from "./lib/derper.ts";
+import { publicMapOf, startDerper } from "./lib/derper.ts";
 import {
   answers,
   Box,
@@ -63,9 +63,10 @@ else {
 const absent = missing([
   ["derper", "1.102.5"],
   ["tailscaled", "1.102.5"],
+  ["tailscaled", "1.80.3"],
 ]);
 describe.skipIf(skip(cannotUseNamespaces, absent))("control and an official derper", () => {
-  test("TestDERPVerifyEndpoint: it admits the nodes of the tailnet, which meet through it, and no strangers", async () => {
+  test("TestDERPVerifyEndpoint, PingAllByIPPublicDERP: it is in the map of a URL, admits the nodes of the tailnet, which meet with and through it, and no strangers", async () => {
     using dir = tempDir("verify");
     await using lab = await Lab.create("verify");
     const [controlHost, derpHost, stranger] = [
@@ -74,8 +75,17 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("control and an official derp
       await lab.host("stranger"),
     ];
     const file = (name: string) => join(dir.path, name);
-    await Bun.write(file("derp.yaml"), derpMapOf(derpHost));
-    await Bun.write(file("config.yaml"), `derp: { server: { enabled: false }, paths: [${file("derp.yaml")}] }\n`);
+    const map = new Daemon(derpHost, [
+      process.execPath,
+      "-e",
+      `Bun.serve({ hostname: "${derpHost.ip4}", port: 8000, fetch: () => Response.json(${JSON.stringify(publicMapOf(derpHost))}) });
+      console.log("ready");`,
+    ]);
+    await until("the map is there", () => map.output().includes("ready"));
+    await Bun.write(
+      file("config.yaml"),
+      `derp: { server: { enabled: false }, urls: ["http://${derpHost.ip4}:8000/derpmap/default"] }\n`,
+    );
     const control = await Box.start(controlHost, file("control"), {
       verb: "control",
       args: ["--config", file("config.yaml")],
@@ -83,15 +93,25 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("control and an official derp
     const verify = ["-verify-client-url", `${control.url}/verify`, "-verify-client-url-fail-open=false"];
     const derper = await startDerper(derpHost, dir.path, ...verify);
     const env = { SSL_CERT_FILE: derper.ca };
-    const members: [Member, Member] = [
+    const members: [Member, Member, Member] = [
       new Tailscaled(await lab.host("official"), file("official"), "1.102.5", env),
+      new Tailscaled(await lab.host("old"), file("old"), "1.80.3", env),
       new WeftNode(await lab.host("weft"), file("weft"), env),
     ];
+    const [official, old, weft] = members;
     const key = await control.key();
     await Promise.all(members.map((member) => member.up(control.url, key)));
+    await pathIs("direct", official, old);
     lab.blockUdp();
-    await pathIs("relay", ...members);
-    await answers(members[0].host, members[1].ip4);
+    for (const [one, other] of [
+      [official, old],
+      [old, weft],
+      [weft, official],
+    ] as const) {
+      await pathIs("relay", one, other);
+      await answers(one.host, other.ip4);
+      await answers(other.host, one.ip6);
+    }
 
     const client = resolve(import.meta.dir, "../src/net/derp-client.ts");
     const code = `
@@ -106,6 +126,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("control and an official derp
       new RegExp(`admission controller: .*${stranger.ip4.replaceAll(".", "\\.")}.* not allowed`),
     );
 
+    map.kill();
     await Promise.all([...members.map((member) => member.stop()), control.stop()]);
   }, 300_000);
 });

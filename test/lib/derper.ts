@@ -21,6 +21,16 @@ export const derpMapOf = (host: Host): string => `regions:
         derpport: 443
 `;
 
+/** The same in the form of Tailscale's public map. */
+export const publicMapOf = ({ ip4 }: Host) => ({
+  Regions: {
+    900: {
+      ...{ RegionID: 900, RegionCode: "lab", RegionName: "Lab" },
+      Nodes: [{ Name: "900a", RegionID: 900, HostName: ip4, IPv4: ip4, STUNPort: 3478, DERPPort: 443 }],
+    },
+  },
+});
+
 /** Listens on port 443 with a certificate of its own authority, whose file is `ca`. */
 export async function startDerper(
   host: Host,
