@@ -209,7 +209,16 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     await current.running();
   }, 300_000);
 
-  test("TestAuthKeyLogoutAndReloginNewUser: a node of its own for the new user, the former one is kept", async () => {
+  /** Whose machine it is, as the client says. */
+  const ownerOf = async (member: Member): Promise<string | undefined> => {
+    const { Self, User } = (await member.status()) as unknown as {
+      Self: { UserID: number };
+      User: Record<string, { LoginName: string }>;
+    };
+    return User[Self.UserID]?.LoginName;
+  };
+
+  test("TestAuthKeyLogoutAndReloginNewUser, PreAuthKeyCorrectUserLoggedIn: a node of its own for the new user, the former one is kept", async () => {
     const before = await nodeOf(current);
     await current.run("logout");
     await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
@@ -219,12 +228,14 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("official clients on a Weft b
     const after = await nodeOf(current);
     expect(after.id).not.toBe(before.id);
     expect(after.user.name).not.toBe(before.user.name);
+    expect(await ownerOf(current)).toBe(after.user.name);
     expect((await nodes()).map(({ id }) => id)).toContain(before.id);
     await current.run("logout");
     await until("it is logged out", async () => (await current.status())?.BackendState === "NeedsLogin");
     await up(current, key);
     await current.running();
     expect((await nodeOf(current)).id).toBe(before.id);
+    expect(await ownerOf(current)).toBe(before.user.name);
   }, 300_000);
 
   test("TestAuthKeyLogoutAndReloginRoutesPreserved (#2896): approved routes are served again after a new login", async () => {
