@@ -402,7 +402,15 @@ class Run {
   private async storm(): Promise<void> {
     for (const node of this.nodes) node.drop();
     const began = this.begin();
-    await Promise.all(this.nodes.map((node) => node.open()));
+    let open = 0;
+    const opening = this.nodes.map(async (node) => {
+      await node.open();
+      open++;
+    });
+    const late = Promise.withResolvers<never>();
+    const lacking = () => late.reject(new Error(`${this.nodes.length - open} nodes have no netmap`));
+    const deadline = setTimeout(lacking, meshTimeout(this.nodes.length));
+    await Promise.race([Promise.all(opening), late.promise]).finally(() => clearTimeout(deadline));
     await this.untilFull();
     const full = performance.now();
     await this.untilQuiet();
