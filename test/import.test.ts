@@ -10,6 +10,7 @@ import { readHeadscale, tailnetOf } from "../src/control/headscale.ts";
 import { Model } from "../src/control/model.ts";
 import { findKey, keyProblem } from "../src/control/preauthkey.ts";
 import { Store, type StoreSettings } from "../src/control/store.ts";
+import { TestServer } from "../src/control/testing.ts";
 import { startDerper } from "./lib/derper.ts";
 import { Headscale } from "./lib/headscale.ts";
 import { answers, Box, cannotUseNamespaces, skip, Tailscaled, tempDir, until } from "./lib/mesh.ts";
@@ -72,7 +73,7 @@ function headscaleDump(dialect: "sqlite" | "postgres"): string[] {
 
 async function expectTailnet(store: StoreSettings): Promise<void> {
   const now = Date.parse("2026-12-01T00:00:00Z");
-  const { change, notes } = tailnetOf(await readHeadscale(store), now);
+  const { change, notes } = tailnetOf((await readHeadscale(store)).rows!, now);
   const { users = [], nodes = [], keys = [], documents = [], counters } = change;
   const created = Date.parse("2026-11-21T17:40:46.223Z");
   expect(users.map(({ id, name, email, provider, providerId }) => [id, name, email, provider, providerId])).toEqual([
@@ -138,7 +139,7 @@ test("Headscale's SQLite file: who and what is in it, each value as it is meant"
   const database = new Database(path);
   database.run("pragma journal_mode = wal");
   for (const statement of headscaleDump("sqlite")) database.run(statement);
-  await expect(readHeadscale({ type: "sqlite", path })).rejects.toThrow("Headscale has it open: stop it first");
+  await expect(readHeadscale({ type: "sqlite", path })).rejects.toThrow("a server has it open: stop it first");
   database.close();
   await expectTailnet({ type: "sqlite", path });
 
@@ -185,18 +186,18 @@ test("weft import: an empty tailnet takes it over with the Noise key, and says w
         console.log = log;
       });
   };
-  await expect(run("headscale.yaml")).rejects.toThrow("Headscale's Noise key cannot be read");
+  await expect(run("headscale.yaml")).rejects.toThrow("the Noise key cannot be read");
   writeFileSync(file("noise.key"), `privkey:${digits(8)}`, { mode: 0o600 });
   const lines = await run("headscale.yaml");
   expect(lines).toEqual([
     `2 users, 3 nodes, 1 pre-auth keys, 1 API keys and the policy are in ${file("weft/weft.sqlite")}`,
-    `Headscale's Noise key is ${file("weft/noise_private.key")} now; the one before, which no node knew, is ${file("weft/noise_private.key.replaced")}`,
+    `its Noise key is ${file("weft/noise_private.key")} now; the one before, which no node knew, is ${file("weft/noise_private.key.replaced")}`,
     expect.stringContaining("1 pre-auth keys in clear text"),
     expect.stringContaining("node 4"),
     expect.stringContaining("node 5"),
     "3 addresses like 100.64.0.1 are outside of prefixes.v4 of the configuration: set it as Headscale has it",
     "1 addresses like fd7a:115c:a1e0::1 are outside of prefixes.v6 of the configuration: set it as Headscale has it",
-    "the policy was in Headscale's database: set policy.mode to database, or it is not in force",
+    "the policy was in the database: set policy.mode to database, or it is not in force",
     "nodes look for https://hs.example.com, and server_url is https://weft.example.com: they must be the same",
   ]);
   expect(readFileSync(file("weft/noise_private.key"), "utf8")).toBe(`privkey:${digits(8)}\n`);
@@ -206,6 +207,59 @@ test("weft import: an empty tailnet takes it over with the Noise key, and says w
   expect((await store.load()).nodes).toHaveLength(3);
   await store.close();
 });
+
+test.skipIf(skip(cannotRunPostgres))(
+  "weft import: a tailnet of Weft goes from SQLite to PostgreSQL and back, whole",
+  async () => {
+    await using server = await PostgresServer.start();
+    using dir = tempDir("import");
+    const file = (name: string) => join(dir.path, name);
+    const { host, database, user } = await server.database();
+    const postgres = `database: {type: postgres, postgres: {host: ${host}, name: ${database}, user: ${user}}}`;
+    for (const [name, more] of [
+      ["a", ""],
+      ["b", postgres],
+      ["c", ""],
+    ])
+      writeFileSync(file(`${name}.yaml`), `server_url: https://weft.example.com\ndata_dir: ${name}\n${more}\n`);
+    const first = await TestServer.start({ dataDir: file("a") });
+    const key = await first.key({ user: String(await first.user("alice")), reusable: true });
+    const node = await first.join("web", key);
+    await first.admin("POST", "/node/1/rename/front");
+    await first.admin("POST", "/apikey", {});
+    await expect(main([file("a.yaml"), "-c", file("b.yaml")])).rejects.toThrow("a server has it open: stop it first");
+    await first.stop();
+    const dump = async (path: string) => {
+      const store = await Store.open({ type: "sqlite", path });
+      const all = await store.load();
+      await store.close();
+      return all;
+    };
+    const before = await dump(file("a/weft.sqlite"));
+    const log = console.log;
+    console.log = () => {};
+    try {
+      await main([file("a/weft.sqlite"), "-c", file("b.yaml")]);
+      await main([file("b.yaml"), "-c", file("c.yaml")]);
+    } finally {
+      console.log = log;
+    }
+    expect(await dump(file("c/weft.sqlite"))).toEqual(before);
+    expect(before.nodes).toMatchObject([{ givenName: "front", nodeKey: node.nodeKey }]);
+    const keyFile = (name: string) => readFileSync(file(`${name}/noise_private.key`), "utf8");
+    expect([keyFile("b"), keyFile("c")]).toEqual([keyFile("a"), keyFile("a")]);
+
+    const other = new Database(file("other.sqlite"));
+    other.run("create table notes (text text)");
+    other.close();
+    await expect(main([file("other.sqlite"), "-c", file("b.yaml")])).rejects.toThrow(
+      "neither of Headscale nor of Weft",
+    );
+    const untouched = new Database(file("other.sqlite"), { readonly: true });
+    expect(untouched.query("select name from sqlite_master").all()).toEqual([{ name: "notes" }]);
+    untouched.close();
+  },
+);
 
 const absent = missing([["headscale"], ["derper", "1.102.5"], ["tailscaled", "1.102.5"]]);
 const run = resolve(import.meta.dir, "../tools/run.ts");
@@ -249,7 +303,7 @@ describe.skipIf(skip(cannotUseNamespaces, absent))("A tailnet moves from an offi
     const data = join(dir.path, "weft");
     const take = () => host.run([process.execPath, run, "weft", "import", headscale.config, "--data", data]);
     const early = await take();
-    expect([early.code, early.stderr]).toEqual([1, expect.stringContaining("Headscale has it open: stop it first")]);
+    expect([early.code, early.stderr]).toEqual([1, expect.stringContaining("a server has it open: stop it first")]);
     const before = JSON.parse(await headscale.cli("nodes", "list", "-o", "json")) as { node_key: string }[];
     await headscale.stop();
     const { code, stdout, stderr } = await take();

@@ -1,12 +1,13 @@
-// `weft import SOURCE`: takes over what a Headscale that does not run any more has in its database (control/headscale.ts).
+// `weft import SOURCE`: takes over what a Headscale that does not run any more has in its database (control/headscale.ts), or
+// another Weft, from one kind of database into the other.
 import { closeSync, existsSync, openSync, readFileSync, readSync, renameSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { prepareDataDir } from "../control/datadir.ts";
-import { readHeadscale, tailnetOf } from "../control/headscale.ts";
+import { type HeadscaleTailnet, readHeadscale, tailnetOf } from "../control/headscale.ts";
 import { openStore } from "../control/index.ts";
 import type { Change } from "../control/model.ts";
 import { PolicyError, parsePolicy } from "../control/policy/index.ts";
-import type { StoreSettings } from "../control/store.ts";
+import { Store, type StoreSettings } from "../control/store.ts";
 import { databaseFiles } from "../control/store-sqlite.ts";
 import { parseKey } from "../crypto/keys.ts";
 import { writeAtomically } from "../net/keyfile.ts";
@@ -19,13 +20,12 @@ import { makeFolderOf } from "./serve.ts";
 const USAGE = `Usage: bun run weft import SOURCE [flags]
 
 Takes over users, nodes, pre-auth keys, API keys and the policy of a Headscale (0.28 or later), and its Noise key, so that its
-nodes go on without a login. SOURCE is Headscale's configuration file, or its SQLite database. Neither Headscale nor the
-server here may run, and the server here must have no users yet. Headscale's
-database stays as it is.
+nodes go on without a login; or everything of another Weft, between SQLite and PostgreSQL. SOURCE is the configuration file
+of that server, or its SQLite database, which stays as it is. Neither server may run, and the one here has no users yet.
 
   -c, --config FILE   configuration of the server here
   --data DIR          its data folder (default $WEFT_DATA or /var/lib/weft)
-  --noise-key FILE    Headscale's Noise key (default: as its configuration says, or noise_private.key beside the database)`;
+  --noise-key FILE    the Noise key of SOURCE (default: as its configuration says, or noise_private.key beside the database)`;
 
 export const FLAGS = {
   config: { kind: "string", short: "c" },
@@ -54,7 +54,7 @@ export async function main(argv: string[]): Promise<number> {
 interface Source {
   store: StoreSettings;
   noiseKeyPath: string;
-  /** Headscale's own configuration; null: the database was named alone. */
+  /** Its own configuration; null: the database was named alone. */
   config: ServerConfig | null;
 }
 
@@ -65,12 +65,12 @@ function sourceOf(path: string, noiseKey: string | undefined): Source {
       noiseKeyPath: noiseKey ?? join(dirname(path), "noise_private.key"),
       config: null,
     };
-  // What is set for Weft says nothing about Headscale.
+  // What is set for the server here says nothing about that one.
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => name.startsWith("HEADSCALE_")));
   const config = loadConfig({ config: path, env });
-  const { store } = config.settings;
-  if (store.type === "sqlite" && store.path === "")
-    throw new UsageError(`${path} does not say where Headscale's database is (database.sqlite.path): name that file`);
+  const { store: named } = config.settings;
+  const isDefault = named.type === "sqlite" && named.path === "";
+  const store = isDefault ? { type: "sqlite" as const, path: join(config.dataDir, "weft.sqlite") } : named;
   return { store, noiseKeyPath: noiseKey ?? config.noiseKeyPath, config };
 }
 
@@ -90,8 +90,7 @@ function startOf(path: string): string {
 /** What was done, in lines. Throws with one sentence; then nobody is on the server here as before. */
 async function takeOver(source: Source, config: ServerConfig): Promise<string[]> {
   const { settings, dataDir, noiseKeyPath } = config;
-  const rows = await readHeadscale(source.store);
-  const { change, notes } = tailnetOf(rows, Date.now());
+  const { change, notes } = await read(source.store);
   const key = noiseKeyOf(source.noiseKeyPath);
   prepareDataDir(dataDir);
   const store = await openStore({ dataDir, settings });
@@ -115,13 +114,27 @@ async function takeOver(source: Source, config: ServerConfig): Promise<string[]>
   return [...lines, ...notes, ...advice(change, source.config, config)];
 }
 
+async function read(settings: StoreSettings): Promise<HeadscaleTailnet> {
+  const { tables, rows } = await readHeadscale(settings);
+  if (rows) return tailnetOf(rows, Date.now());
+  const place = settings.type === "sqlite" ? settings.path : settings.database;
+  if (!["kysely_migration", "counters", "documents"].every((name) => tables.includes(name)))
+    throw new Error(`${place} is a database neither of Headscale nor of Weft`);
+  const store = await Store.open(settings);
+  try {
+    return { change: await store.load(), notes: [] };
+  } finally {
+    await store.close();
+  }
+}
+
 function noiseKeyOf(path: string): string {
   let text: string;
   try {
     text = readFileSync(path, "utf8").trim();
   } catch (error) {
     throw new Error(
-      `Headscale's Noise key cannot be read, without which every node would have to log in again: ${(error as Error).message}; name it with --noise-key`,
+      `the Noise key cannot be read, without which every node would have to log in again: ${(error as Error).message}; name it with --noise-key`,
     );
   }
   if (!parseKey("privkey", text)) throw new Error(`${path} is no Noise key: it must hold "privkey:" and 64 hex digits`);
@@ -135,9 +148,7 @@ function putNoiseKey(path: string, key: string, dataDir: string): string[] {
   if (isThere) renameSync(path, `${path}.replaced`);
   writeAtomically(path, `${key}\n`);
   own(path, dataDir);
-  return [
-    `Headscale's Noise key is ${path} now${isThere ? `; the one before, which no node knew, is ${path}.replaced` : ""}`,
-  ];
+  return [`its Noise key is ${path} now${isThere ? `; the one before, which no node knew, is ${path}.replaced` : ""}`];
 }
 
 function countsOf({ users = [], nodes = [], keys = [], documents = [] }: Change): string {
@@ -163,9 +174,11 @@ function advice({ nodes = [], documents = [] }: Change, theirs: ServerConfig | n
         `${outside.length} addresses like ${outside[0]} are outside of prefixes.${family} of the configuration: set it as Headscale has it`,
       );
   }
-  const stored = documents.find((document) => document.kind === "policy");
+  const stored = documents
+    .filter((document) => document.kind === "policy")
+    .toSorted((a, b) => Number(b.id) - Number(a.id))[0];
   if (stored && policy.mode === "file")
-    lines.push("the policy was in Headscale's database: set policy.mode to database, or it is not in force");
+    lines.push("the policy was in the database: set policy.mode to database, or it is not in force");
   if (stored?.value && "text" in stored.value) {
     try {
       parsePolicy(stored.value.text, () => true);
@@ -182,6 +195,6 @@ function advice({ nodes = [], documents = [] }: Change, theirs: ServerConfig | n
   if (theirs.settings.baseDomain !== baseDomain)
     lines.push(`names of nodes ended in ${theirs.settings.baseDomain}, and dns.base_domain is ${baseDomain}`);
   if (theirs.settings.policy.path !== "" && policy.path !== theirs.settings.policy.path)
-    lines.push(`Headscale's policy is the file ${theirs.settings.policy.path}: name it as policy.path, or set it`);
+    lines.push(`its policy is the file ${theirs.settings.policy.path}: name it as policy.path, or set it`);
   return lines;
 }

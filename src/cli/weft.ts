@@ -54,7 +54,7 @@ export const LOCAL: Readonly<Record<string, Command>> = {
   },
   import: {
     usage: "SOURCE",
-    about: "takes over the tailnet of a Headscale: its configuration file, or its SQLite database",
+    about: "takes over the tailnet of a Headscale or of another Weft: its configuration file, or its SQLite database",
     flags: async () => (await import("./import.ts")).FLAGS,
     main: async (argv) => (await import("./import.ts")).main(argv),
   },

@@ -34,6 +34,12 @@ const NEEDED: Partial<Record<Table, readonly string[]>> = {
   nodes: ["machine_key", "node_key", "approved_routes", "tags"],
 };
 
+export interface HeadscaleDatabase {
+  tables: readonly string[];
+  /** Null: it is another program's. */
+  rows: HeadscaleRows | null;
+}
+
 export interface HeadscaleTailnet {
   change: Change;
   /** What was left out or changed on the way, each one sentence. */
@@ -47,8 +53,8 @@ export function isHeadscale(tables: readonly string[]): boolean {
 
 // ---- reading ----
 
-/** Throws with one sentence, also when a Headscale has the SQLite file open. */
-export async function readHeadscale(store: StoreSettings): Promise<HeadscaleRows> {
+/** What is in a database. Throws with one sentence, also when a server has the SQLite file open. */
+export async function readHeadscale(store: StoreSettings): Promise<HeadscaleDatabase> {
   const place = store.type === "sqlite" ? store.path : `the PostgreSQL database ${store.database} at ${store.host}`;
   try {
     return store.type === "sqlite" ? readSqlite(store.path) : await readPostgres(store);
@@ -57,7 +63,7 @@ export async function readHeadscale(store: StoreSettings): Promise<HeadscaleRows
   }
 }
 
-function readSqlite(path: string): HeadscaleRows {
+function readSqlite(path: string): HeadscaleDatabase {
   if (!existsSync(path)) throw new Error("there is no such file");
   const database = new Database(path, { readwrite: true, create: false });
   try {
@@ -74,14 +80,14 @@ function readSqlite(path: string): HeadscaleRows {
     );
   } catch (error) {
     if (String((error as { code?: unknown }).code).startsWith("SQLITE_BUSY"))
-      throw new Error("Headscale has it open: stop it first");
+      throw new Error("a server has it open: stop it first");
     throw error;
   } finally {
     database.close();
   }
 }
 
-async function readPostgres(settings: Extract<StoreSettings, { type: "postgres" }>): Promise<HeadscaleRows> {
+async function readPostgres(settings: Extract<StoreSettings, { type: "postgres" }>): Promise<HeadscaleDatabase> {
   const { host, port, database, user, password, ssl } = settings;
   const sql = new SQL({
     adapter: "postgres",
@@ -113,8 +119,8 @@ function rowsOf(
   names: readonly string[],
   rows: (table: Table) => Row[],
   columns: (table: Table) => string[],
-): HeadscaleRows {
-  if (!isHeadscale(names)) throw new Error("it is not a database of Headscale");
+): HeadscaleDatabase {
+  if (!isHeadscale(names)) return { tables: names, rows: null };
   for (const [table, needed] of Object.entries(NEEDED)) {
     const missing = needed.find((name) => !columns(table as Table).includes(name));
     if (missing !== undefined)
@@ -126,7 +132,7 @@ function rowsOf(
     const found = names.includes(table) ? rows(table) : [];
     return [table, found.sort((a, b) => Number(a.id) - Number(b.id))];
   });
-  return Object.fromEntries(all) as HeadscaleRows;
+  return { tables: names, rows: Object.fromEntries(all) as HeadscaleRows };
 }
 
 // ---- values, which SQLite and PostgreSQL give in different types ----
