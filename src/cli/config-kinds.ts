@@ -119,9 +119,13 @@ export const record: Kind<{ name: string; type: string; value: string }> = (valu
   return { name, type: type.toUpperCase(), value: content };
 };
 
-/** Octal, with or without a leading 0. YAML reads 0770 as the number 770, whose digits are what was meant. */
+/**
+ * Octal, with or without a leading 0. YAML reads 0770 as the number 770, whose digits are what was meant, and 0o770 as 504;
+ * as no owner goes without reading and writing, one of the two has the first digit 6 or 7.
+ */
 export const mode: Kind<number> = (value) => {
-  const digits = typeof value === "number" ? String(value) : typeof value === "string" ? value.trim() : "";
+  const written = typeof value === "number" ? [String(value), value.toString(8)] : [];
+  const digits = typeof value === "string" ? value.trim() : (written.find((text) => /^[67]/.test(text)) ?? "");
   if (!/^(0o?)?[0-7]{3}$/.test(digits)) throw new Wrong('must be a mode in octal, such as "0770"');
   return Number.parseInt(digits.slice(-3), 8);
 };

@@ -456,6 +456,19 @@ test("certificates by ACME have sensible defaults, and give the URL its name", (
     listen: { host: "::", port: 80 },
     caPath: null,
   });
+  const alpn = (port: number) =>
+    load(
+      `listen_addr: 0.0.0.0:${port}\ntls_letsencrypt_hostname: weft.example.com\ntls_letsencrypt_challenge_type: TLS-ALPN-01`,
+    ).warnings.map((line) => line.replace(/^.*:/, ""));
+  expect([alpn(443), alpn(8443)]).toEqual([[], [expect.stringContaining("lead that port to listen_addr")]]);
+});
+
+test("the mode of the socket is octal, however YAML reads it", () => {
+  const written = ["0770", '"0770"', '"0o770"', "0o770", "770", "0660", "0o660", "0o600"];
+  const modes = written.map((text) => load(`unix_socket_permission: ${text}`).adminSocket.mode.toString(8));
+  expect(modes).toEqual(["770", "770", "770", "770", "770", "660", "660", "600"]);
+  for (const text of ["0999", "rw", "7"])
+    expect(mistakes(`unix_socket_permission: ${text}`)[0]).toContain("must be a mode in octal");
 });
 
 test("one family of addresses alone, and a typo in the environment", () => {

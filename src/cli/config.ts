@@ -672,6 +672,10 @@ class Collected {
           "tls_letsencrypt_hostname",
           "and tls_cert_path exclude each other: certificates come from one place",
         );
+      if (v.tls_letsencrypt_challenge_type === "TLS-ALPN-01" && v.listen_addr?.port !== 443)
+        this.warnings.push(
+          `${this.places.get("tls_letsencrypt_challenge_type")} TLS-ALPN-01 is asked for at port 443: lead that port to listen_addr`,
+        );
       return {
         directoryUrl: v.acme_url ?? DEFAULT_ACME,
         email: v.acme_email ?? "",
