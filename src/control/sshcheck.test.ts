@@ -240,16 +240,15 @@ test("a policy that changes the rule asks anew, one that does not touch it does 
   expect(await home.ask(1, 4)).toEqual(accepted);
 });
 
-test("only the target may ask, only of nodes that exist, and a tagged source is refused", async () => {
-  const tagged = { action: "check", src: ["autogroup:tagged"], dst: ["tag:server"], users: ["root"] };
-  await using home = await Home.start({ ...open, ssh: [...check().ssh, tagged] });
+test("only the target may ask, only of nodes that exist and that a rule names", async () => {
+  await using home = await Home.start(check());
   const path = "https://unused/machine/ssh/action/1/to/4?local_user=root";
   expect(await home.ask(1, 3, "root", path)).toEqual({ refused: "404 node not found" });
   expect(await home.ask(1, 1, "root", path)).toEqual({ refused: "404 node not found" });
   expect(await home.ask(99, 4)).toMatchObject({ reject: true });
   expect(await home.ask(1, 4, "")).toMatchObject({ refused: expect.stringContaining("400") });
   expect(await home.ask(1, 4, "a".repeat(200))).toMatchObject({ refused: expect.stringContaining("400") });
-  expect(await home.ask(4, 4)).toMatchObject({ reject: true, message: expect.stringContaining("tagged") });
+  expect(await home.ask(4, 4)).toMatchObject({ reject: true, message: expect.stringContaining("does not allow") });
   // The session of another pair or login cannot be used.
   const { id, next, verdict } = await home.hold(1, 4);
   await home.approve(id);

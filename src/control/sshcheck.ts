@@ -67,7 +67,6 @@ export class SSHChecks {
     const decision = this.decide(request);
     if (!decision) return rejected(NOT_ALLOWED);
     if (decision.action === "accept") return { json: decision.accept };
-    if (source.userId === null) return rejected("a tagged node is nobody who could be asked");
     const id = query.get("auth_id");
     if (id !== null) return this.verdict(id, request, decision, connection.address, signal);
     if (this.isApproved(source, target, decision)) return { json: decision.accept };
