@@ -1,8 +1,9 @@
 // Real proxies in front of a box, with the configurations of docs/proxies.md: official clients join through each over TLS,
 // and the box knows whom it speaks to.
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
+import { chromium } from "playwright-core";
 import { Daemon } from "../lab/daemon.ts";
 import { type Host, Lab } from "../lab/network.ts";
 import { TestServer, WebSocketNode } from "../src/control/testing.ts";
@@ -112,43 +113,88 @@ describe("official clients join and meet through a proxy", () => {
   }
 });
 
+const CHROMIUM = "/usr/bin/chromium";
+const noBrowser = existsSync(CHROMIUM) ? null : `${CHROMIUM} is absent (apt package chromium)`;
 const noNginx = Bun.which("nginx") ? null : "nginx (the Debian package) is absent";
 const dir = tempDir("proxy-get");
 afterAll(() => dir[Symbol.dispose]());
 
-test.skipIf(skip(noNginx))("a web UI is served beside the API, from the box's own address", async () => {
-  using files = tempDir("proxy-ui");
-  await using server = await TestServer.start();
-  const { apiKey } = await server.admin<{ apiKey: string }>("POST", "/apikey", {});
-  for (const name of ["index", "users"]) writeFileSync(join(files.path, `${name}.html`), name);
-  const port = await freePort();
-  const ui = configuration("nginx-ui", { "/srv/headscale-ui": files.path });
-  const command = nginx(
-    files.path,
-    `server { listen 127.0.0.1:${port}; ${ui} location / { proxy_pass ${server.url}; } }`,
-  );
-  const child = Bun.spawn(command, { stdout: "ignore", stderr: "ignore" });
-  try {
-    const get = async (path: string, init?: RequestInit): Promise<[number, string]> => {
-      const answer = await fetch(`http://127.0.0.1:${port}${path}`, init);
-      return [answer.status, await answer.text()];
-    };
-    await until("nginx answers", async () => (await get("/health"))[0] === 200);
-    for (const [path, page] of [
-      ["/web/", "index"],
-      ["/web/users.html", "users"],
-      ["/web/users", "users"],
-      ["/web/devices/7", "index"],
-    ] as const)
-      expect([path, ...(await get(path))]).toEqual([path, 200, page]);
-    expect((await get("/api/v1/user"))[0]).toBe(401);
-    const headers = { Authorization: `Bearer ${apiKey}` };
-    expect(await get("/api/v1/user", { headers })).toEqual([200, expect.stringContaining('"users"')]);
-  } finally {
-    child.kill();
-    await child.exited;
-  }
-});
+test.skipIf(skip(noNginx))(
+  "a web UI is served beside the API, from the box's own address, and works in a browser; one of another origin does not",
+  async () => {
+    using files = tempDir("proxy-ui");
+    await using server = await TestServer.start();
+    const { apiKey } = await server.admin<{ apiKey: string }>("POST", "/apikey", {});
+    for (const name of ["index", "users"]) writeFileSync(join(files.path, `${name}.html`), name);
+    const port = await freePort();
+    const ui = configuration("nginx-ui", { "/srv/headscale-ui": files.path });
+    const command = nginx(
+      files.path,
+      `server { listen 127.0.0.1:${port}; ${ui} location / { proxy_pass ${server.url}; } }`,
+    );
+    const child = Bun.spawn(command, { stdout: "ignore", stderr: "ignore" });
+    try {
+      const get = async (path: string, init?: RequestInit): Promise<[number, string]> => {
+        const answer = await fetch(`http://127.0.0.1:${port}${path}`, init);
+        return [answer.status, await answer.text()];
+      };
+      await until("nginx answers", async () => (await get("/health"))[0] === 200);
+      for (const [path, page] of [
+        ["/web/", "index"],
+        ["/web/users.html", "users"],
+        ["/web/users", "users"],
+        ["/web/devices/7", "index"],
+      ] as const)
+        expect([path, ...(await get(path))]).toEqual([path, 200, page]);
+      expect((await get("/api/v1/user"))[0]).toBe(401);
+      const headers = { Authorization: `Bearer ${apiKey}` };
+      expect(await get("/api/v1/user", { headers })).toEqual([200, expect.stringContaining('"users"')]);
+      if (skip(noBrowser)) return;
+
+      // In a browser: what UIs do, with the headers of the browser's own.
+      const node = await server.join("web", await server.key({ user: await server.user("alice"), reusable: true }));
+      await node.lite({ Hostinfo: { Hostname: "web", OS: "linux", RoutableIPs: ["10.0.0.0/8"] } });
+      const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", "--disable-gpu"] });
+      try {
+        const page = await browser.newPage();
+        const ask = (origin: string, method: string, path: string, body?: object) =>
+          page.evaluate(
+            async ([url, method, key, body]) => {
+              const headers = { Authorization: `Bearer ${key}` };
+              const answer = await fetch(url, { method, headers, ...(body && { body }) });
+              return { status: answer.status, body: await answer.json() };
+            },
+            [`${origin}/api/v1${path}`, method, apiKey, body && JSON.stringify(body)] as const,
+          );
+        await page.goto(`http://127.0.0.1:${port}/web/users`);
+        const api = async (method: string, path: string, body?: object) => {
+          const answer = await ask("", method, path, body);
+          expect([path, answer.status]).toEqual([path, 200]);
+          return answer.body;
+        };
+        expect(await api("GET", "/user")).toMatchObject({ users: [{ id: "1", name: "alice" }] });
+        expect(await api("GET", "/node")).toMatchObject({ nodes: [{ id: "1", availableRoutes: ["10.0.0.0/8"] }] });
+        const { preAuthKey } = await api("POST", "/preauthkey", { user: "1", reusable: false });
+        expect(await server.node("second").register({ authKey: preAuthKey.key })).toMatchObject({ Error: "" });
+        await api("POST", "/node/1/rename/front");
+        await api("POST", "/node/1/approve_routes", { routes: ["10.0.0.0/8"] });
+        expect((await api("GET", "/node")).nodes[0]).toMatchObject({
+          givenName: "front",
+          approvedRoutes: ["10.0.0.0/8"],
+        });
+        // Another origin is not let in, with the same key.
+        await page.goto(`http://localhost:${port}/web/`);
+        expect((await ask("", "GET", "/user")).status).toBe(200);
+        await expect(ask(`http://127.0.0.1:${port}`, "GET", "/user")).rejects.toThrow("Failed to fetch");
+      } finally {
+        await browser.close();
+      }
+    } finally {
+      child.kill();
+      await child.exited;
+    }
+  },
+);
 
 test.skipIf(skip(noNginx))(
   "a client that speaks WebSockets joins through a proxy that allows only GET; POST does not pass",
