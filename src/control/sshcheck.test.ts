@@ -76,9 +76,15 @@ class Home implements AsyncDisposable {
 
   /** A session that waits: its id, and the answer to come. */
   async hold(from: number, to: number, user = "root") {
+    const { id, next } = await this.begin(from, to, user);
+    return { id, next, verdict: this.ask(from, to, user, next) };
+  }
+
+  /** A session of which the client has not asked again yet. */
+  async begin(from: number, to: number, user = "root") {
     const held = (await this.ask(from, to, user)) as SSHAction;
     const [, id] = /http:\/\/control\.test\/auth\/(hskey-authreq-[0-9a-f]{24})\n/.exec(held.message ?? "")!;
-    return { id: id!, next: held.holdAndDelegate!, verdict: this.ask(from, to, user, held.holdAndDelegate) };
+    return { id: id!, next: held.holdAndDelegate! };
   }
 
   /** Ends the server and starts another on the same data. */
@@ -112,12 +118,14 @@ test("a suspended user gets no session, old approvals or not, and approves none;
   const first = await home.hold(1, 4);
   await home.approve(first.id, 1);
   expect(await first.verdict).toEqual(accepted);
-  const { id } = await home.hold(2, 4);
+  const { id, next } = await home.begin(2, 4);
   await home.server.admin("POST", "/user/1/suspend");
   expect(await home.ask(1, 4)).toMatchObject({ reject: true });
   await expect(home.approve(id, 1)).rejects.toThrow("the user alice is suspended");
   await home.server.admin("POST", "/user/1/restore");
   expect(await home.ask(1, 4)).toEqual(accepted);
+  await home.approve(id, 1);
+  expect(await home.ask(2, 4, "root", next)).toEqual(accepted);
 });
 
 test("CheckModeCLI: a session waits with an address, goes on when it is approved, and the pair may come again", async () => {
