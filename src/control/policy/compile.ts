@@ -97,6 +97,8 @@ export class Compiled {
   ) {
     this.resolver = new Resolver(policy, tailnet, strict);
     const meter = new Meter();
+    for (const [name, conditions] of policy.postures)
+      meter.spend((conditions.length * this.resolver.nodes.length) >>> 3, `postures[${JSON.stringify(name)}]`, null);
     const compiler = new Compiler(this.resolver, meter, before && this.reusable(before.compiled, before.changed));
     this.named = compiler.named;
     const accesses = policy.accesses ?? [

@@ -142,6 +142,28 @@ describe("HuJSON", () => {
     }
   });
 
+  test("conditions that each of thousands of devices would have to be asked are refused", () => {
+    const devices = Array.from({ length: 2000 }, (_, i) =>
+      node(i + 1, { userId: 1, attributes: { "node:os": "linux" } }),
+    );
+    const tailnet = { users: [{ id: 1, name: "u1", email: "" }], nodes: devices };
+    const postures = Object.fromEntries(
+      Array.from({ length: 20 }, (_, i) => [
+        `posture:p${i}`,
+        Array.from({ length: 1000 }, (_, j) => `node:os != '${i} ${j}'`),
+      ]),
+    );
+    const acls = [{ action: "accept", src: ["*"], dst: ["*:*"], srcPosture: Object.keys(postures) }];
+    expect(refusal(() => checkPolicy(JSON.stringify({ postures, acls }), tailnet)).message).toMatch(
+      /more than 4000000 sources and destinations at postures\["posture:p\d+"\]/,
+    );
+    const few = Object.fromEntries(Object.entries(postures).slice(0, 5));
+    const srcPosture = Object.keys(few);
+    const fine = { postures: few, acls: [{ ...acls[0], srcPosture }] };
+    const compiled = new Compiled(parsePolicy(JSON.stringify(fine)), tailnet);
+    expect(compiled.packetFilter(1)[0]!.SrcIPs).toHaveLength(4000);
+  });
+
   test("an IP set of thousands of holes costs one step", () => {
     const holes = Array.from({ length: 20_000 }, (_, i) => `remove 10.${i >> 8}.${i & 255}.1`);
     const ipsets = { "ipset:a": ["10.0.0.0/8", ...holes, "10.0.1.1", "10.0.2.1", "remove 10.0.2.1"] };

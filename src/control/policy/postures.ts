@@ -83,3 +83,18 @@ function meets(value: Atom | undefined, { operator, values }: Condition): boolea
 export function meetsPosture(node: PolicyNode, conditions: readonly Condition[]): boolean {
   return conditions.every((condition) => meets(node.attributes?.[condition.attribute], condition));
 }
+
+/** `meetsPosture` of many nodes: what several have alike is compared once. */
+export function postureTest(conditions: readonly Condition[]): (node: PolicyNode) => boolean {
+  const known = conditions.map((condition) => ({ condition, met: new Map<Atom | undefined, boolean>() }));
+  return ({ attributes }) =>
+    known.every(({ condition, met }) => {
+      const value = attributes?.[condition.attribute];
+      let answer = met.get(value);
+      if (answer === undefined) {
+        answer = meets(value, condition);
+        met.set(value, answer);
+      }
+      return answer;
+    });
+}

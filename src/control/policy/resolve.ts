@@ -12,6 +12,7 @@ import {
 } from "./addresses.ts";
 import { Bits } from "./bits.ts";
 import { PolicyError } from "./error.ts";
+import { postureTest } from "./postures.ts";
 import { rolesOf } from "./selectors.ts";
 import type { Policy, PolicyNode, PolicyUser, Selector, Tailnet } from "./types.ts";
 
@@ -54,6 +55,7 @@ export class Resolver {
   private readonly usersById = new Map<number, PolicyUser>();
   private readonly cache = new Map<string, Bits>();
   private readonly groups = new Map<string, ReadonlySet<number>>();
+  private readonly postures = new Map<string, Bits>();
   /** Where addresses of nodes come from. */
   readonly own: RangeSet;
 
@@ -243,6 +245,24 @@ export class Resolver {
       this.nodes.length,
       this.ranges(selector).ranges.flatMap((range) => this.nodesIn(range)),
     );
+  }
+
+  /** Nodes that meet one of these postures. */
+  meeting(postures: readonly string[]): Bits {
+    const fit = new Bits(this.nodes.length);
+    for (const name of postures) {
+      let found = this.postures.get(name);
+      if (!found) {
+        const meets = postureTest(this.policy.postures.get(name) ?? []);
+        found = Bits.of(
+          this.nodes.length,
+          [...this.nodes.keys()].filter((i) => meets(this.nodes[i]!)),
+        );
+        this.postures.set(name, found);
+      }
+      fit.addAll(found);
+    }
+    return fit;
   }
 
   /** Mail domains that "localpart:*@domain" may name. Null: nobody has one, nothing is known. */

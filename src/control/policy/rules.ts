@@ -5,7 +5,6 @@ import { addressNumber, EVERYTHING, formatRange, INTERNET, isEverything, type Ra
 import { Bits } from "./bits.ts";
 import { type Place, PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
-import { meetsPosture } from "./postures.ts";
 import type { Resolver } from "./resolve.ts";
 import type { Access, CapabilityValues, PortRange, Selector } from "./types.ts";
 
@@ -195,13 +194,7 @@ export class Compiler {
   // ---- sources ----
 
   private qualifies(access: Access): Bits | null {
-    if (access.postures.length === 0) return null;
-    const { nodes, policy } = this.resolver;
-    const fit = new Bits(nodes.length);
-    for (const [i, node] of nodes.entries()) {
-      if (access.postures.some((name) => meetsPosture(node, policy.postures.get(name) ?? []))) fit.add(i);
-    }
-    return fit;
+    return access.postures.length === 0 ? null : this.resolver.meeting(access.postures);
   }
 
   private source(selectors: readonly Selector[], access: Access, postures = true): Source {

@@ -3,7 +3,6 @@ import { createHash } from "node:crypto";
 import { Bits } from "./bits.ts";
 import { PolicyError } from "./error.ts";
 import { isAutogroup } from "./parse.ts";
-import { meetsPosture } from "./postures.ts";
 import type { Resolver } from "./resolve.ts";
 import type { Policy, SSHAction, SSHEntry, SSHRule } from "./types.ts";
 
@@ -92,11 +91,11 @@ function findSources(entry: SSHEntry, resolver: Resolver): Bits {
   const nodes = new Bits(resolver.nodes.length);
   for (const selector of entry.src) nodes.addAll(resolver.targets(selector));
   if (entry.postures.length === 0) return nodes;
-  const { postures } = resolver.policy;
-  const fit = [...nodes].filter((i) =>
-    entry.postures.some((name) => meetsPosture(resolver.nodes[i]!, postures.get(name) ?? [])),
+  const fit = resolver.meeting(entry.postures);
+  return Bits.of(
+    resolver.nodes.length,
+    [...nodes].filter((i) => fit.has(i)),
   );
-  return Bits.of(resolver.nodes.length, fit);
 }
 
 /** Sources of all entries together that one node may be told of. */
