@@ -38,6 +38,7 @@ declare module "./model.ts" {
 const LOGIN_NAME = /^[^\p{Cc}\s/]{1,128}$/u;
 
 const NOT_ALLOWED = "the policy does not allow this session any more";
+const UNKNOWN_SOURCE = "the node that you come from is not known here";
 
 export class SSHChecks {
   constructor(
@@ -57,7 +58,7 @@ export class SSHChecks {
     const localUser = query.get("local_user") ?? "";
     if (!LOGIN_NAME.test(localUser)) throw new BadRequest("local_user is no login name");
     const source = this.node(params.src!);
-    if (!source) return rejected("the node that you come from is not known here");
+    if (!source) return rejected(UNKNOWN_SOURCE);
     const request: SSHCheckLogin = {
       kind: "ssh-check",
       sourceNodeId: source.id,
@@ -101,7 +102,9 @@ export class SSHChecks {
     // A session that is not known any more starts anew, and so does one that was about something else.
     if (!login || !sameSession(login.request, request)) return this.delegate(request, address);
     const verdict = await this.logins.wait(id, signal);
-    if (verdict?.approved) return { json: decision.accept };
+    // Its node may have been shut out while a person thought about it.
+    const isKnown = this.node(String(request.sourceNodeId)) !== null;
+    if (verdict?.approved) return isKnown ? { json: decision.accept } : rejected(UNKNOWN_SOURCE);
     if (verdict) return rejected(verdict.reason);
     if (signal.aborted) throw new BadRequest("the client has gone away");
     if (login.expiresAt <= this.ctx.now()) return rejected("nobody has approved this session in time");
