@@ -114,6 +114,15 @@ describe("HuJSON", () => {
         },
         /sources and destinations at acls\[99\]/,
       ],
+      [
+        {
+          groups: { ...groups, ...Object.fromEntries(spots.slice(0, 8200).map((_, i) => [`group:none${i}`, []])) },
+          acls: spots
+            .slice(0, 8200)
+            .map((_, i) => ({ action: "accept", src: ["group:all", `group:none${i}`], dst: ["10.0.0.1:22"] })),
+        },
+        /sources and destinations at acls\[\d{4}\]/,
+      ],
       [{ ssh: times(2000, ssh) }, /more than 500000 sources at ssh\[1000\]/],
       [
         { groups, tests: times(5000, { src: "group:all", accept: ["group:all:22"] }) },

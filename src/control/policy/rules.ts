@@ -276,8 +276,9 @@ export class Compiler {
   /** Equal sources are one object. */
   private known(source: Source, access: Access): Source {
     const known = this.sources.get(source.digest);
+    // One that is known has cost the work of finding it, too.
+    this.charge(known ? source.texts.length >>> 1 : source.texts.length, access);
     if (known) return known;
-    this.charge(source.texts.length, access);
     const fresh = { ...source, id: this.sources.size };
     this.sources.set(source.digest, fresh);
     return fresh;
@@ -306,7 +307,8 @@ export class Compiler {
       .sort((a, b) => a - b)
       .map((id): Owner => {
         const nodes = this.resolver.nodesOfUser(id);
-        this.charge(1, access);
+        // A bitmap of the nodes, and what stands around it.
+        this.charge(4 + (this.resolver.nodes.length >>> 9), access);
         const fitting = fit ? nodes.filter((node) => fit.has(node)) : nodes;
         const bits = Bits.of(this.resolver.nodes.length, fitting);
         return { owner: id, source: this.sourceOfNodes(bits, access, `${id} ${access.postures.join(" ")}`), nodes };
