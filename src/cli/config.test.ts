@@ -601,6 +601,7 @@ test("the edges of what is allowed", () => {
       expect.stringContaining(expected),
     ]);
   expect(load("prefixes: {v4: 100.0.0.0/8}").warnings[0]).toContain("is outside 100.64.0.0/10");
+  expect(load("prefixes: {v6: 'fd7a:115c:a1e0::/47'}").warnings[0]).toContain("is outside fd7a:115c:a1e0::/48");
   expect(load("listen_addr: localhost:8080").listen).toEqual({ host: "127.0.0.1", port: 8080 });
   expect(load("node: {expiry: 0, ephemeral: {inactivity_timeout: 66s}}").settings.node).toMatchObject({
     expiry: null,

@@ -237,16 +237,16 @@ class Comparer {
 
   /** What a node of one class may do at a node of another. */
   private openings(side: Side, a: number, b: number): Openings {
-    const { compiled, from, to, ssh } = side;
+    const { compiled, from, ssh } = side;
     const { resolver } = compiled;
     const [i, j] = [this.classes[a]![0]!, this.classes[b]![0]!];
     const sources = resolver.addressesOf(i);
     const targets = resolver.addressesOf(j);
     const out = noOpenings();
-    const enforced = new Set(to[b]);
+    const enforcers = this.enforcers(side);
     for (const r of from[a]!) {
       this.charge(1);
-      if (!enforced.has(r)) continue;
+      if (!enforcers[r]!.has(b)) continue;
       const rule = compiled.rules[r]!;
       const items = itemsAt(rule, j, resolver).filter((item) => !rule.internet.includes(item));
       this.charge(items.length);

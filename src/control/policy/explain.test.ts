@@ -92,6 +92,59 @@ describe("why, in words of the policy", () => {
     expect([verdict("100.64.0.4:22"), verdict("100.64.0.4:22", attributes)]).toEqual(["allowed", "denied"]);
   });
 
+  test("of what comes nearest the three best, each with all that it misses; what has nothing to do with it is not near", () => {
+    const nodes = [
+      node(1, { userId: 1, attributes: { "node:os": "linux" } }),
+      node(2, { tags: ["tag:server"], userId: 1 }),
+      node(3, { tags: ["tag:router"], routes: ["192.168.7.0/24"] }),
+    ].map((each, i) => ({ ...each, name: ["laptop", "server", "router"][i]! }));
+    const nearest = (grants: object[], dst: string) => {
+      const near = compile({ postures: { "posture:mac": ["node:os == 'macos'"] }, grants }, { ...HOME, nodes });
+      return explain(near, { src: "laptop", dst }).nearest.map(({ misses }) => misses);
+    };
+    const grant = (more: object) => ({ src: ["alice@"], dst: ["tag:server"], ip: ["22"], ...more });
+    const laptop = "laptop (100.64.0.1)";
+    expect(nearest([grant({ srcPosture: ["posture:mac"] })], "server:22")).toEqual([
+      [`${laptop} meets none of its postures (posture:mac)`],
+    ]);
+    expect(nearest([{ ...grant({ app: { "example.com/cap/x": null } }), ip: undefined }], "server:22")).toEqual([
+      ["it gives capabilities and opens no port"],
+    ]);
+    expect(nearest([grant({ src: ["100.64.0.1"] })], "[fd7a:115c:a1e0::2]:22")).toEqual([
+      ["its addresses are of another family, or no router serves the target"],
+    ]);
+    expect(nearest([grant({ dst: ["192.168.7.0/24"], via: ["tag:server"] })], "192.168.7.9:22")).toEqual([
+      ["it goes through routers with tag:server"],
+    ]);
+    expect(nearest([grant({ dst: ["autogroup:internet"] })], "192.168.7.9:22")).toEqual([
+      ["its dst does not hold 192.168.7.9"],
+    ]);
+    const unrelated = { src: ["bob@"], dst: ["tag:router"], ip: ["22"] };
+    const ports = ["1", "2", "3", "4"].map((ip) => grant({ ip: [ip] }));
+    expect(nearest([unrelated, ...ports, grant({ src: ["bob@"], ip: ["*"] })], "server:22")).toEqual([
+      ["its ports are 1"],
+      ["its ports are 2"],
+      ["its ports are 3"],
+    ]);
+    expect(nearest([unrelated], "server:22")).toEqual([]);
+  });
+
+  test("asks of each thing what it stands for: nodes in a range, the internet, nobody's own nodes", () => {
+    const tagged = { ...NAMED, nodes: NAMED.nodes.map((each) => (each.id === 4 ? { ...each, userId: 1 } : each)) };
+    const other = new Compiled(parsePolicy(text), tagged);
+    expect(() => explain(other, { src: "server", dst: "autogroup:self:22" })).toThrow("the same node");
+    expect(ask("laptop", "100.64.0.2/31:22")).toMatchObject({
+      pairs: 2,
+      denied: ["laptop (100.64.0.1) -> desktop (100.64.0.3)"],
+    });
+    expect(ask("laptop", "autogroup:internet:443").denied).toEqual(["laptop (100.64.0.1) -> the internet (1.1.1.1)"]);
+    expect(() => ask("laptop", "server:22,80")).toThrow("ask about a single port");
+    const long = new Compiled(parsePolicy(text.replace('"bob@"', `"bob@"${" ".repeat(300)}`)), NAMED);
+    const [entry] = explain(long, { src: "desktop", dst: "server:80" }).rules;
+    expect(entry!.rule!.line).toHaveLength(201);
+    expect(entry!.rule!.line).toEndWith("…");
+  });
+
   test("counts where only some may", () => {
     expect(ask("autogroup:member", "server:80")).toMatchObject({ verdict: "partly", pairs: 3, allowed: 1 });
   });
@@ -296,5 +349,17 @@ describe("try: what a new policy would change", () => {
       })),
     });
     expect(compare(big({ acls: [] }), many).complete).toBe(false);
+  });
+
+  test("what would take too long is said to be cut, and what is too large is refused", () => {
+    const each = (count: number) => {
+      const nodes = Array.from({ length: count }, (_, i) => node(i + 1, { userId: 1 }));
+      const acls = nodes.map(({ ipv4 }, i) => ({ action: "accept", src: [ipv4], dst: [`*:${i + 1}`] }));
+      return new Compiled(parsePolicy(JSON.stringify({ acls })), { users: HOME.users, nodes });
+    };
+    const many = each(1200);
+    expect(compare(many, many)).toMatchObject({ same: false, complete: false, pairs: [] });
+    const more = each(1900);
+    expect(() => compare(more, more)).toThrow("the policies say too much about 1900 nodes");
   });
 });
