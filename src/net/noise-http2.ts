@@ -40,7 +40,7 @@ export interface Beginning {
 
 /** Records that go out in one write. */
 const MAX_RECORDS = 16;
-const plaintext = Buffer.allocUnsafeSlow(MAX_RECORDS * MAX_PLAINTEXT);
+const plaintext = new Uint8Array(MAX_RECORDS * MAX_PLAINTEXT);
 const records = Buffer.allocUnsafeSlow(sealedLength(plaintext.length));
 /** Whose bytes lie in `plaintext`, and how many. */
 let writer: NoiseHttp2 | null = null;

@@ -247,7 +247,8 @@ export class RecordSealer {
   sealInto(plaintext: Uint8Array, out: Uint8Array): number {
     let at = 0;
     for (let from = 0; from < plaintext.length; from += MAX_PLAINTEXT) {
-      const part = plaintext.subarray(from, Math.min(from + MAX_PLAINTEXT, plaintext.length));
+      const isWhole = plaintext.length <= MAX_PLAINTEXT;
+      const part = isWhole ? plaintext : plaintext.subarray(from, from + MAX_PLAINTEXT);
       const sealed = chacha20poly1305SealInto(this.key, this.nonce.next(), part, out, at + HEADER);
       out[at] = TYPE_RECORD;
       out[at + 1] = sealed >> 8;

@@ -23,9 +23,9 @@ import type {
 
 const SELF_NEEDS_USERS = "autogroup:self can only be used with users, groups, or supported autogroups";
 
-/** 168 hours. */
 /** Ranges of IP sets that are handled in all, those of sets in other sets each time. */
 const MAX_SET_RANGES = 2_000_000;
+/** 168 hours. */
 const MAX_CHECK_PERIOD = 168 * 3.6e6;
 
 /** Capabilities of tailscale.com that a policy may hand out: those of clients, and of programs that read them. */
