@@ -276,6 +276,13 @@ for (const scheme of schemes) {
       await until(() => closed > 0, "the WebSocket is closed");
       expect(closed).toBe(1003);
       await until(() => served.relay.stats().gauge_clients_total === 1, "the relay forgets it");
+      // One that goes away without a word.
+      const gone = new WebSocket(`${served.url.replace("http", "ws")}/derp`, "derp", { rejectUnauthorized: false });
+      await new Promise((resolve) => gone.once("open", resolve));
+      gone.send(loginFrames(served.relay).clientInfo);
+      await until(() => served.relay.stats().gauge_clients_total === 2, "the relay knows it");
+      gone.terminate();
+      await until(() => served.relay.stats().gauge_clients_total === 1, "the relay forgets it as well");
     });
 
     test("Upgrade: websocket without the protocol is the raw form of ancient clients", async () => {
