@@ -3,7 +3,7 @@
 //
 //   head          16 KiB, within 10 s of the connection (of the answer before, 60 s); then the whole request within 30 s
 //   body          2 MiB and 64 KiB (a policy of 1 MiB as a JSON string), and what its reader allows; what comes behind an answer that did not wait for the body is read within the same 30 s, up to 32 MiB
-//   connections   4096 that have not become an upgrade; for one more, the one goes that has been without a whole head for longest,
+//   connections   8192 that have not become an upgrade; for one more, the one goes that has been without a whole head for longest,
 //                 or that has had a request for longest, if that is more than a minute: who reads no answer holds no place
 // An upgraded socket leaves all of these behind: whoever takes it sets the limits of its protocol.
 //
@@ -66,7 +66,7 @@ const LIMITS: ListenLimits = {
   requestTimeout: 30_000,
   keepAliveTimeout: 60_000,
   answerTimeout: 60_000,
-  connections: 4096,
+  connections: 8192,
 };
 
 export interface Listener {
