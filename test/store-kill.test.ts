@@ -1,7 +1,10 @@
 // kill -9 at any moment loses nothing that was acknowledged, and leaves no half change: a control server under load by
 // administrators and by nodes that register is killed, started again on what it has left, and asked for everything.
 import { describe, expect, test } from "bun:test";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join, resolve } from "node:path";
+import { text } from "node:stream/consumers";
 import type { ApiNode, ApiPreAuthKey, ApiUser } from "../src/control/api/shapes.ts";
 import type { StoreSettings } from "../src/control/store.ts";
 import { TestNode } from "../src/control/testing.ts";
@@ -120,26 +123,31 @@ async function loadUntil(server: Server, acknowledged: Acknowledged, round: numb
   await Promise.all(work);
 }
 
-/** Who takes webhooks, but refuses every third request. */
-function hookReceiver() {
+/** Who takes webhooks, but refuses every third request. Not by Bun.serve: servers of other tests have replaced its Response. */
+async function hookReceiver() {
   const told = new Set<string>();
   let requests = 0;
-  const server = Bun.serve({
-    port: 0,
-    hostname: "127.0.0.1",
-    async fetch(request) {
-      const events = (await request.json()) as { type: string; message: string }[];
-      if (++requests % 3 === 0) return new Response("", { status: 503 });
-      for (const { message } of events) told.add(message);
-      return new Response("");
-    },
+  const server = createServer(async (request, response) => {
+    const events = JSON.parse(await text(request)) as { message: string }[];
+    if (++requests % 3 === 0) response.statusCode = 503;
+    else for (const { message } of events) told.add(message);
+    response.end();
   });
-  return { url: `http://127.0.0.1:${server.port}/`, told, [Symbol.asyncDispose]: () => server.stop(true) };
+  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+  const { port } = server.address() as AddressInfo;
+  return {
+    url: `http://127.0.0.1:${port}/`,
+    told,
+    [Symbol.dispose]() {
+      server.closeAllConnections();
+      server.close();
+    },
+  };
 }
 
 async function killRounds(rounds: number, dataDir: string, store: StoreSettings | { type: "sqlite"; path: "" }) {
   const acknowledged = new Acknowledged();
-  await using hook = hookReceiver();
+  using hook = await hookReceiver();
   for (let round = 0; round < rounds; round++) {
     const server = await Server.start(dataDir, store);
     if (round === 0)

@@ -270,7 +270,7 @@ oidc:
     'FILE:16: unknown key "oidc.clientsecret": did you mean "oidc.client_secret"?',
   ]);
   expect(mistakes("", { HEADSCALE_LOG_LEVEL: "loud" })).toEqual([
-    'HEADSCALE_LOG_LEVEL "loud" must be panic, fatal, error, warn, info, debug or trace',
+    'HEADSCALE_LOG_LEVEL "loud" must be disabled, panic, fatal, error, warn, info, debug or trace',
   ]);
   expect(mistakes("", {}, { listen_addr: { flag: "--listen", value: "here" } })[0]).toStartWith(
     '--listen "here" is not an address and port',

@@ -56,7 +56,7 @@ export const SERVER_USAGE = `  -c, --config FILE    configuration with Headscale
                        metrics for Prometheus and the debug page (default: nowhere)
   --trusted-proxies CIDR,...
                        proxies whose X-Forwarded-For is believed (default: none)
-  --log-level LEVEL    panic, fatal, error, warn, info (default), debug or trace
+  --log-level LEVEL    disabled, panic, fatal, error, warn, info (default), debug or trace
   --log-format FORMAT  text (default) or json`;
 
 export const CONTROL_USAGE = `  --base-domain NAME   suffix of node names in MagicDNS (default weft.internal)

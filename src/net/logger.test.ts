@@ -27,6 +27,9 @@ test("lines below the level are not written", () => {
   panic.log.error("no");
   panic.log.fatal("yes");
   expect(panic.lines).toHaveLength(1);
+  const disabled = logger("text", "disabled");
+  disabled.log.fatal("no");
+  expect(disabled.lines).toEqual([]);
 });
 
 test("whatever is written while a request is served carries its id and address, across awaits", async () => {

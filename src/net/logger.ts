@@ -8,15 +8,15 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import pino from "pino";
 import { randomBytes } from "../crypto/keys.ts";
 
-/** Headscale's names; `panic` is what pino calls fatal. */
-export const LOG_LEVELS = ["panic", "fatal", "error", "warn", "info", "debug", "trace"] as const;
+/** Headscale's names; pino calls `panic` fatal and `disabled` silent. */
+export const LOG_LEVELS = ["disabled", "panic", "fatal", "error", "warn", "info", "debug", "trace"] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 export const LOG_FORMATS = ["text", "json"] as const;
 export type LogFormat = (typeof LOG_FORMATS)[number];
 
 export type Fields = Record<string, unknown>;
 type Method = (message: string, fields?: Fields) => void;
-export type Logger = Record<Exclude<LogLevel, "panic">, Method>;
+export type Logger = Record<Exclude<LogLevel, "disabled" | "panic">, Method>;
 
 export interface LoggerOptions {
   level: LogLevel;
@@ -49,13 +49,18 @@ export function newRequestId(): string {
   return Buffer.from(randomBytes(10)).toString("hex");
 }
 
+function pinoLevel(level: LogLevel): string {
+  if (level === "disabled") return "silent";
+  return level === "panic" ? "fatal" : level;
+}
+
 export function createLogger(options: LoggerOptions): Logger {
   const write = options.write ?? ((line: string) => void process.stderr.write(line));
   const render = options.format === "json" ? (line: string) => line : asText;
   const sink = pino(
     {
       base: null,
-      level: options.level === "panic" ? "fatal" : options.level,
+      level: pinoLevel(options.level),
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
       mixin: () => current.getStore() ?? {},
