@@ -53,10 +53,17 @@ describe.skipIf(skip(cannotUseNamespaces ?? noWg))("offloads", () => {
       expect(await transferHash(from.host, to.host, share, { address })).toMatchObject({ ok: true, bytes: share });
       // Superpackets of a program that has segmentation offload one way, single datagrams the other.
       const flow = { mbps: 100, amount: { packets: DATAGRAMS } };
-      const flows = await Promise.all([
-        udpFlow(from.host, to.host, { ...flow, address, size: mtu - 48, segments: 16 }),
-        udpFlow(to.host, from.host, { ...flow, address: back, size: 500 }),
-      ]);
+      const both = () =>
+        Promise.all([
+          udpFlow(from.host, to.host, { ...flow, address, size: mtu - 48, segments: 16 }),
+          udpFlow(to.host, from.host, { ...flow, address: back, size: 500 }),
+        ]);
+      let flows = await both();
+      // A busy machine may lose a datagram now and then; what an offload loses, it loses each time.
+      for (let again = 0; again < 2 && flows.some(({ got }) => got.received < DATAGRAMS); again++) {
+        for (const { got } of flows) expect({ mtu, got }).toMatchObject({ mtu, got: { late: 0, wrong: 0 } });
+        flows = await both();
+      }
       const all = { sent: DATAGRAMS, got: { received: DATAGRAMS, late: 0, wrong: 0 } };
       expect({ mtu, flows }).toMatchObject({ mtu, flows: [all, all] });
       expect({ mtu, merged: flows[0].got.merged > 0 }).toEqual({ mtu, merged });
