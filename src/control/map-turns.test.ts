@@ -79,6 +79,6 @@ test("guests who are served at once are all let in, and others run between them"
   turns.leave(first);
   await until(() => order.includes("7"), "the last one");
   expect(order.filter((name) => name !== "a request").join("")).toBe("01234567");
-  expect(order.indexOf("a request")).toBeLessThan(order.indexOf("7"));
+  expect(order.slice(0, order.indexOf("7"))).toContain("a request");
   turns.close();
 });
