@@ -16,6 +16,7 @@ import { addressNumber } from "./policy/addresses.ts";
 import { MAX_POLICY_BYTES } from "./policy/hujson.ts";
 import { homeDerpOf } from "./requests.ts";
 import type { StoreSettings } from "./store.ts";
+import { connectionOf, type PostgresSettings } from "./store-postgres.ts";
 
 type Row = Record<string, unknown>;
 
@@ -87,16 +88,8 @@ function readSqlite(path: string): HeadscaleDatabase {
   }
 }
 
-async function readPostgres(settings: Extract<StoreSettings, { type: "postgres" }>): Promise<HeadscaleDatabase> {
-  const { host, port, database, user, password, ssl } = settings;
-  const sql = new SQL({
-    adapter: "postgres",
-    ...(host.startsWith("/") ? { path: host, port } : { hostname: host, port, tls: ssl }),
-    database,
-    username: user,
-    ...(password !== "" && { password }),
-    max: 1,
-  });
+async function readPostgres(settings: PostgresSettings): Promise<HeadscaleDatabase> {
+  const sql = new SQL(connectionOf(settings));
   try {
     const columns: { table_name: string; column_name: string }[] = await sql.unsafe(
       "select table_name, column_name from information_schema.columns where table_schema = current_schema()",

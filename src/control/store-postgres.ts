@@ -43,6 +43,18 @@ const LOCK_TIMEOUT = 1_000;
 /** Row of `counters` that names who opened the database last. */
 const HOLDER = "holder";
 
+/** One connection to the database, or to the folder of its socket; without a password where none is set. */
+export function connectionOf({ host, port, database, user, password, ssl }: PostgresSettings) {
+  return {
+    adapter: "postgres",
+    ...(host.startsWith("/") ? { path: host, port } : { hostname: host, port, tls: ssl }),
+    database,
+    username: user,
+    ...(password !== "" && { password }),
+    max: 1,
+  } as const;
+}
+
 export async function openPostgres(settings: PostgresSettings): Promise<Engine> {
   const driver = new BunPostgresDriver(settings);
   const db = new Kysely<Tables>({ dialect: new BunPostgresDialect(driver) });
@@ -213,14 +225,8 @@ class BunPostgresDriver implements Driver {
   }
 
   private async connect(): Promise<Session> {
-    const { host, port, database, user, password, ssl } = this.settings;
     const pool = new SQL({
-      adapter: "postgres",
-      ...(host.startsWith("/") ? { path: host, port } : { hostname: host, port, tls: ssl }),
-      database,
-      username: user,
-      ...(password !== "" && { password }),
-      max: 1,
+      ...connectionOf(this.settings),
       idleTimeout: 0,
       maxLifetime: 0,
       connectionTimeout: CONNECT_TIMEOUT / 1000,
